@@ -1,0 +1,39 @@
+# Two commands for a fresh machine; each makes its own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test lint format bench clean
+
+demo: $(INSTALLED)  ## distil a small agent from a larger one and watch it play
+	$(BIN)/sad demo --out demo-run
+
+test: $(INSTALLED)  ## all tests
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)  ## style of Python and C++
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.h csrc/*/*.cpp)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*/*.h csrc/*/*.cpp)
+
+bench: $(INSTALLED)  ## the loss against PyTorch on this machine
+	$(BIN)/python benchmarks/bench_span_kl.py
+
+# PyTorch first and pinned: asked for by another package, an index may answer with a build of several gigabytes.
+$(INSTALLED): pyproject.toml constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools>=77" "pybind11>=2.13" "ninja>=1.11"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[dev]"
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sadkernels/native/*.so

@@ -1,0 +1,13 @@
+#include "vec_portable.h"
+// The order matters: the rows are written in terms of Vec.
+#include "span_kl_rows.h"
+
+namespace sad::cpu {
+
+void span_kl_rows_portable(const SpanKlParams& a, std::int64_t begin, std::int64_t end) {
+    span_kl_rows_for(a)(a, begin, end);
+}
+
+void scale_rows_portable(const ScaleParams& a, std::int64_t begin, std::int64_t end) { scale_rows_for(a)(a, begin, end); }
+
+}  // namespace sad::cpu

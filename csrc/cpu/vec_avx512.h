@@ -1,0 +1,73 @@
+// 16 floats in one AVX-512 register. Needs F, BW, DQ, VL.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "half.h"
+
+namespace sad::cpu {
+namespace {
+
+struct Vec {
+    static constexpr int width = 16;
+    using Mask = __mmask16;
+    __m512 v;
+
+    static Vec set(float x) { return {_mm512_set1_ps(x)}; }
+
+    static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static Vec load(const Bfloat16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static Vec load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+
+    // The first n < width elements; the other lanes hold -inf, the logit of a column that is not there.
+    static Vec load(const float* p, int n) { return padded(_mm512_maskz_loadu_ps(lanes(n), p), n); }
+    static Vec load(const Bfloat16* p, int n) { return padded(widen(_mm256_maskz_loadu_epi16(lanes(n), p)).v, n); }
+    static Vec load(const Float16* p, int n) { return padded(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p)), n); }
+
+    void store(float* p) const { _mm512_storeu_ps(p, v); }
+    void store(Bfloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
+    void store(Float16* p) const {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+    void store(float* p, int n) const { _mm512_mask_storeu_ps(p, lanes(n), v); }
+    void store(Bfloat16* p, int n) const { _mm256_mask_storeu_epi16(p, lanes(n), narrow()); }
+    void store(Float16* p, int n) const {
+        _mm256_mask_storeu_epi16(p, lanes(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+
+    friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+    friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+    friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+    friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+    friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+    friend Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+    friend Mask less_abs(Vec a, Vec b) { return _mm512_cmp_ps_mask(_mm512_abs_ps(a.v), b.v, _CMP_LT_OQ); }
+    friend Vec select(Mask m, Vec yes, Vec no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
+    friend float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
+    friend float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+    // Splits x into n + f with n whole and |f| <= 1/2; 2^x = polynomial(f) 2^n. -inf gives f = 0 and so 0.
+    static Vec fraction(Vec x) { return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+    static Vec times_pow2(Vec mantissa, Vec x) {
+        const __m512 n = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        return {_mm512_scalef_ps(mantissa.v, n)};
+    }
+
+ private:
+    static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+    static Vec padded(__m512 x, int n) { return {_mm512_mask_blend_ps(lanes(n), _mm512_set1_ps(-__builtin_inff()), x)}; }
+    static Vec widen(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
+    __m256i narrow() const {  // round to nearest even; a NaN keeps its sign and stays quiet
+        const __m512i bits = _mm512_castps_si512(v);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+        return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
+    }
+};
+
+}  // namespace
+}  // namespace sad::cpu

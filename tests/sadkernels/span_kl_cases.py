@@ -1,0 +1,41 @@
+"""Inputs and the float64 truth for the tests of the span KL."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import sad
+
+
+def logits(rows: int, vocab: int, dtype=torch.float32, scale: float = 3.0) -> Tensor:
+    """Peaked, as trained models write them: a few columns carry most of the mass."""
+    return (torch.randn(rows, vocab) * scale + 8 * (torch.rand(rows, vocab) > 0.98)).to(dtype)
+
+
+def run(student: Tensor, teacher: Tensor, ids: Tensor, backend, upstream: float | Tensor = 1.0, **options):
+    """Loss and gradient of `sad.fused_span_kl` on a backend, on the CPU."""
+    device = backend.device
+    leaf = student.detach().to(device).requires_grad_()
+    loss = sad.fused_span_kl(leaf, teacher.to(device), ids.to(device), backend=backend.name, **options)
+    loss.backward(torch.as_tensor(upstream, dtype=loss.dtype, device=device).expand(loss.shape))
+    return loss.detach().cpu(), leaf.grad.cpu()
+
+
+def truth(student: Tensor, teacher: Tensor, ids: Tensor, upstream: float | Tensor = 1.0, **options):
+    """The same by the reference in float64."""
+    leaf = student.detach().double().requires_grad_()
+    loss = sad.fused_span_kl(leaf, teacher.double(), ids, backend="reference", **options)
+    loss.backward(torch.as_tensor(upstream, dtype=loss.dtype).expand(loss.shape))
+    return loss.detach(), leaf.grad
+
+
+def assert_close_to_truth(got: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
+    """Loss to 2e-6; gradient to two roundings of its dtype (stored, then perhaps scaled) plus float32 arithmetic."""
+    loss, grad = got
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and grad.dtype == dtype
+    torch.testing.assert_close(loss.double(), exact[0], rtol=2e-6, atol=1e-9)
+    rounding = torch.finfo(dtype).eps
+    smallest = 6e-8 if dtype == torch.float16 else 1e-12  # half a subnormal step of float16; below, nothing is stored
+    scale = max(exact[1].abs().max().item(), 0.5)  # a difference of two probabilities, however small
+    torch.testing.assert_close(grad.double(), exact[1], rtol=rounding + 5e-6, atol=smallest + 1e-6 * scale)

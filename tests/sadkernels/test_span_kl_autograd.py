@@ -1,0 +1,241 @@
+"""The span KL as a citizen of autograd: in place, retained graphs, torch.compile, custom-op rules."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch._dynamo.testing
+
+import sad
+from tests.sadkernels.span_kl_cases import logits, run
+
+IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])
+REDUCTIONS = ("mean", "none")  # the one-pass and the two-pass way
+
+
+def leaf_and_logits(backend, rows=8, vocab=203):
+    """A parameter and logits computed from it, as a model's head does."""
+    parameter = logits(rows, vocab).to(backend.device).requires_grad_()
+    return parameter, parameter * 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_in_place_gives_the_same_bits_in_the_logits_memory(backend, reduction, dtype):
+    student, teacher = logits(8, 203, dtype), logits(8, 203, dtype)
+    expected = run(student, teacher, IDS, backend, upstream=0.5, reduction=reduction)
+    leaf = student.to(backend.device).requires_grad_()
+    loss = sad.fused_span_kl(
+        leaf,
+        teacher.to(backend.device),
+        IDS.to(backend.device),
+        backend=backend.name,
+        reduction=reduction,
+        inplace_backward=True,
+    )
+    loss.backward(torch.full_like(loss, 0.5))
+    assert torch.equal(loss.detach().cpu(), expected[0]) and torch.equal(leaf.grad.cpu(), expected[1])
+    assert torch.equal(leaf.detach(), leaf.grad)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_in_place_second_backward_raises(backend, reduction):
+    _, student = leaf_and_logits(backend)
+    ids = IDS.to(backend.device)
+    loss = sad.fused_span_kl(
+        student, student.detach().roll(1, 0), ids, backend=backend.name, reduction=reduction, inplace_backward=True
+    ).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_in_place_is_noticed_by_whoever_saved_the_logits(backend):
+    _, student = leaf_and_logits(backend)
+    other = (student * student).sum()  # saves the logits for its backward
+    ids = IDS.to(backend.device)
+    loss = sad.fused_span_kl(student, student.detach().roll(1, 0), ids, backend=backend.name, inplace_backward=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss + other).backward()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_in_place_writes_nothing_without_grad_mode(backend, reduction):
+    student, teacher = logits(8, 203).to(backend.device), logits(8, 203).to(backend.device)
+    before, ids = student.clone(), IDS.to(backend.device)
+    sad.fused_span_kl(student, teacher, ids, backend=backend.name, reduction=reduction, inplace_backward=True)
+    with torch.no_grad():
+        leaf = student.requires_grad_()
+        sad.fused_span_kl(leaf, teacher, ids, backend=backend.name, reduction=reduction, inplace_backward=True)
+    assert torch.equal(student, before)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_retained_graph_gives_every_backward_its_own_gradient(backend, reduction):
+    parameter, student = leaf_and_logits(backend)
+    teacher, ids = logits(8, 203).to(backend.device), IDS.to(backend.device)
+    loss = sad.fused_span_kl(student, teacher, ids, backend=backend.name, reduction=reduction).sum()
+    (first,) = torch.autograd.grad(loss, student, torch.tensor(3.0, device=backend.device), retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, student, torch.tensor(-1.0, device=backend.device), retain_graph=True)
+    torch.testing.assert_close(second * -3, first)
+    assert torch.equal(first, kept)
+    loss.backward()
+    torch.testing.assert_close(parameter.grad * 3, first)
+
+
+def test_accumulation_over_micro_batches_is_one_batch(backend):
+    """Four backward passes with the global count as normalizer add up to the gradient of the whole batch."""
+    weight = torch.randn(16, 101, device=backend.device).requires_grad_()
+    hidden, teacher = torch.randn(8, 16, device=backend.device), logits(8, 101).to(backend.device)
+    ids = torch.tensor([1, 0, 2, 2, 0, 0, 1, 2], device=backend.device)
+    sad.fused_span_kl(hidden @ weight, teacher, ids, backend=backend.name).backward()
+    whole, weight.grad = weight.grad, None
+    for part in torch.arange(8).split(2):
+        logits_of_part, count = hidden[part] @ weight, (ids > 0).sum()
+        loss = sad.fused_span_kl(logits_of_part, teacher[part], ids[part], backend=backend.name, normalizer=2 * count)
+        (2 * loss).backward()  # an upstream gradient other than 1
+    torch.testing.assert_close(weight.grad, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_takes_the_buffer_instead_of_copying_it():
+    """The gradient of a leaf is the very buffer that the kernel wrote."""
+    seen = []
+    student = logits(8, 203).requires_grad_()
+    loss = sad.fused_span_kl(student, logits(8, 203), IDS)
+    loss.grad_fn.register_hook(lambda grads, _: seen.append(grads[0].data_ptr()))
+    loss.backward()
+    assert seen == [student.grad.data_ptr()]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compiles_to_one_graph(backend, reduction, inplace):
+    if backend.name == "triton" and backend.device.type == "cpu":
+        pytest.skip("torch.compile of the interpreter is not a use")
+    teacher, ids = logits(8, 203).to(backend.device), IDS.to(backend.device)
+
+    def loss_of(parameter):
+        loss, stats = sad.fused_span_kl(
+            parameter * 1.0,
+            teacher,
+            ids,
+            backend=backend.name,
+            reduction=reduction,
+            inplace_backward=inplace,
+            return_stats=True,
+        )
+        return (loss * 3).sum(), stats.act.kl_sum
+
+    outcomes = []
+    for function in (loss_of, torch.compile(loss_of, fullgraph=True, backend="aot_eager")):
+        parameter = logits(8, 203).to(backend.device)
+        torch.manual_seed(1)
+        parameter = torch.randn_like(parameter).requires_grad_()
+        loss, kl_sum = function(parameter)
+        loss.backward()
+        outcomes.append((loss.detach(), kl_sum, parameter.grad))
+    for eager, compiled in zip(*outcomes):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_new_row_counts_do_not_recompile():
+    counter = torch._dynamo.testing.CompileCounter()
+
+    @torch.compile(fullgraph=True, backend=counter, dynamic=True)
+    def loss_of(student, teacher, ids):
+        return sad.fused_span_kl(student, teacher, ids)
+
+    for rows in (8, 13, 29):
+        loss_of(logits(rows, 50).requires_grad_(), logits(rows, 50), torch.ones(rows, dtype=torch.long))
+    assert counter.frame_count == 1
+
+
+def _op_inputs(device, dtype=torch.float32):
+    student, teacher = logits(8, 51, dtype).to(device), logits(8, 53, dtype).to(device)
+    return student, teacher, IDS.to(device), None
+
+
+def test_opcheck(backend):
+    """Schema, fake tensors, autograd and AOT dispatch of every op."""
+    student, teacher, ids, normalizer = _op_inputs(backend.device)
+    options = (1.0, 0.5, 2.0, 51, "mean", False, True, backend.name)
+    ops = torch.ops.sad
+    torch.library.opcheck(ops.span_kl.default, (student.requires_grad_(), teacher, ids, normalizer, *options, False))
+    student = student.detach()
+    loss, _, _, lse = ops.span_kl(student, teacher, ids, normalizer, *options, False)
+    up = torch.ones_like(loss)
+    torch.library.opcheck(ops.span_kl_backward.default, (student, teacher, ids, normalizer, lse, up, *options))
+    torch.library.opcheck(ops.span_kl_backward_.default, (student.clone(), teacher, ids, normalizer, lse, up, *options))
+    torch.library.opcheck(ops.span_kl_with_grad.default, (student, teacher, ids, normalizer, *options))
+    torch.library.opcheck(ops.span_kl_with_grad_.default, (student.clone(), teacher, ids, normalizer, *options))
+    torch.library.opcheck(ops.scale_supervised_rows_.default, (student.clone(), ids, up * 2, False, backend.name))
+
+
+def test_autocast(backend):
+    weight, hidden = torch.randn(32, 77, device=backend.device).requires_grad_(), torch.randn(8, 32, device=backend.device)
+    teacher, ids = logits(8, 77).to(backend.device), IDS.to(backend.device)
+    with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+        student = hidden @ weight
+        loss = sad.fused_span_kl(student, teacher, ids, backend=backend.name)
+    loss.backward()
+    expected = sad.fused_span_kl(student.detach(), teacher, ids, backend="reference")
+    assert student.dtype == torch.bfloat16 and loss.dtype == torch.float32 and weight.grad.isfinite().all()
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+MEMORY = """
+import resource, sys, torch, sad
+rows, vocab, in_place = 256, 50257, sys.argv[1] == "True"
+student = torch.randn(rows, vocab).requires_grad_()
+teacher = torch.randn(rows, vocab)
+ids = torch.ones(rows, dtype=torch.long)
+sad.fused_span_kl(student[:2], teacher[:2], ids[:2]).backward(); student.grad = None
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sad.fused_span_kl(student, teacher, ids, inplace_backward=in_place).backward()
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024 / (rows * vocab * 4))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.parametrize("in_place", [False, True])
+def test_peak_memory_is_one_gradient_buffer_or_none(in_place):
+    """`kl_div(log_softmax, log_softmax)` needs four."""
+    gc.collect()
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(in_place)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < (0.1 if in_place else 1.1), done.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="host syncs and CUDA graphs exist on a GPU only")
+def test_no_host_sync_and_capturable_in_a_cuda_graph(backend):
+    if backend.device.type != "cuda":
+        pytest.skip("a CPU backend")
+    teacher, ids = logits(8, 203).cuda(), IDS.cuda()
+    parameter = logits(8, 203).cuda().requires_grad_()
+
+    def step():
+        sad.fused_span_kl(parameter * 1.0, teacher, ids, backend=backend.name, return_stats=True)[0].mul(2).backward()
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()  # compiles
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    eager = parameter.grad.clone() / 2
+    parameter.grad = torch.zeros_like(eager)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    parameter.grad.zero_()
+    graph.replay()
+    torch.testing.assert_close(parameter.grad, eager)

@@ -1,0 +1,79 @@
+"""Who may import whom, and what `import sad` costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WINGS = {"trajectories": 1, "training": 2, "agents": 2, "report": 3, "cli": 4}  # a wing knows only those below its number
+BACKENDS = {"reference", "triton", "native"}
+
+
+def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
+    """Absolute names of the modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("path", files("sadkernels"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_kernels_know_nothing_of_the_pipeline(path):
+    imported = imports_of(path)
+    assert not {name for name in imported if name.split(".")[0] in ("sad", "transformers", "datasets", "tokenizers")}
+    own = path.relative_to(ROOT / "sadkernels").parts[0]
+    others = {name.split(".")[1] for name in imported if name.startswith("sadkernels.")}
+    if own in BACKENDS:
+        assert not others & ((BACKENDS | {"ops"}) - {own}), "backends know neither each other nor the ops"
+
+
+@pytest.mark.parametrize("path", files("python/sad"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_wing_knows_only_those_above_it(path):
+    parts = path.relative_to(ROOT / "python" / "sad").parts
+    wing = parts[0] if len(parts) > 1 else None
+    for name in imports_of(path):
+        words = name.split(".")
+        if words[0] != "sad" or len(words) < 2 or words[1] not in WINGS:
+            continue
+        if wing is None:
+            assert path.name == "__init__.py", f"{path} is above the wings and imports {name}"
+        else:
+            assert words[1] == wing or WINGS[words[1]] < WINGS[wing], f"{path} imports {name}"
+
+
+def test_import_sad_is_light():
+    """The loss works without the libraries of the trainer and the command line being imported."""
+    code = (
+        "import sys, sad, torch\n"
+        "sad.fused_span_kl(torch.randn(2, 3), torch.randn(2, 3), torch.tensor([1, 2]))\n"
+        "heavy = {'transformers', 'datasets', 'tokenizers', 'accelerate', 'matplotlib', 'typer', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_public_name_exists():
+    import sad
+
+    for name in sad.__all__:
+        assert getattr(sad, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = sad.nonsense

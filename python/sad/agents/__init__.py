@@ -1,0 +1,1 @@
+"""Agents in environments: worlds (`envs`), play, collect, evaluate, metrics."""

@@ -1,0 +1,9 @@
+"""Worlds that agents play in: `make(name)` gives one, `register(name)` adds one."""
+
+from __future__ import annotations
+
+from sad.agents.envs import household as _household  # noqa: F401  registers itself
+from sad.agents.envs.protocol import Env, Step, Task
+from sad.agents.envs.registry import make, names, register
+
+__all__ = ["Env", "Step", "Task", "make", "names", "register"]

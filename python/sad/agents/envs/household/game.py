@@ -1,0 +1,23 @@
+"""A game: what the agent is told, the scene it finds, and what has to hold in the end."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sad.agents.envs.household.goal import Goal
+from sad.agents.envs.household.scene import Scene
+from sad.agents.envs.protocol import Task
+
+
+class Game(NamedTuple):
+    """A task in its scene.
+
+    Attributes:
+        task: What the agent is told.
+        scene: How things stand at the start.
+        goal: What has to hold in the end.
+    """
+
+    task: Task
+    scene: Scene
+    goal: Goal

@@ -7,6 +7,8 @@ Ties go to the earlier span, and characters outside all spans do not compete.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def span_ids_from_offsets(offsets: Tensor, starts: Tensor, ends: Tensor, kinds: 
     """
     ids = torch.zeros(offsets.shape[:2], dtype=torch.uint8, device=offsets.device)
     splits = row_splits.tolist()
-    for row, (first, last) in enumerate(zip(splits, splits[1:])):
+    for row, (first, last) in enumerate(pairwise(splits)):
         if first == last:
             continue
         begin, end = offsets[row, :, 0, None], offsets[row, :, 1, None]  # (T, 1)

@@ -1,0 +1,96 @@
+"""Spans of characters, and the labels they give to tokens.
+
+PyTorch is imported where labels are made: reading and segmenting files does without, and fails fast on bad ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from sad.errors import InputError
+from sadkernels.kinds import SpanKind
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Span", "SpanKind", "span_ids_from_offsets"]
+
+
+class Span(NamedTuple):
+    """Characters `start` to `end` (half-open) of a text, and which loss their tokens belong to.
+
+    `Span.NONE`, `Span.REASON` and `Span.ACT` are the kinds; they equal the ids 0, 1 and 2 in label tensors.
+    """
+
+    start: int
+    end: int
+    kind: SpanKind
+
+    NONE = SpanKind.NONE
+    REASON = SpanKind.REASON
+    ACT = SpanKind.ACT
+
+
+def _ragged(rows: Sequence[Sequence[tuple[int, int, int]]], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lists of spans, each put in the order of the text, as (starts, ends, kinds, row_splits)."""
+    import torch
+
+    splits, flat = [0], []
+    for number, row in enumerate(rows):
+        try:
+            flat += sorted((int(start), int(end), int(kind)) for start, end, kind in row)
+        except (TypeError, ValueError):
+            remedy = "Write Span(0, 12, Span.REASON), or one list of spans per row for offsets of shape (B, T, 2)."
+            raise InputError("spans", "triples (start, end, kind)", f"{row!r} in row {number}", remedy) from None
+        splits.append(len(flat))
+    table = torch.tensor(flat, dtype=torch.int64, device=device).reshape(-1, 3)
+    return *table.unbind(1), torch.tensor(splits, dtype=torch.int64, device=device)
+
+
+def span_ids_from_offsets(
+    offsets: Tensor | Sequence, spans: Sequence, *, masks: bool = False, backend: str = "auto"
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Labels tokens from the character offsets a fast tokenizer gives (section D.2 of the paper).
+
+    A token belongs to the span that covers most of its characters; characters outside all spans do not compete, and
+    of two spans that cover equally many the earlier wins. So every token of non-zero width that touches a span has a
+    label, and none has two. Tokens of zero width (a BOS, padding) get 0.
+
+    Args:
+        offsets: (T, 2) or (B, T, 2) integers: tensor, array, or the tokenizer's lists. Half-open character ranges.
+        spans: `Span(start, end, kind)`s that do not overlap, in any order: a list for (T, 2), one list per row for
+            (B, T, 2). Or ragged tensors (starts, ends, kinds, row_splits) as `sadkernels.ops.span_ids` takes them.
+        masks: Return the paper's two masks in place of the ids.
+        backend: "auto", or "reference" or "cpu" by name, which never falls back.
+
+    Returns:
+        uint8 (T,) or (B, T): 0 none, 1 reason, 2 act. With `masks`, m_r and m_a as bool tensors of that shape.
+
+    Raises:
+        ValueError: Spans overlap or are not ranges, or shapes do not fit; the message says which.
+        sadkernels.backends.BackendUnavailableError: The backend named cannot run here.
+
+    Example:
+        >>> span_ids_from_offsets([(0, 4), (4, 9), (9, 12)], [Span(0, 6, Span.REASON), Span(6, 12, Span.ACT)])
+        tensor([1, 2, 2], dtype=torch.uint8)
+    """
+    import torch
+    from torch import Tensor
+
+    from sadkernels.ops import span_ids as op
+
+    if not isinstance(offsets, Tensor):
+        rows = list(offsets)
+        offsets = torch.as_tensor(rows, dtype=torch.int64) if rows else torch.empty((0, 2), dtype=torch.int64)
+    if len(spans) == 4 and all(isinstance(x, Tensor) for x in spans):
+        ragged = tuple(spans)
+    else:
+        by_row = spans if offsets.dim() == 3 else [spans]
+        if offsets.dim() == 3 and len(by_row) != len(offsets):
+            remedy = "Give each row of offsets its own list, empty where it has no spans."
+            raise InputError("spans", f"{len(offsets)} lists of spans, one per row of offsets", str(len(by_row)), remedy)
+        ragged = _ragged(by_row, offsets.device)
+    ids = op.span_ids_from_offsets(offsets, *ragged, backend)
+    return (ids == SpanKind.REASON, ids == SpanKind.ACT) if masks else ids

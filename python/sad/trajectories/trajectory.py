@@ -1,0 +1,214 @@
+"""`Trajectory`, and files of them: JSON Lines, one trajectory a line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sad.errors import InputError
+from sad.trajectories.formats import ChatFormat, Format, get_format
+from sad.trajectories.messages import check_messages
+from sad.trajectories.segment import Segmentation, segment
+from sad.trajectories.spans import Span, SpanKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Trajectory:
+    """What an agent wrote and its environment answered, in one episode.
+
+    Args:
+        id: Names it in messages.
+        text: The whole transcript; or
+        messages: a conversation, dicts with role and content, for a chat format.
+        format: How `text` is written: a name in `sad.formats()`. None means "sad", or "chat" where there are only
+            messages.
+        spans: Where reasoning and actions are in `text`; then no format is needed.
+        env: Which environment.
+        task: The task given.
+        success: Whether it was solved.
+        extra: All other keys of its line in a file.
+    """
+
+    id: str = ""
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    format: str | None = None
+    spans: list[Span] | None = None
+    env: str | None = None
+    task: str | None = None
+    success: bool | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def text_format(self, format: str | Format | ChatFormat | None = None) -> Format | ChatFormat:
+        """The format it is read with: `format`, else its own, else the default.
+
+        Raises:
+            InputError: There is no such format.
+        """
+        default = "chat" if self.text is None and self.messages is not None else "sad"
+        return get_format(format or self.format or default, f"format of trajectory {self.id!r}")
+
+    def segmented(
+        self,
+        format: str | Format | ChatFormat | None = None,
+        include_prefix: bool = True,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Segmentation:
+        """Text and spans: its own spans as they are where it has them, else those `sad.segment` finds.
+
+        Args:
+            format: Replaces the trajectory's own format.
+            include_prefix: As in `sad.segment`, likewise `tokenizer`. `extra["tools"]` goes to the chat template.
+            tokenizer: Needed for messages alone.
+
+        Raises:
+            InputError: As `sad.segment` does, naming the trajectory.
+        """
+        if self.spans is not None and self.text is not None:
+            return Segmentation(self.text, _checked_spans(self.spans, self.text, f"trajectory {self.id!r}"), [])
+        form = self.text_format(format)
+        content = self.messages if isinstance(form, ChatFormat) else self.text
+        try:
+            tools = self.extra.get("tools")
+            return segment(content, form, include_prefix=include_prefix, tokenizer=tokenizer, tools=tools)
+        except InputError as error:
+            where = f"trajectory {self.id!r}, {error.where}"
+            raise InputError(where, error.expected, error.got, error.remedy) from error
+
+
+_FIELDS = tuple(item.name for item in fields(Trajectory) if item.name != "extra")
+_TYPES = {"text": (str, "a string"), "format": (str, "a string"), "env": (str, "a string"), "task": (str, "a string")}
+_TYPES["success"] = (bool, "true or false")
+
+
+def _checked_spans(spans: Any, text: str, where: str) -> list[Span]:
+    """Spans in order of the text, inside it, not overlapping; kinds may be ids or names."""
+    names = {kind.name.lower(): kind for kind in SpanKind}
+    remedy = 'Write [[0, 12, "reason"], [12, 30, "act"]], character ranges that do not overlap.'
+    try:
+        read = sorted(Span(int(b), int(e), names[k] if isinstance(k, str) else SpanKind(k)) for b, e, k in spans)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{where}, spans", "a list of [start, end, kind]", repr(spans)[:80], remedy) from None
+    previous = 0
+    for span in read:
+        if not previous <= span.start <= span.end <= len(text):
+            got = f"{list(span[:2])}, with {previous} characters taken before and {len(text)} in all"
+            raise InputError(f"{where}, spans", "ranges in the text that do not overlap", got, remedy)
+        previous = span.end
+    return read
+
+
+def _from_line(line: bytes, where: str, default_id: str) -> Trajectory:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        shown = line.strip().decode("utf-8", "replace")
+        got = f"{shown[:60]!r}{'...' if len(shown) > 60 else ''} ({error})"
+        raise InputError(where, "one JSON object per line", got, "Mend or remove the line.") from None
+    if not isinstance(record, dict):
+        raise InputError(where, "a JSON object", type(record).__name__, "Write one trajectory as one object per line.")
+    known = {key: record.pop(key) for key in _FIELDS if record.get(key) is not None}
+    for key, (kind, name) in _TYPES.items():
+        if key in known and not isinstance(known[key], kind):
+            raise InputError(f"{where}, key {key!r}", name, repr(known[key])[:80], "Mend the value or rename the key.")
+    known["id"] = str(known.get("id", default_id))
+    if "messages" in known:
+        try:
+            check_messages(known["messages"])
+        except InputError as error:
+            raise InputError(f"{where}, {error.where}", error.expected, error.got, error.remedy) from None
+    elif "text" not in known:
+        got = f"an object with {', '.join(map(repr, record)) or 'no keys'}"
+        raise InputError(where, "a trajectory with 'text' or 'messages'", got, "Rename the key of the transcript.")
+    try:
+        known.get("text", "").encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}, key 'text'", "valid Unicode", str(error), "Remove the lone surrogate.") from None
+    if "spans" in known:
+        known["spans"] = _checked_spans(known["spans"], known.get("text", ""), where)
+    return Trajectory(**known, extra={key: value for key, value in record.items() if key not in _FIELDS})
+
+
+def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> list[Trajectory]:
+    """Reads a file of trajectories, one JSON object a line; `.gz` is unpacked, blank lines are skipped.
+
+    Args:
+        path: The file. Keys are the fields of `Trajectory`; others go to `extra`. An id that is missing becomes
+            `<file name>:<line>`.
+        limit: Read no more than this many trajectories.
+
+    Raises:
+        InputError: The file is missing or unreadable, or a line is not a trajectory; names file and line.
+    """
+    path = Path(path)
+    trajectories: list[Trajectory] = []
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if limit is not None and len(trajectories) >= limit:
+                    break
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as some editors write it
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    trajectories.append(_from_line(line, where, f"{path.name}:{number}"))
+    except FileNotFoundError:
+        raise InputError(str(path), "a file of trajectories", "no such file", "Check the path.") from None
+    except (OSError, EOFError) as error:  # gzip.BadGzipFile is an OSError, a cut-off archive an EOFError
+        raise InputError(str(path), "a readable JSON Lines file (.gz: gzipped)", str(error), "Check the file.") from None
+    return trajectories
+
+
+def _record(trajectory: Trajectory) -> dict[str, Any]:
+    """The object of a trajectory's line: fields that are set, then the extra keys."""
+    record = {key: getattr(trajectory, key) for key in _FIELDS if getattr(trajectory, key) is not None}
+    if trajectory.spans is not None:
+        record["spans"] = [[start, end, SpanKind(kind).name.lower()] for start, end, kind in trajectory.spans]
+    return record | {key: value for key, value in trajectory.extra.items() if key not in _FIELDS}
+
+
+def write_jsonl(path: str | os.PathLike[str], trajectories: Iterable[Trajectory], *, overwrite: bool = False) -> int:
+    """Writes trajectories, one JSON object a line, gzipped if the name ends in `.gz`. All of them or none.
+
+    Args:
+        path: The file; its folder is made where missing.
+        trajectories: What to write. Lines hold the fields that are set, and the keys of `extra`.
+        overwrite: Replace an existing file.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        InputError: The file exists, or a trajectory holds what JSON cannot.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(str(path), "a new file", "an existing one", "Choose another name, or pass overwrite=True.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    count = 0
+    try:
+        with partial.open("wb") as raw, _compressed(raw) if path.suffix == ".gz" else raw as file:
+            for trajectory in trajectories:
+                try:
+                    file.write((json.dumps(_record(trajectory), ensure_ascii=False) + "\n").encode())
+                except (TypeError, ValueError) as error:
+                    where = f"trajectory {trajectory.id!r}"
+                    raise InputError(where, "values that JSON holds", str(error), "Convert or drop them.") from error
+                count += 1
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _compressed(raw: Any) -> gzip.GzipFile:
+    return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # no time stamp: same content, same bytes

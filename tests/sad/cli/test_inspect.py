@@ -1,0 +1,183 @@
+"""`sad inspect`: the overlay in the terminal and as a page, the lengths, and what could not be parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from typer.testing import CliRunner
+
+from sad import Trajectory, encode
+from sad.cli.main import app, main
+from sad.errors import InputError
+from sad.report.overlay import span_pieces, token_pieces
+
+TEXT = (
+    "You see <b>a mug</b>.\nReasoning: I & you <script>alert(1)</script>\nAction: take mug\nYou take it.\n"
+    "Reasoning: \nAction: stop"
+)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(*arguments) -> output; bad input raises as it does before `main` prints it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments) -> str:
+        result = CliRunner().invoke(app, ["inspect", *map(str, arguments)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some.jsonl"
+    lines = [{"id": "first", "text": TEXT, "success": True}, {"id": "second", "text": "Reasoning: x\nAction: y\n"}]
+    lines += [{"id": f"more-{i}", "text": "nothing"} for i in range(3)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, and the text of each <pre> by the class of its spans."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.overlays, self.kinds = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "pre":
+            self.overlays.append({"r": "", "a": "", "": ""})
+        self.kinds.append(dict(attrs).get("class", "")[:1] if tag == "span" else tag)
+
+    def handle_endtag(self, tag):
+        self.kinds.pop()
+
+    def handle_data(self, data):
+        if "pre" in self.kinds:
+            self.overlays[-1][self.kinds[-1] if self.kinds[-1] in ("r", "a") else ""] += data
+
+
+def test_terminal_overlay_and_lengths_by_token(run, file, shared_data, gpt2_tokenizer):
+    output = run(file, "--tokenizer", shared_data / "tokenizers/gpt2")
+    lines = output.splitlines()
+    assert " R │ Reasoning: I & you <script>alert(1)</script>↵" in lines  # seen without colours
+    assert " A │ Action: stop<eos>" in lines and "   │ You take it." in lines
+    assert "second ──" in output and "more-0 ──" in output and "more-1 ──" not in output  # the first three
+    row = next(line for line in lines if "reasoning per span" in line)
+    short, long = (len(gpt2_tokenizer(line).input_ids) for line in ("Reasoning: x\n", TEXT.splitlines(True)[1]))
+    mean, p95 = (short + long) / 2, short + 0.95 * (long - short)
+    assert re.findall(r"[\d.]+", row) == ["2", f"{mean:.1f}", f"{mean:.1f}", f"{p95:.1f}", str(long)]
+    assert "5 trajectories, 2 with reasoning and actions" in output and "3 with neither" in output
+    assert "first, line 5: 'Reasoning:': a prefix with nothing after it" in output
+    assert "more-2, line 1: 'nothing': no reasoning and no action found with format 'sad'" in output
+
+
+def test_without_a_tokenizer_lengths_are_in_characters(run, file):
+    output = run(file, "--id", "second")
+    assert " R │ Reasoning: x↵" in output and "Lengths in characters" in output
+    assert "1 reasoning and 1 action spans, 23 characters" in output
+    assert "Reasoning: x" not in run(file, "--limit", "0")
+    row = next(
+        line for line in run(file, "--id", "second", "--no-include-prefix").splitlines() if "reasoning per span" in line
+    )
+    assert re.findall(r"[\d.]+", row)[1] == "2.0"  # "x" and its line end
+
+
+def test_the_page_is_self_contained_and_escaped(run, file, tmp_path, shared_data):
+    run(file, "--html", "out/page.html", "--limit", "2", "--tokenizer", shared_data / "tokenizers/gpt2")
+    text = (tmp_path / "out/page.html").read_text()
+    page = Page(text)
+    assert not [
+        attrs for tag, attrs in page.tags if tag in ("script", "link", "img", "iframe") or "src" in attrs or "href" in attrs
+    ]
+    assert not re.search(r"https?://|@import|url\(", text)
+    first, second = page.overlays
+    assert first["r"] == "Reasoning: I & you <script>alert(1)</script>↵"
+    assert first["a"] == "Action: take mug↵Action: stop<eos>"
+    assert first[""] == "You see <b>a mug</b>.\n\n\nYou take it.\nReasoning: \n\n"
+    assert second["r"] + second["a"] == "Reasoning: x↵Action: y↵"
+    assert "a prefix with nothing after it" in text and "reasoning per trajectory" in text
+
+
+def test_truncation_is_shown_and_counted(run, file, shared_data):
+    output = run(file, "--max-length", "20", "--tokenizer", shared_data / "tokenizers/gpt2")
+    assert "1 truncated" in output and re.search(r"20 tokens: \d+ reasoning, 0 action, \d+ tokens cut off", output)
+
+
+def test_the_formats_option_replaces_the_files(run, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "> think: a\n> look\n", "format": "alfworld-knowagent"}))
+    with pytest.raises(InputError, match=r"format of trajectory 'a\.jsonl:1': expected one of alfworld"):
+        run(path)
+    assert " R │ > think: a↵" in run(path, "-f", "alfworld")
+
+
+def test_many_places_are_counted_not_listed(run, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(50)))
+    output = run(path)
+    assert (
+        "not parsed: 50 place(s)" in output and "and 30 more" in output and "text 19" in output and "text 20'" not in output
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.jsonl"], "missing.jsonl: expected a file of trajectories, got no such file."),
+        (["bad.jsonl"], "bad.jsonl, line 2: expected one JSON object per line, got 'oops'"),
+        (["empty.jsonl"], "empty.jsonl: expected at least one trajectory, got none."),
+        (
+            ["good.jsonl", "-f", "alfred"],
+            "--format: expected one of alfworld, chat, markers, react, sad, webshop, got 'alfred'.",
+        ),
+        (
+            ["good.jsonl", "-t", "no-such-folder"],
+            "tokenizer: expected a folder or model name with a tokenizer, got 'no-such-folder'",
+        ),
+        (["good.jsonl", "--id", "nobody"], "--id: expected ids in good.jsonl, got nobody. The first is 'good.jsonl:1'."),
+        (["good.jsonl", "--html", "good.jsonl"], "good.jsonl: expected a new file, got an existing one."),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sad", "inspect", *arguments])
+    (tmp_path / "good.jsonl").write_text('{"text": "Action: go"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"text": "Action: go"}\noops\n')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(SystemExit) as left:
+        main()
+    output, error = capsys.readouterr()
+    assert left.value.code == 2 and output == ""
+    assert error.startswith(f"sad: {message}") and len(error.splitlines()) == 1
+    assert (tmp_path / "good.jsonl").read_text() == '{"text": "Action: go"}\n'
+
+
+def test_a_bad_file_is_refused_before_anything_heavy_is_loaded(tmp_path):
+    code = "import sys; from sad.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "inspect", "missing.jsonl"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "False\n") and "no such file" in result.stderr
+
+
+def test_overlays_show_the_whole_text_once(gpt2_tokenizer):
+    """Also where a character is split into byte tokens, and where tokens were cut off."""
+    text = "obs 😀\nReasoning: 日本 😀 é\n\nAction: go 日"
+    for max_length in (None, 12, 21):
+        _, ids, truncated, offsets = encode(text, gpt2_tokenizer, max_length=max_length)
+        pieces = token_pieces(text, offsets, ids, truncated=truncated, eos="")
+        assert "".join(piece.text for piece in pieces) == text
+        shades = [piece.shade for piece in pieces if piece.kind]
+        assert all(a != b for a, b in pairwise(shades))
+    assert "".join(piece.text for piece in span_pieces(text, Trajectory(text=text).segmented().spans)) == text

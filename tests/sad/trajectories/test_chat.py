@@ -1,0 +1,174 @@
+"""Messages through chat templates: what the assistant wrote, found in the rendered text."""
+
+from __future__ import annotations
+
+import pytest
+
+import sad
+from sad.trajectories.encode import encode
+from sad.trajectories.segment import segment
+
+R, A = int(sad.Span.REASON), int(sad.Span.ACT)
+
+CALLS = (
+    "{% for call in m.tool_calls or [] %}{{ '\\n' if not loop.first or m.content }}<tool_call>\n"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}\n</tool_call>{% endfor %}"
+)
+THINK = "{% if m.reasoning_content is defined and KEEP %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    + THINK
+    + "{{ m.content or '' }}"
+    + CALLS
+    + "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+KEEPS = CHATML.replace("KEEP", "true")
+DROPS = CHATML.replace("KEEP", "loop.last")  # as some templates do with the reasoning of earlier turns
+INST = (  # no header before the assistant, none of its end mark after the last turn
+    "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content | trim }}"
+    "{{ '' if loop.last else ' </s>' }}{% endif %}{% endfor %}"
+)
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+EMPTY_THINK = (  # a think block of the template's own before every last reply
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str | None = None, thought: str | None = None, calls: tuple[str, ...] = ()) -> dict:
+    message: dict = {"role": "assistant", "content": text}
+    if thought:
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = [{"type": "function", "function": {"name": n, "arguments": {"q": "mug"}}} for n in calls]
+    return message
+
+
+@pytest.fixture
+def spans_of(make_tokenizer):
+    def spans_of(messages, template: str, **options) -> list[tuple[int, str]]:
+        text, spans, _ = segment(messages, "chat", tokenizer=make_tokenizer(chat_template=template), **options)
+        return [(int(kind), text[start:end]) for start, end, kind in spans]
+
+    return spans_of
+
+
+CALL = '<tool_call>\n{"name": "look", "arguments": {"q": "mug"}}\n</tool_call>'
+
+
+def test_reasoning_calls_and_answer(spans_of):
+    messages = [
+        user("find the mug"),
+        assistant(thought="I should look.", calls=("look",)),
+        {"role": "tool", "content": "look: a mug. I should look."},
+        assistant("Now I take it.", calls=("take",)),
+        {"role": "tool", "content": "taken"},
+        assistant("It is on the desk.", thought="Done."),
+    ]
+    assert spans_of(messages, KEEPS) == [
+        (R, "<think>\nI should look.\n</think>\n\n"),
+        (A, CALL + "<|im_end|>"),
+        (R, "Now I take it.\n"),  # visible text before calls is a thought
+        (A, CALL.replace("look", "take") + "<|im_end|>"),
+        (R, "<think>\nDone.\n</think>\n\n"),
+        (A, "It is on the desk.<|im_end|>"),  # without calls it is the answer
+    ]
+    assert spans_of(messages[:2], KEEPS, include_prefix=False) == [
+        (R, "I should look.\n</think>\n\n"),
+        (A, CALL.removeprefix("<tool_call>\n") + "<|im_end|>"),
+    ]
+
+
+def test_the_same_words_twenty_times_are_each_found_in_their_turn(spans_of):
+    messages = [m for _ in range(20) for m in (user("look"), assistant(thought="look", calls=("look", "look")))]
+    text = "".join(part for _, part in spans_of(messages, KEEPS))
+    assert text.count("<think>\nlook\n</think>") == 20 and text.count("<tool_call>") == 40
+    assert len(spans_of(messages, KEEPS)) == 40
+
+
+def test_think_tags_in_the_content(spans_of):
+    messages = [user("q"), assistant("<think>a</think>b"), user("r"), assistant("c</think>\n\nd")]
+    assert spans_of(messages, KEEPS) == [
+        (R, "<think>a</think>"),
+        (A, "b<|im_end|>"),
+        (R, "c</think>\n\n"),
+        (A, "d<|im_end|>"),
+    ]
+
+
+def test_visible_text_with_prefixes_is_read_by_them(spans_of):
+    messages = [
+        user("room"),
+        assistant("Thought: a mug\nAction: take mug"),
+        user("ok"),
+        assistant("Reasoning: x\nAnswer: y"),
+    ]
+    assert spans_of(messages, KEEPS) == [
+        (R, "Thought: a mug\n"),
+        (A, "Action: take mug<|im_end|>"),
+        (R, "Reasoning: x\n"),
+        (A, "Answer: y<|im_end|>"),
+    ]
+    # a prefix further down does not make the rest the environment's
+    assert spans_of([user("q"), assistant("The result:\nAnswer: 4")], KEEPS) == [(A, "The result:\nAnswer: 4<|im_end|>")]
+
+
+def test_templates_without_headers_or_end_marks(spans_of):
+    messages = [user("q"), assistant("<think>a</think>b"), user("r"), assistant("c")]
+    assert spans_of(messages, INST) == [(R, "<think>a</think>"), (A, "b </s>"), (A, "c")]
+    assert spans_of(messages, PLAIN) == [(R, "<think>a</think>"), (A, "b\n"), (A, "c\n")]
+
+
+def test_turns_that_end_otherwise(spans_of):
+    """Calls with an end mark of their own, which must not make the tool's result the model's; reasoning and no more."""
+    own_end = KEEPS.replace("<|im_end|>", "{{ '<|eom|>' if m.tool_calls is defined else '<|im_end|>' }}")
+    messages = [user("q"), assistant(calls=("look",)), {"role": "tool", "content": "a mug"}, assistant("ok")]
+    assert spans_of(messages, own_end) == [(A, CALL + "<|eom|>"), (A, "ok<|im_end|>")]
+    closed = KEEPS.replace("</tool_call>", "</tool_call><|eom|>\n")
+    assert spans_of(messages, closed)[0] == (A, CALL + "<|eom|>\n<|im_end|>")
+    assert spans_of([user("q"), assistant(thought="why")], KEEPS) == [(R, "<think>\nwhy\n</think>\n\n<|im_end|>")]
+
+
+def test_a_think_block_of_the_templates_own_is_not_the_models(spans_of):
+    messages = [user("q"), assistant("a"), user("r"), assistant("b")]
+    assert spans_of(messages, EMPTY_THINK) == [(A, "a<|im_end|>"), (A, "b<|im_end|>")]
+
+
+def test_a_template_that_drops_or_rewrites_is_named(spans_of):
+    messages = [user("q"), assistant("a", thought="why"), user("why"), assistant("b", thought="so")]
+    with pytest.raises(
+        sad.InputError, match=r"messages\[1\]: expected its reasoning .* without 'why'\. .*drops or rewrites"
+    ):
+        spans_of(messages, DROPS)
+    with pytest.raises(sad.InputError, match=r"messages\[1\]: expected its text"):
+        spans_of([user("q"), assistant("Loud")], KEEPS.replace("m.content or ''", "(m.content or '') | upper"))
+    with pytest.raises(sad.InputError, match=r"messages\[1\]: expected its calls"):
+        spans_of([user("q"), assistant("a", calls=("look",))], PLAIN)
+
+
+def test_bad_input(spans_of, tokenizer):
+    for messages in ([], [{"content": "no role"}], ["text"]):
+        with pytest.raises(sad.InputError, match="messages"):
+            spans_of(messages, KEEPS)
+    with pytest.raises(sad.InputError, match="chat template, got one without"):
+        segment([user("q")], "chat", tokenizer=tokenizer)
+    with pytest.raises(sad.InputError, match="Pass the student's tokenizer"):
+        segment([user("q")], "chat")
+    with pytest.raises(sad.InputError, match="TemplateError: roles must alternate"):
+        spans_of([user("q")], "{{ raise_exception('roles must alternate') }}")
+
+
+def test_encoding_labels_the_turns_end_and_adds_no_tokens(make_tokenizer):
+    tokenizer = make_tokenizer(bos=True, chat_template=KEEPS)
+    messages = [user("q"), assistant("a", thought="why")]
+    encoded = encode(messages, tokenizer)
+    assert tokenizer.decode(encoded.input_ids) == tokenizer.apply_chat_template(messages, tokenize=False)
+    ends = [i for i, token in enumerate(encoded.input_ids) if token == tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert [encoded.span_ids[i] for i in ends] == [0, A]
+    assert encoded.span_ids[ends[1] - 1] == A and R in encoded.span_ids

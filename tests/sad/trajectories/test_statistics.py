@@ -1,0 +1,48 @@
+"""Span lengths."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sad import Span
+from sad.trajectories.statistics import SpanLengths, histogram, summarize, tokens_per_span
+
+R, A = Span.REASON, Span.ACT
+
+
+@given(st.lists(st.integers(0, 1000), min_size=2))
+def test_summary_agrees_with_the_standard_library(lengths):
+    summary = summarize(lengths)
+    assert summary.mean == pytest.approx(statistics.fmean(lengths))
+    assert summary.median == pytest.approx(statistics.median(lengths))
+    assert summary.p95 == pytest.approx(statistics.quantiles(lengths, n=20, method="inclusive")[-1])
+    assert (summary.count, summary.max) == (len(lengths), max(lengths))
+    assert summarize([]).count == 0
+
+
+@given(st.lists(st.integers(1, 500), min_size=1), st.integers(1, 30))
+def test_a_histogram_holds_every_length_once(lengths, bins):
+    bars = histogram(lengths, bins)
+    assert sum(bar.count for bar in bars) == len(lengths) and len(bars) <= bins
+    for bar in bars[:-1]:
+        assert bar.count == sum(bar.low <= length <= bar.high for length in lengths)
+
+
+def test_tokens_of_each_span():
+    """Two reasoning lines in a row are two spans; a token over a border counts once; an EOS goes to the last."""
+    spans = [Span(0, 6, R), Span(6, 12, R), Span(14, 18, A)]
+    offsets = [(0, 4), (4, 9), (9, 12), (12, 14), (14, 17), (16, 17), (17, 18), (18, 18)]
+    assert tokens_per_span(spans, offsets, [1, 1, 1, 0, 2, 2, 2, 2]) == [1, 2, 4]
+    assert tokens_per_span([], [(0, 2)], [0]) == []
+
+
+def test_lengths_gather_over_trajectories():
+    lengths = SpanLengths("tokens")
+    lengths.add(20, [Span(0, 1, R), Span(1, 2, A), Span(2, 3, R)], [4, 2, 6])
+    lengths.add(10, [Span(0, 1, R), Span(1, 2, A)], [5, 0])  # the action was cut off
+    assert lengths.per_span == {R: [4, 6, 5], A: [2]} and lengths.per_trajectory == {R: [10, 5], A: [2]}
+    assert [lengths.share(kind) for kind in (Span.NONE, R, A)] == pytest.approx([13 / 30, 15 / 30, 2 / 30])

@@ -1,291 +1,19 @@
-"""The span KL on logits: `torch.library` ops, autograd, and the public function.
-
-Two ways to the gradient, same values:
-
-* one pass (a scalar loss of float32 or bfloat16 logits): the forward knows each row's weight, so it leaves the gradient
-  behind while the logits are at hand, and the backward multiplies by the upstream gradient only if that is not 1;
-* two passes (`reduction="none"`, whose row weights are known in the backward only; and float16, where a gradient stored
-  before the loss scale is applied would underflow): the forward keeps the log-sum-exps, the backward reads the logits again.
-"""
+"""The span KL on logits: the public function, which checks its arguments once."""
 
 from __future__ import annotations
-
-from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sadkernels import backends, checks
-from sadkernels.kinds import SpanKind
-from sadkernels.ops.row_weights import REDUCTIONS, RowWeights, row_kinds, row_weights
-from sadkernels.rows import with_row_layout
+from sadkernels.ops.row_weights import REDUCTIONS
+from sadkernels.ops.span_kl_library import Options, span_kl_op
 from sadkernels.stats import SpanStats, span_stats
 
 DIVERGENCES = ("forward_kl",)
 
 
-class _Options(NamedTuple):
-    """What every op below takes after its tensors, in this order."""
-
-    lambda_reason: float
-    lambda_act: float
-    temperature: float
-    vocab_size: int
-    reduction: str
-    shift: bool
-    stats: bool
-    backend: str
-
-
-_OPTIONS = (
-    "float lambda_reason, float lambda_act, float temperature, SymInt vocab_size, str reduction, bool shift, bool stats, "
-    "str backend"
-)
-
-
-def _loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-
-
-def _rows(student: Tensor, teacher: Tensor, span_ids: Tensor, normalizer: Tensor | None, o: _Options) -> RowWeights:
-    lambdas = (o.lambda_reason, o.lambda_act)
-    return row_weights(span_ids, normalizer, lambdas, o.reduction, o.shift, _loss_dtype(student, teacher))
-
-
-def _kernel(backend: str, *logits: Tensor) -> ModuleType:
-    """The backend's module. Chosen inside the ops, where torch.compile does not look."""
-    name = backends.resolve(backend, "span_kl", logits[0].device, *(x.dtype for x in logits))
-    return backends.implementation(name, "span_kl")
-
-
-def _read(rows: RowWeights, o: _Options) -> Tensor:
-    """The kinds of the rows that must be read: one whose lambda is 0 counts, but only statistics look at it."""
-    return rows.kinds if o.stats or o.reduction == "none" else rows.kinds * (rows.weights != 0)
-
-
-def _reduce(kl: Tensor, rows: RowWeights, shape: torch.Size, o: _Options) -> Tensor:
-    if o.reduction == "none":
-        return kl.view(shape)
-    return torch.where(rows.weights != 0, rows.weights * kl, 0).sum()
-
-
-def _sums(kl: Tensor, extras: Tensor, rows: RowWeights, o: _Options) -> Tensor:
-    """(2, 4): sums of KL, teacher entropy, student entropy and agreements over reason and act rows."""
-    if not o.stats:
-        return kl.new_empty((0, 4))
-    by_row = torch.cat([kl[None], extras])
-    kinds = (SpanKind.REASON, SpanKind.ACT)
-    return torch.stack([torch.where(rows.kinds == kind, by_row, 0).sum(-1) for kind in kinds])
-
-
-def _fakes(student: Tensor, teacher: Tensor, span_ids: Tensor, o: _Options) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _loss_dtype(student, teacher)
-    loss = student.new_empty(span_ids.shape if o.reduction == "none" else (), dtype=dtype)
-    sums = student.new_empty((2 if o.stats else 0, 4), dtype=dtype)
-    return loss, sums, student.new_empty((2,), dtype=torch.int64)
-
-
-# --- two passes: an op with its gradient registered ---
-
-
-@torch.library.custom_op(
-    "sad::span_kl",
-    mutates_args=(),
-    schema=f"(Tensor student, Tensor teacher, Tensor span_ids, Tensor? normalizer, {_OPTIONS}, bool inplace_backward)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _span_kl(student, teacher, span_ids, normalizer, *options):
-    """Loss, sums, counts, and the log-sum-exps (2, N) that the backward needs."""
-    o = _Options(*options[:-1])
-    rows = _rows(student, teacher, span_ids, normalizer, o)
-    kernel = _kernel(o.backend, student, teacher)
-    kl, lse, extras = kernel.forward(
-        with_row_layout(student),
-        with_row_layout(teacher),
-        _read(rows, o),
-        vocab_size=o.vocab_size,
-        temperature=o.temperature,
-        stats=o.stats,
-    )
-    return _reduce(kl, rows, span_ids.shape, o), _sums(kl, extras, rows, o), rows.counts, lse
-
-
-@_span_kl.register_fake
-def _(student, teacher, span_ids, normalizer, *options):
-    loss, sums, counts = _fakes(student, teacher, span_ids, _Options(*options[:-1]))
-    return loss, sums, counts, loss.new_empty((2, span_ids.numel()))
-
-
-def _backward(grad: Tensor, student, teacher, span_ids, normalizer, lse, upstream, options) -> None:
-    o = _Options(*options)
-    rows = _rows(student, teacher, span_ids, normalizer, o)
-    weights = torch.where(rows.weights != 0, rows.weights * upstream.reshape(-1).to(rows.weights.dtype), 0)
-    _kernel(o.backend, student, teacher).backward(
-        with_row_layout(student),
-        with_row_layout(teacher),
-        rows.kinds * (rows.weights != 0),
-        lse,
-        weights,
-        vocab_size=o.vocab_size,
-        temperature=o.temperature,
-        grad=grad,
-    )
-
-
-_BACKWARD_TENSORS = "Tensor teacher, Tensor span_ids, Tensor? normalizer, Tensor lse, Tensor upstream"
-
-
-@torch.library.custom_op(
-    "sad::span_kl_backward", mutates_args=(), schema=f"(Tensor student, {_BACKWARD_TENSORS}, {_OPTIONS}) -> Tensor"
-)
-def _span_kl_backward(student, teacher, span_ids, normalizer, lse, upstream, *options):
-    grad = student.new_empty(student.shape)
-    _backward(grad, student, teacher, span_ids, normalizer, lse, upstream, options)
-    return grad
-
-
-@_span_kl_backward.register_fake
-def _(student, teacher, span_ids, normalizer, lse, upstream, *options):
-    return student.new_empty(student.shape)
-
-
-@torch.library.custom_op(
-    "sad::span_kl_backward_",
-    mutates_args=("student",),
-    schema=f"(Tensor(a!) student, {_BACKWARD_TENSORS}, {_OPTIONS}) -> ()",
-)
-def _span_kl_backward_(student, teacher, span_ids, normalizer, lse, upstream, *options):
-    _backward(student, student, teacher, span_ids, normalizer, lse, upstream, options)
-
-
-@_span_kl_backward_.register_fake
-def _(student, teacher, span_ids, normalizer, lse, upstream, *options):
-    return None
-
-
-def _setup_context(ctx, inputs, output):
-    student, teacher, span_ids, normalizer, *ctx.options, ctx.inplace_backward = inputs
-    _, sums, counts, lse = output
-    ctx.mark_non_differentiable(sums, counts, lse)
-    ctx.save_for_backward(student, teacher, span_ids, normalizer, lse)
-
-
-def _two_pass_backward(ctx, upstream, *_):
-    student, *saved = ctx.saved_tensors
-    if ctx.inplace_backward:
-        grad = student.detach()
-        torch.ops.sad.span_kl_backward_(grad, *saved, upstream, *ctx.options)
-    else:
-        grad = torch.ops.sad.span_kl_backward(student, *saved, upstream, *ctx.options)
-    return grad, None, None, None, *(None for _ in ctx.options), None
-
-
-_span_kl.register_autograd(_two_pass_backward, setup_context=_setup_context)
-
-
-# --- one pass: the forward writes the gradient ---
-
-
-def _forward_backward(grad: Tensor, student, teacher, span_ids, normalizer, options) -> tuple[Tensor, Tensor, Tensor]:
-    o = _Options(*options)
-    rows = _rows(student, teacher, span_ids, normalizer, o)
-    kernel = _kernel(o.backend, student, teacher)
-    kl, extras = kernel.forward_backward(
-        with_row_layout(student),
-        with_row_layout(teacher),
-        _read(rows, o),
-        rows.weights,
-        vocab_size=o.vocab_size,
-        temperature=o.temperature,
-        stats=o.stats,
-        grad=grad,
-    )
-    return _reduce(kl, rows, span_ids.shape, o), _sums(kl, extras, rows, o), rows.counts
-
-
-@torch.library.custom_op(
-    "sad::span_kl_with_grad",
-    mutates_args=(),
-    schema=f"(Tensor student, Tensor teacher, Tensor span_ids, Tensor? normalizer, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _span_kl_with_grad(student, teacher, span_ids, normalizer, *options):
-    grad = student.new_empty(student.shape)
-    return *_forward_backward(grad, student, teacher, span_ids, normalizer, options), grad
-
-
-@_span_kl_with_grad.register_fake
-def _(student, teacher, span_ids, normalizer, *options):
-    return *_fakes(student, teacher, span_ids, _Options(*options)), student.new_empty(student.shape)
-
-
-@torch.library.custom_op(
-    "sad::span_kl_with_grad_",
-    mutates_args=("student",),
-    schema=f"(Tensor(a!) student, Tensor teacher, Tensor span_ids, Tensor? normalizer, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor)",
-)
-def _span_kl_with_grad_(student, teacher, span_ids, normalizer, *options):
-    return _forward_backward(student, student, teacher, span_ids, normalizer, options)
-
-
-@_span_kl_with_grad_.register_fake
-def _(student, teacher, span_ids, normalizer, *options):
-    return _fakes(student, teacher, span_ids, _Options(*options))
-
-
-@torch.library.custom_op(
-    "sad::scale_supervised_rows_",
-    mutates_args=("grad",),
-    schema="(Tensor(a!) grad, Tensor span_ids, Tensor factor, bool shift, str backend) -> ()",
-)
-def _scale_supervised_rows_(grad, span_ids, factor, shift, backend):
-    _kernel(backend, grad).scale(grad, row_kinds(span_ids, shift), factor)
-
-
-@_scale_supervised_rows_.register_fake
-def _(grad, span_ids, factor, shift, backend):
-    return None
-
-
-def _graph_is_kept() -> bool:
-    """Whether this backward was started with `retain_graph=True`; assumed so where PyTorch cannot tell."""
-    if torch.compiler.is_compiling():
-        return False
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return ask is None or ask()
-
-
-class _OnePass(torch.autograd.Function):
-    """Keeps the gradient and nothing else between forward and backward."""
-
-    @staticmethod
-    def forward(ctx, student, teacher, span_ids, normalizer, options, inplace_backward):
-        if inplace_backward:
-            grad = student.detach()  # shares the version counter: whoever saved these logits is told
-            loss, sums, counts = torch.ops.sad.span_kl_with_grad_(grad, teacher, span_ids, normalizer, *options)
-        else:
-            detached = student.detach()
-            loss, sums, counts, grad = torch.ops.sad.span_kl_with_grad(detached, teacher, span_ids, normalizer, *options)
-        ctx.save_for_backward(grad, span_ids)  # released before it is returned, so accumulation takes it without a copy
-        ctx.shift, ctx.backend, ctx.inplace_backward = options.shift, options.backend, inplace_backward
-        ctx.mark_non_differentiable(sums, counts)
-        return loss, sums, counts
-
-    @staticmethod
-    def backward(ctx, upstream, *_):
-        grad, span_ids = ctx.saved_tensors
-        if _graph_is_kept() and not ctx.inplace_backward:
-            grad = grad.clone()
-        torch.ops.sad.scale_supervised_rows_(grad, span_ids, upstream, ctx.shift, ctx.backend)
-        return grad, None, None, None, None, None
-
-
-# --- the public function ---
-
-
-def span_kl(
+def fused_span_kl(
     student_logits: Tensor,
     teacher_logits: Tensor,
     span_ids: Tensor,
@@ -302,7 +30,54 @@ def span_kl(
     return_stats: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, SpanStats]:
-    """The span-weighted KL; see `sad.fused_span_kl`, which is this function."""
+    r"""KL(teacher || student) on the reasoning and the action tokens of agent trajectories, fused.
+
+        L = lambda_r sum_t m_r(t) KL(p_T(x_t) || p_S(x_t)) + lambda_a sum_t m_a(t) KL(p_T(x_t) || p_S(x_t))
+
+    (Structured Agent Distillation, eqs. 4 to 6), where p = softmax(logits / temperature). One pass over the supervised
+    rows gives loss, statistics and gradient; other rows are never read and get a gradient of exactly 0, and no buffer of
+    the logits' size is made besides the gradient. The same bits on every run.
+
+    Args:
+        student_logits: (..., V_s), float32, bfloat16 or float16 (float64 on `reference`), any strides with a unit stride
+            on V. Receives the gradient, in its dtype.
+        teacher_logits: (..., V_t), dtype and V may differ from the student's. Must not require grad.
+        span_ids: (...,), any integer dtype: 0 none, 1 reason, 2 act (`sad.Span.REASON`, `sad.Span.ACT`); any other
+            value, such as -100, means none.
+        lambda_reason: Weight of the reasoning tokens, >= 0.
+        lambda_act: Weight of the action tokens, >= 0. Rows of weight 0 count in "mean" but are read for statistics only.
+        temperature: T > 0, divides both sides' logits. The loss is the KL of the tempered distributions, not
+            multiplied by T^2.
+        reduction: "sum" is L. "mean" divides it by the number of supervised tokens n_r + n_a. "span_mean" is
+            lambda_r L_cot / n_r + lambda_a L_act / n_a. "none" gives the KL of every token, not weighted by lambda, in the
+            shape of `span_ids`. Without a supervised token the loss and the gradient are exactly 0.
+        normalizer: Replaces the local token counts in "mean" (a number or a 0-dim tensor on the logits' device) and in
+            "span_mean" (two of them): the global count under gradient accumulation and data parallelism.
+        shift: For logits (..., T, V) of a causal model: row t is judged by the span id of token t + 1. Nothing is copied;
+            the last row carries no loss and the id of token 0 counts nowhere.
+        vocab_size: The softmaxes run over the first `vocab_size` columns of both sides; the gradient beyond is 0.
+            Default: min(V_s, V_t), which is right for vocabularies padded to different sizes.
+        divergence: "forward_kl".
+        inplace_backward: Write the gradient over `student_logits`, whose contents are undefined from the call on. No
+            gradient buffer is allocated; a second backward raises, as does the backward of another op that saved the
+            logits. Without grad mode nothing is written.
+        return_stats: Also return `SpanStats` from the same pass, without a device sync.
+        backend: "auto", or one of "reference", "cpu", "triton" by name, which never falls back.
+
+    Returns:
+        The loss, a float32 scalar (float64 if an input is); with `return_stats` a pair (loss, `SpanStats`). The KL is
+        never negative; it is +inf where the student's logit is -inf and the teacher's is not, and the gradient q - p stays
+        finite there. A NaN logit in a supervised row makes the loss NaN, as does a row whose columns are all -inf.
+
+    Raises:
+        ValueError: A shape, device, number or name is not usable; the message names the argument and the remedy.
+        TypeError: An argument is of the wrong type or dtype.
+        sadkernels.backends.BackendUnavailableError: The backend named cannot run these tensors here.
+
+    Example:
+        >>> loss = sad.fused_span_kl(student(x).logits, teacher_logits, span_ids, shift=True)
+        >>> loss.backward()
+    """
     checks.check_logits("student_logits", student_logits)
     checks.check_logits("teacher_logits", teacher_logits)
     lead = student_logits.shape[:-1]
@@ -320,7 +95,7 @@ def span_kl(
     checks.check_choice("backend", backend, ("auto", *backends.PACKAGES))
     if shift and not lead:
         checks.fail("shift", "logits of shape (..., T, V)", tuple(student_logits.shape), "Leave shift=False.")
-    options = _Options(
+    options = Options(
         checks.check_number("lambda_reason", lambda_reason, at_least=0.0),
         checks.check_number("lambda_act", lambda_act, at_least=0.0),
         checks.check_number("temperature", temperature, above=0.0),
@@ -331,13 +106,7 @@ def span_kl(
         backend,
     )
     normalizer = checks.check_normalizer(normalizer, reduction, student_logits.device)
-    needs_grad = torch.is_grad_enabled() and student_logits.requires_grad
-    if inplace_backward and needs_grad:
+    if inplace_backward and torch.is_grad_enabled() and student_logits.requires_grad:
         checks.check_writable(student_logits)
-
-    tensors = (student_logits, teacher_logits, span_ids, normalizer)
-    if needs_grad and reduction != "none" and student_logits.dtype != torch.float16:
-        loss, sums, counts = _OnePass.apply(*tensors, options, inplace_backward)
-    else:
-        loss, sums, counts, _ = torch.ops.sad.span_kl(*tensors, *options, inplace_backward)
+    loss, sums, counts = span_kl_op(student_logits, teacher_logits, span_ids, normalizer, options, inplace_backward)
     return (loss, span_stats(sums, counts)) if return_stats else loss

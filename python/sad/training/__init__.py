@@ -1,0 +1,1 @@
+"""Training a student on labelled trajectories: configuration, curriculum, and a thin `transformers.Trainer`."""

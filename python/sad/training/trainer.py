@@ -1,0 +1,268 @@
+"""`SADTrainer`: transformers' `Trainer` with the span loss, the curriculum, and both losses in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from sad.errors import InputError
+from sad.losses import fused_span_kl
+from sad.training import difficulty
+from sad.training.collator import SpanCollator
+from sad.training.config import SADConfig
+from sad.training.curriculum import CurriculumSampler, trajectory_scores
+from sad.training.meter import SpanMeter, mean_loss, span_metrics
+from sadkernels import backends
+from sadkernels.kinds import SpanKind
+
+Dataset = Sequence[Mapping[str, Any]]
+
+
+class _EpochSetter(TrainerCallback):
+    """Tells the curriculum which epoch begins. Accelerate does too, but after a resume on several processes its own way
+    to the sampler is one wrapper too short."""
+
+    def __init__(self, trainer: SADTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        if self._trainer.curriculum_sampler is not None:
+            self._trainer.curriculum_sampler.set_epoch(int(state.epoch or 0))
+
+
+def _check_backend(args: SADConfig) -> None:
+    try:
+        backends.resolve(args.backend, "span_kl", args.device, torch.float32)
+    except backends.BackendUnavailableError as error:
+        remedy = "Use backend='auto', which takes what there is."
+        raise InputError("backend", "one that runs here", f"{args.backend!r} ({error})", remedy) from error
+
+
+class SADTrainer(Trainer):
+    r"""Distils a student from a live teacher on the labelled tokens of agent trajectories.
+
+        L = (lambda_r sum_r KL(p_T || p_S) + lambda_a sum_a KL(p_T || p_S)) / (n_r + n_a)         (eqs. 4 to 6)
+
+    where the counts n_r + n_a are those of the whole optimizer step: over all accumulated batches and all processes, so
+    that neither changes the gradient. Everything else is `transformers.Trainer`.
+
+    Args:
+        model: The student, a causal language model. May be a PEFT model.
+        teacher: A causal language model of the same tokenizer; its head may be padded to another size. It is put into
+            eval mode and, unless it was loaded with a device map, onto the training device, once per process.
+        args: `SADConfig`.
+        train_dataset: Indexable, of mappings with `input_ids` and `span_ids` (what `sad.encode_all` gives).
+        eval_dataset: The same, or a dict of such.
+        data_collator: Default: `SpanCollator` with the lengths of `args`.
+        processing_class: The tokenizer, to be saved with the model.
+        **kwargs: Passed on to `transformers.Trainer`.
+
+    Raises:
+        InputError: The arguments do not fit together, or the backend cannot run here.
+    """
+
+    loss_is_scaled_for_ga = True  # by the token count of the whole step, in `compute_loss`
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        args: SADConfig,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        data_collator: Callable | None = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(args, SADConfig):
+            raise InputError("args", "a sad.SADConfig", type(args).__name__, "Build one: SADConfig(output_dir=...).")
+        if teacher is model:
+            raise InputError("teacher", "another model than the student", "the same object", "Pass a copy of it.")
+        _check_backend(args)
+        if data_collator is None:
+            data_collator = SpanCollator(pad_to_multiple_of=args.pad_to_multiple_of, max_length=args.max_length)
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = True  # before 5.19: what keeps the base class from dividing the loss once more
+        self.teacher = self._place_teacher(teacher)
+        self.curriculum_sampler: CurriculumSampler | None = None
+        self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
+        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
+            remedy = "The label of a row is that of the next token, which lies on another device. Use data parallelism."
+            raise InputError("parallelism_config", "whole sequences on each device", "a split sequence", remedy)
+        self.add_callback(_EpochSetter(self))
+
+    # --- the teacher ---
+
+    def _place_teacher(self, teacher: nn.Module) -> nn.Module:
+        """In eval mode, whole on every device, in its own dtype. Accelerate's `prepare_model` has nothing to add in
+        evaluation mode: it shards nothing, and casts the logits to float32 under mixed precision."""
+        if any(hasattr(parameter, "ds_id") for parameter in teacher.parameters()):
+            remedy = "Load it before the SADConfig is made, or train with ZeRO stage 2 or FSDP."
+            raise InputError("teacher", "a model with all its weights", "one that ZeRO stage 3 took apart", remedy)
+        teacher.eval()
+        placed = getattr(teacher, "hf_device_map", None) is not None or getattr(teacher, "is_quantized", False)
+        return teacher if placed else teacher.to(self.args.device)
+
+    @torch.no_grad()
+    def teacher_logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, T, V) for a batch of `input_ids` and `attention_mask`, without a graph and without a cache."""
+        options = {"use_cache": False} if hasattr(self.teacher, "config") else {}
+        with self.accelerator.autocast():
+            return self.teacher(**batch, **options).logits
+
+    # --- the loss ---
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        """Supervised tokens of the optimizer step, over its batches and, if so configured, the processes."""
+        rows = [batch["span_ids"][..., 1:] for batch in batch_samples]
+        if not rows:
+            return None
+        count = sum(((row == SpanKind.REASON) | (row == SpanKind.ACT)).sum() for row in rows).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count / self.get_tp_size()  # tensor-parallel processes see the same tokens
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The span loss of one batch, divided by the tokens of the whole step; its statistics go to the meter."""
+        batch = {name: x for name, x in inputs.items() if name not in ("span_ids", "skip_logits")}
+        teacher_logits = self.teacher_logits(batch)
+        outputs = model(**batch)
+        loss, stats = fused_span_kl(
+            outputs.logits,
+            teacher_logits,
+            inputs["span_ids"],
+            lambda_reason=self.args.lambda_reason,
+            lambda_act=self.args.lambda_act,
+            temperature=self.args.temperature,
+            normalizer=num_items_in_batch,
+            shift=True,
+            inplace_backward=self.args.inplace_backward and not return_outputs,
+            return_stats=True,
+            backend=self.args.backend,
+        )
+        self._meters["train" if model.training else "eval"].add(stats)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged, not added
+        return (loss, outputs) if return_outputs else loss
+
+    # --- the curriculum ---
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.curriculum or dataset is None or not hasattr(dataset, "__len__"):
+            return super()._get_train_sampler(train_dataset)
+        args, measures = self.args, self._measures(dataset)
+        scores = trajectory_scores(
+            measures.reason_tokens,
+            measures.act_tokens,
+            measures.reason_tokens * 0.0 if measures.teacher_entropy is None else measures.teacher_entropy,
+            alpha=args.curriculum_alpha,
+            beta=args.curriculum_beta,
+            gamma=args.curriculum_gamma,
+            units=args.curriculum_units,
+        )
+        epochs = float(args.num_train_epochs)
+        if args.max_steps > 0:
+            epochs = args.max_steps / -(-len(dataset) // self.get_total_train_batch_size(args))
+        self.curriculum_sampler = CurriculumSampler(
+            scores,
+            epochs=epochs,
+            start=args.curriculum_start,
+            end=args.curriculum_end,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        return self.curriculum_sampler
+
+    def _measures(self, dataset: Dataset) -> difficulty.Measures:
+        """From the run folder, or measured now: each process takes every so many batches, and all get the sum."""
+        path = Path(self.args.output_dir, difficulty.FILE_NAME)
+        rows = difficulty.read_rows(dataset, self.args.max_length)
+        teacher = difficulty.model_digest(self.teacher) if self.args.curriculum_gamma else None
+        found = difficulty.load(path, rows.digest, teacher)
+        if found is not None:
+            return found
+        entropy = self._entropy_sums(dataset, rows) if teacher else None
+        measures = difficulty.measure(rows, entropy)
+        self.accelerator.wait_for_everyone()  # nobody may find the file of a process that was faster
+        if self.is_world_process_zero():
+            difficulty.save(path, measures, rows.digest, teacher)
+        return measures
+
+    def _entropy_sums(self, dataset: Dataset, rows: difficulty.Rows) -> Tensor:
+        """One forward pass of the teacher over the data, in batches no larger than a training batch."""
+        max_tokens = self.args.per_device_train_batch_size * self.args.max_length
+        batches = difficulty.batches_by_length([len(row) for row in rows.span_ids], max_tokens)
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        device = self.args.device
+        sums = torch.zeros(len(dataset), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        collator = SpanCollator(pad_to_multiple_of=self.args.pad_to_multiple_of, max_length=self.args.max_length)
+        measured = difficulty.entropy_sums(
+            self.teacher_logits, dataset, mine, collator=collator, device=device, backend=self.args.backend
+        )
+        show = not self.args.disable_tqdm and self.is_local_process_zero()
+        for indices, values in difficulty.with_progress(measured, len(mine), show):
+            sums[torch.tensor(indices, device=device)] = values.to(sums.dtype)
+        return self.accelerator.reduce(sums, reduction="sum")
+
+    # --- evaluation and logs ---
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The base class's, after the examples that fill up the last batch of several processes lost their labels."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
+            size = len(inputs["span_ids"])
+            real = min(max(state.remainder - self.accelerator.process_index * size, 0), size)
+            span_ids = inputs["span_ids"].clone()
+            span_ids[real:] = SpanKind.NONE
+            inputs = {**inputs, "span_ids": span_ids}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Adds both span losses, and makes the loss the mean over tokens, whatever the batches and processes."""
+        self._meters["eval"] = SpanMeter()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = self._taken("eval")
+        loss = mean_loss(sums, self.args.lambda_reason, self.args.lambda_act)
+        output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
+        output.metrics.update({f"{metric_key_prefix}_{name}": x for name, x in span_metrics(sums).items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a training log what the meter holds: both span losses, agreement, entropies, tokens."""
+        if "loss" in logs:
+            logs = {**logs, **span_metrics(self._taken("train"))}
+            if self.curriculum_sampler is not None and self.state.max_steps:
+                progress = self.state.global_step / self.state.max_steps
+                logs["curriculum_share"] = float(self.curriculum_sampler.admitted_share(progress))
+        super().log(logs, start_time)
+
+    def _taken(self, mode: str) -> Tensor:
+        """The meter's sums over all processes."""
+        return self.accelerator.reduce(self._meters[mode].take(self.args.device), reduction="sum")

@@ -1,0 +1,156 @@
+"""`sad train` from the command line: a run folder, its continuation, and bad input with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sad.cli.main import main
+from sad.trajectories.trajectory import Trajectory, write_jsonl
+from tests.sad.training import tiny
+
+FAST = [
+    "--use-cpu", "--disable-tqdm", "true", "--max-length", "96", "--per-device-train-batch-size", "4",
+    "--logging-steps", "1", "--gradient-accumulation-steps", "1", "--max-steps", "4", "--learning-rate", "1e-2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A teacher, a student, a student of another tokenizer, and trajectories of which one is long and one is empty."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for name, seed, sharpness in (("teacher", 1, 30.0), ("student", 2, 1.0), ("stranger", 2, 1.0)):
+        tiny.model(seed=seed, sharpness=sharpness).save_pretrained(folder / name)
+        tiny.tokenizer(290 if name == "stranger" else 300).save_pretrained(folder / name)
+    tiny.model().config.save_pretrained(folder / "config_only")
+    write_jsonl(folder / "data.jsonl", [*tiny.trajectories(12), Trajectory(id="silent", text="You see nothing.\n")])
+    return folder
+
+
+@pytest.fixture
+def sad(monkeypatch, capsys):
+    """Runs `sad ...`; gives exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sad", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def inputs(folder: Path, **replaced: object) -> list[object]:
+    paths = {"teacher": folder / "teacher", "student": folder / "student", "data": folder / "data.jsonl", **replaced}
+    return [part for name, path in paths.items() if path is not None for part in (f"--{name}", path)]
+
+
+def test_a_run_leaves_config_records_metrics_and_a_model(sad, folder, tmp_path):
+    out = tmp_path / "run"
+    code, stdout, stderr = sad("train", *inputs(folder), "--eval-data", folder / "data.jsonl", "--out", out, *FAST)
+    assert code == 0, stderr
+    assert "read 13 trajectories" in stdout and "1 without a supervised token dropped" in stdout
+    record = json.loads((out / "run.json").read_text())
+    cut = sum(len(example["input_ids"]) > 96 for example in tiny.examples(12, max_length=None))
+    assert cut > 0
+    assert record["data"] == {"read": 13, "used": 12, "truncated": cut, "empty": 1, "unparsed": 1}
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [(log["loss_reason"], log["loss_act"]) for log in metrics if "loss" in log]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    assert [log for log in metrics if "eval_loss_act" in log]
+    assert yaml.safe_load((out / "config.yaml").read_text())["learning_rate"] == 1e-2
+    assert len(json.loads((out / "curriculum.json").read_text())["teacher_entropy"]) == 12
+    trained, before = (AutoModelForCausalLM.from_pretrained(path) for path in (out / "model", folder / "student"))
+    assert not torch.equal(trained.lm_head.weight, before.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(out / "model").get_vocab() == tiny.tokenizer().get_vocab()
+
+
+def test_flags_win_over_the_file_and_a_run_s_config_repeats_it(sad, folder, tmp_path):
+    file = tmp_path / "train.yaml"
+    paths = {name: str(folder / name) for name in ("teacher", "student")} | {"data": str(folder / "data.jsonl")}
+    file.write_text(yaml.safe_dump({**paths, "out": str(tmp_path / "one"), "learning_rate": "5e-3", "use_cpu": True}))
+    flags = [flag for flag in FAST if flag not in ("--learning-rate", "1e-2")]
+    code, _, stderr = sad("train", "--config", file, *flags, "--lambda-act", "2")
+    assert code == 0, stderr
+    kept = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    assert (kept["learning_rate"], kept["lambda_act"], kept["max_steps"]) == (5e-3, 2.0, 4)
+    code, _, stderr = sad("train", "--config", tmp_path / "one" / "config.yaml", "--out", tmp_path / "two")
+    assert code == 0, stderr
+    first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert first == second
+
+
+def test_resume_continues_to_the_same_weights(sad, folder, tmp_path):
+    save = ["--save-steps", "2"]
+    assert sad("train", *inputs(folder), "--out", tmp_path / "whole", *FAST, *save)[0] == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "model")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")  # as if stopped after step 3: the metrics are ahead
+    code, stdout, stderr = sad("train", "--resume", "--out", tmp_path / "cut")
+    assert code == 0, stderr
+    assert "checkpoint-2" in stdout
+    for file in ("model/model.safetensors", "curriculum.json"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    steps = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [log["step"] for log in steps if "loss" in log] == [1, 2, 3, 4]
+    write_jsonl(tmp_path / "other.jsonl", tiny.trajectories(5))
+    code, _, stderr = sad("train", "--resume", "--out", tmp_path / "cut", "--data", tmp_path / "other.jsonl")
+    assert code == 2 and "data" in stderr
+
+
+def test_nothing_of_another_run_is_touched(sad, folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    code, _, stderr = sad("train", *inputs(folder), "--out", tmp_path / "run", *FAST)
+    assert code == 2 and "--resume" in stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_a_student_from_its_config(sad, folder, tmp_path):
+    student = inputs(folder, student=folder / "config_only")
+    code, _, stderr = sad("train", *student, "--out", tmp_path / "run", *FAST)
+    assert code == 2 and "--from-config" in stderr and not (tmp_path / "run").exists()
+    code, _, stderr = sad("train", *student, "--from-config", "--out", tmp_path / "run", *FAST)
+    assert code == 0, stderr
+
+
+@pytest.mark.parametrize(
+    ("replaced", "flags", "message"),
+    [
+        ({"student": "stranger"}, [], "ids differ, the first (id 290"),
+        ({"data": "missing.jsonl"}, [], "no such file"),
+        ({"data": "broken.jsonl"}, [], "broken.jsonl, line 2"),
+        ({"teacher": None}, [], "teacher: expected a path"),
+        ({"teacher": "nowhere"}, [], "not a folder"),
+        ({}, ["--format", "klingon"], "klingon"),
+        ({}, ["--format", "markers"], "sad inspect"),
+        ({}, ["--max-length", "500"], "128 positions"),
+        ({}, ["--lamda-act", "2"], "lambda_act"),
+        ({}, ["--temperature", "0"], "temperature"),
+        ({}, ["--backend", "cuda"], "backend"),
+        ({}, ["--resume"], "config.yaml"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_bad_input_is_one_message_and_exit_code_2(sad, folder, tmp_path, replaced, flags, message):
+    (folder / "broken.jsonl").write_text('{"text": "Reasoning: a\\n"}\n{"text": \n')
+    replaced = {name: path and folder / path for name, path in replaced.items()}
+    code, _, stderr = sad("train", *inputs(folder, **replaced), "--out", tmp_path / "run", *FAST, *flags)
+    assert code == 2 and message in stderr
+    assert "Traceback" not in stderr and stderr.count("sad: ") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_fields_are_listed(sad):
+    code, stdout, _ = sad("train", "--fields")
+    assert code == 0 and "--curriculum_end" in stdout and "--learning_rate" in stdout

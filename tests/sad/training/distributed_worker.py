@@ -1,0 +1,79 @@
+"""Trains in however many processes it is started, and writes weights and logs: `python -m ... FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from sad.training.config import SADConfig
+from sad.training.trainer import SADTrainer
+from tests.sad.training import tiny
+
+STOP = 4  # in the second epoch of three steps
+
+
+class Stop(TrainerCallback):
+    """Interrupts the first half of the run that is resumed."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= STOP
+
+
+def trainer(folder: Path, batch: int) -> SADTrainer:
+    """SGD, so that weights stay as close as gradients; a curriculum that grows to the end."""
+    config = SADConfig(
+        output_dir=str(folder),
+        **tiny.CONFIG
+        | {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": 2,
+            "max_steps": 7,
+            "learning_rate": 0.5,
+            "optim": "sgd",
+            "curriculum_end": 1.0,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "save_total_limit": None,
+            "per_device_eval_batch_size": batch,
+        },
+    )
+    teacher, student = tiny.model(seed=1, sharpness=30), tiny.model(seed=2)
+    # 24 to train on: whole batches on two processes. 7 to evaluate on: the last batch is filled up.
+    return SADTrainer(student, teacher, config, train_dataset=tiny.examples(24), eval_dataset=tiny.examples(7, seed=9))
+
+
+def weights(made: SADTrainer) -> torch.Tensor:
+    return torch.cat([x.detach().flatten() for x in made.accelerator.unwrap_model(made.model).parameters()])
+
+
+def record(made: SADTrainer) -> dict:
+    """Everything that should not depend on the number of processes."""
+    names = ("loss", "loss_reason", "loss_act", "tokens_reason", "tokens_act", "grad_norm")
+    logs = [{name: log[name] for name in names} for log in made.state.log_history if "loss" in log]
+    evaluated = {name: x for name, x in made.evaluate().items() if "loss" in name or "tokens" in name}
+    return {"weights": weights(made), "logs": logs, "eval": evaluated}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    whole = trainer(folder / "whole", batch=2)
+    whole.train()
+    result = {"whole": record(whole)}
+    first = trainer(folder / "cut", batch=2)
+    first.add_callback(Stop())
+    first.train()
+    second = trainer(folder / "cut", batch=2)
+    second.train(resume_from_checkpoint=True)
+    result["resumed"] = {"weights": weights(second)}
+    if whole.is_world_process_zero():
+        measured = json.loads((folder / "whole" / "curriculum.json").read_text())
+        torch.save({**result, "curriculum": measured, "processes": whole.accelerator.num_processes}, folder / "result.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,192 @@
+"""Eq. 7 and the order that follows from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sad.errors import InputError
+from sad.training import difficulty
+from sad.training.collator import SpanCollator
+from sad.training.curriculum import CurriculumSampler, trajectory_scores
+from tests.sad.training import tiny
+
+
+def drawn(sampler: CurriculumSampler, epoch: int) -> list[int]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+# --- eq. 7 ---
+
+
+def test_raw_scores_are_eq_7_to_the_letter():
+    scores = trajectory_scores([10, 20], [3, 1], [2.0, 0.5], alpha=1.0, beta=2.0, gamma=4.0, units="raw")
+    np.testing.assert_allclose(scores, [10 + 6 + 8, 20 + 2 + 2])
+
+
+def test_relative_scores_do_not_depend_on_the_unit_of_a_term():
+    reason, act, entropy = np.array([10, 30]), np.array([4, 4]), np.array([1.0, 0.5])
+    scores = trajectory_scores(reason, act, entropy)
+    np.testing.assert_allclose(scores, [0.5 + 1 + 4 / 3, 1.5 + 1 + 2 / 3])
+    np.testing.assert_allclose(scores, trajectory_scores(reason * 1000, act, entropy / np.log(2)))
+
+
+def test_a_term_that_is_all_zero_or_not_weighed_is_left_out():
+    np.testing.assert_allclose(trajectory_scores([1, 3], [0, 0], [np.nan, np.nan], gamma=0.0), [0.5, 1.5])
+    with pytest.raises(InputError, match="teacher_entropy of trajectory 1"):
+        trajectory_scores([1, 3], [1, 1], [1.0, np.nan])
+
+
+# --- the order ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.lists(st.integers(0, 5).map(float), min_size=1, max_size=40),
+    epochs=st.floats(0.3, 6),
+    start=st.floats(0, 1),
+    end=st.floats(0.05, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_order_properties(scores, epochs, start, end, seed):
+    """What the class promises, for any scores and any pace."""
+    n = len(scores)
+    make = lambda: CurriculumSampler(scores, epochs=epochs, start=start, end=end, seed=seed)  # noqa: E731
+    ranks = {index: rank for rank, index in enumerate(sorted(range(n), key=lambda i: (scores[i], i)))}
+    sampler = make()
+    for epoch in range(int(np.ceil(epochs)) + 1):
+        order = drawn(sampler, epoch)
+        assert len(order) == n
+        assert order == drawn(make(), epoch)  # of the epoch alone, not of what was drawn before
+        shares = [float(sampler.admitted_share((epoch + (i + 1) / n) / epochs)) for i in range(n)]
+        for index, share in zip(order, shares):
+            assert ranks[index] < max(1, np.ceil(n * share))  # only admitted ones
+        times = np.bincount(order, minlength=n)
+        # Exactly once each where the pool never runs dry, as in any epoch that begins with all admitted.
+        if all(np.ceil(n * share - 1e-9) >= i + 1 for i, share in enumerate(shares)):
+            assert (times == 1).all()
+
+
+def test_one_epoch_sees_everything_once_easy_ones_first():
+    scores = np.random.default_rng(0).permutation(1000)
+    order = drawn(CurriculumSampler(scores, epochs=1, start=0.2, end=1.0), 0)
+    assert sorted(order) == list(range(1000))
+    quarters = scores[order].reshape(4, 250).mean(1)
+    assert (np.diff(quarters) > 50).all()
+
+
+def test_easy_ones_are_repeated_evenly_until_harder_ones_are_admitted():
+    order = drawn(CurriculumSampler(np.arange(100), epochs=10, start=0.1, end=1.0), 0)
+    times = np.bincount(order, minlength=100)
+    assert times[:10].min() >= 5 and times[20:].sum() == 0
+
+
+def test_epochs_and_seeds_give_different_orders():
+    orders = [
+        drawn(CurriculumSampler(np.arange(50), epochs=4, end=0.1, seed=seed), epoch)
+        for seed, epoch in ((0, 1), (0, 2), (1, 1))
+    ]
+    assert len(set(map(tuple, orders))) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"epochs": 1, "start": -0.1}, {"epochs": 1, "end": 0}])
+def test_sampler_refuses(wrong):
+    with pytest.raises(InputError):
+        CurriculumSampler([1.0, 2.0], **wrong)
+    with pytest.raises(InputError, match="scores"):
+        CurriculumSampler([1.0, float("nan")], epochs=1)
+
+
+# --- measuring ---
+
+
+def test_batches_hold_no_more_than_their_tokens_and_everything_once():
+    lengths = [3, 50, 7, 7, 12, 1, 30]
+    batches = difficulty.batches_by_length(lengths, 32)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 32 for batch in batches if len(batch) > 1)
+    assert batches == difficulty.batches_by_length(lengths, 32)
+
+
+def test_teacher_entropy_is_the_mean_over_supervised_tokens(trainer):
+    """Against log_softmax, trajectory by trajectory, without padding."""
+    made = trainer()
+    measures = made._measures(made.train_dataset)
+    for index, example in enumerate(made.train_dataset):
+        with torch.no_grad():
+            logits = made.teacher(torch.tensor([example["input_ids"]])).logits[0, :-1].double()
+        labels = torch.tensor(example["span_ids"][1:])
+        entropy = torch.distributions.Categorical(logits=logits).entropy()[labels > 0].mean()
+        assert measures.teacher_entropy[index] == pytest.approx(entropy.item(), rel=1e-5)
+        assert measures.reason_tokens[index] == (labels == 1).sum()
+        assert measures.act_tokens[index] == (labels == 2).sum()
+    assert np.std(measures.teacher_entropy) > 0.01  # else the third term would order nothing
+
+
+def test_the_teacher_runs_once_and_never_on_more_than_a_training_batch(trainer):
+    made, seen = trainer(per_device_train_batch_size=2, max_length=40), []
+    forward = made.teacher_logits
+    made.teacher_logits = lambda batch: (seen.append(batch["input_ids"].numel()), forward(batch))[1]
+    first = made._measures(made.train_dataset)
+    assert max(seen) <= 2 * 40
+    calls = len(seen)
+    again = made._measures(made.train_dataset)  # from the run folder
+    assert len(seen) == calls
+    for a, b in zip(first, again):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_kept_difficulties_of_other_data_or_another_teacher_are_refused(trainer):
+    made = trainer()
+    made._measures(made.train_dataset)
+    path = Path(made.args.output_dir, difficulty.FILE_NAME)
+    before = path.read_text()
+    with pytest.raises(InputError, match="another data"):
+        made._measures(made.train_dataset[:-1])
+    made.teacher = tiny.model(seed=5)
+    with pytest.raises(InputError, match="another teacher"):
+        made._measures(made.train_dataset)
+    assert path.read_text() == before
+    path.write_text(json.dumps({"data": 1}))
+    with pytest.raises(InputError, match=difficulty.FILE_NAME):
+        made._measures(made.train_dataset)
+
+
+def test_without_gamma_the_teacher_is_not_asked(trainer):
+    made = trainer(curriculum_gamma=0.0)
+    made.teacher_logits = None
+    sampler = made._get_train_sampler()
+    lengths = [sum(np.array(example["span_ids"]) > 0) for example in made.train_dataset]
+    first = next(iter(sampler))
+    assert lengths[first] <= np.quantile(lengths, 0.5)
+
+
+def test_the_data_hash_sees_tokens_labels_and_borders():
+    base = [{"input_ids": [1, 2, 3], "span_ids": [0, 1, 2]}, {"input_ids": [4], "span_ids": [0]}]
+    others = [
+        [{"input_ids": [1, 2, 4], "span_ids": [0, 1, 2]}, base[1]],
+        [{"input_ids": [1, 2, 3], "span_ids": [0, 1, 1]}, base[1]],
+        [{"input_ids": [1, 2], "span_ids": [0, 1]}, {"input_ids": [3, 4], "span_ids": [2, 0]}],
+        base[::-1],
+    ]
+    digests = {difficulty.read_rows(data, None).digest for data in (base, *others)}
+    assert len(digests) == 5
+    with pytest.raises(InputError, match="span_ids of example 0"):
+        difficulty.read_rows([{"input_ids": [1, 2], "span_ids": [0]}], None)
+
+
+def test_collated_entropies_ignore_padding():
+    """One long and one short trajectory in a batch give what each gives alone."""
+    data, model = tiny.examples(6), tiny.model(seed=3, sharpness=30).eval()
+    logits_of = lambda batch: model(**batch).logits  # noqa: E731
+    options = {"collator": SpanCollator(), "device": torch.device("cpu")}
+    together = dict(zip(range(6), next(difficulty.entropy_sums(logits_of, data, [list(range(6))], **options))[1]))
+    for indices, sums in difficulty.entropy_sums(logits_of, data, [[i] for i in range(6)], **options):
+        torch.testing.assert_close(sums[0], together[indices[0]], rtol=1e-5, atol=1e-5)

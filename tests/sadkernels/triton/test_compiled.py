@@ -1,0 +1,58 @@
+"""What a compiler makes of the kernels. Triton compiles without a GPU, but not in a process that interprets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+
+
+def run_compiling(*command: str) -> subprocess.CompletedProcess:
+    """Runs Python on `command` with the compiler in place of the interpreter."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> list[dict[str, str]]:
+    """A sample of kernels, dtypes and tiles on every architecture."""
+    out = tmp_path_factory.mktemp("offline") / "kernels.csv"
+    done = run_compiling("benchmarks/offline_checks.py", "--quick", "--out", str(out))
+    assert out.exists(), done.stderr
+    with open(out, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_spills_and_loops_move_16_bytes(compiled, architecture):
+    """Traps 2 and 13 of other kernels: tiles too wide for their warps, and 2-byte accesses at V = 50257."""
+    rows = [row for row in compiled if row["architecture"] == architecture]
+    assert any(row["kernel"] == "forward_backward" for row in rows)
+    for row in rows:
+        about = {key: row[key] for key in ("kernel", "student/teacher", "tile", "registers")}
+        assert (row["spilled_bytes"], row["local_accesses"]) == ("0", "0"), about
+        assert (row["narrowest_load_bits"], row["narrowest_store_bits"]) == ("128", "128"), about
+        assert int(row["loads_in_loops"]) >= 2, about  # the widths above are those of accesses that were found
+        assert int(row["stores_in_loops"]) >= 1 or row["kernel"] in ("forward", "forward, stats"), about
+        if row["tile"] in ("pair", "crowded"):
+            assert int(row["registers"]) <= 64, about  # 1024 threads on an SM
+
+
+def test_sizes_do_not_recompile():
+    """Trap 8: one compilation for all N and V of a tile and a dtype, whatever divides them; strides and addresses too."""
+    done = run_compiling("-m", "tests.sadkernels.triton.count_compilations")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "forward_backward": 2,  # the short and the long tile
+        "backward": 2,
+        "scale": 2,
+        "forward_backward out of phase": 2,  # the teacher's rows begin elsewhere in their groups than the student's
+    }

@@ -1,0 +1,36 @@
+"""The `sad` command: one file per subcommand, and one message with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+from sad.errors import InputError
+
+COMMANDS = ("demo", "collect", "inspect", "train", "eval")
+
+app = typer.Typer(
+    name="sad",
+    help="Structured Agent Distillation: large ReAct-style agents into small ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _name in COMMANDS:
+    _module = importlib.import_module(f"sad.cli.{_name}")
+    app.command(_name, context_settings=getattr(_module, "CONTEXT_SETTINGS", None))(_module.command)
+
+
+def main() -> None:
+    """Entry point of the `sad` command."""
+    try:
+        app()
+    except InputError as error:
+        typer.secho(f"sad: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What is collected is what was played, and reads back."""
+
+from __future__ import annotations
+
+import pytest
+
+import sad
+from sad.agents.collect import choose_tasks, collect, collect_expert
+from sad.agents.envs.household.reading import goal_of
+from sad.agents.episode import observation_lines
+from sad.errors import InputError
+
+from .toy import Doors, ScriptedModel, tiny_model, toy_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return toy_tokenizer()
+
+
+def test_samples_differ_are_named_apart_and_survive_a_file(tokenizer, tmp_path) -> None:
+    env = Doors()
+    model = tiny_model("llama", len(tokenizer), acts=True, tokenizer=tokenizer)
+    seen: list[str] = []
+    kept = collect(
+        model,
+        tokenizer,
+        env,
+        env.tasks[:3],
+        env_name="doors",
+        samples=2,
+        temperature=1.0,
+        extra={"model": "tiny"},
+        on_trajectory=lambda t: seen.append(t.id),
+        max_steps=3,
+        max_turn_tokens=20,
+    )
+    assert [t.id for t in kept] == ["open-1", "open-2", "open-3", "open-1#1", "open-2#1", "open-3#1"]
+    assert sorted(seen) == sorted(t.id for t in kept)
+    assert [t.text for t in kept[:3]] != [t.text for t in kept[3:]]
+    sad.write_jsonl(tmp_path / "kept.jsonl", kept)
+    again = sad.read_jsonl(tmp_path / "kept.jsonl")
+    assert again == kept
+    assert again[0].extra["model"] == "tiny" and again[0].env == "doors" and again[0].extra["end"]
+
+
+def test_a_model_that_repeats_the_expert_gets_the_experts_transcript() -> None:
+    """Expert and `play` write one transcript format, to the letter."""
+    env = sad.envs.make("household", split="train", seed=0, size="small", tasks=6)
+    tokenizer = toy_tokenizer()
+    for task, expert in zip(env.tasks, collect_expert(env, env.tasks), strict=True):
+        assert expert.success
+        spans = expert.segmented().spans
+        script = "".join(expert.text[start:end] for start, end, _ in spans)
+        model = ScriptedModel(tokenizer, script)
+        model.config.n_positions = 10_000
+        (played,) = collect(model, tokenizer, env, [task], env_name="household")
+        assert played.text == expert.text
+        assert (played.success, played.id, played.task, played.format) == (True, expert.id, expert.task, "sad")
+        assert played.extra["type"] == expert.extra["type"] and played.extra["steps"] == expert.extra["steps"]
+        assert observation_lines(env.reset(task)) in played.text and goal_of(env.reset(task))
+
+
+def test_tasks_to_play() -> None:
+    env = Doors()
+    assert choose_tasks(env, 2) == env.tasks[:2] and choose_tasks(env, None) == env.tasks
+    for count in (0, 13):
+        with pytest.raises(InputError, match="1 to 12"):
+            choose_tasks(env, count)
+
+
+def test_refusals(tokenizer) -> None:
+    env = Doors()
+    with pytest.raises(InputError, match="expert"):
+        collect_expert(env, env.tasks)
+    with pytest.raises(InputError, match="all the same"):
+        collect(None, tokenizer, env, env.tasks, samples=2, temperature=0.0)

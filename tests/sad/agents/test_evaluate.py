@@ -1,0 +1,77 @@
+"""Figures of hand-written episodes, counted by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sad.agents.evaluate import evaluate
+from sad.errors import InputError
+from sad.trajectories.trajectory import Trajectory
+
+from .toy import toy_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return toy_tokenizer()
+
+
+def episode(task: str, lines: str, success: bool, kind: str = "kind0", **extra) -> Trajectory:
+    extra = {"type": kind, "end": "won" if success else "max_steps", "decoding": "free"} | extra
+    return Trajectory(id=task, text=f"You see door 1.\nYour task is to: {task}.\n{lines}", success=success, extra=extra)
+
+
+TEACHER = [
+    episode("a", "Reasoning: open door 1 next.\nAction: open door 1\nYou win.\n", True),
+    episode(
+        "b",
+        "Reasoning: look\nAction: look\nNothing happens.\nReasoning: open\nAction: open door 1\nYou win.\n",
+        True,
+        "kind1",
+    ),
+]
+STUDENT = [
+    episode("b", "Action: look\nNothing happens.\n", False, "kind1"),
+    episode("a", "Reasoning: open door 2 next.\nAction: open door 1\nYou win.\n", True),
+]
+
+
+def test_figures_by_hand(tokenizer) -> None:
+    def length(line: str) -> int:
+        return len(tokenizer(line)["input_ids"])
+
+    result = evaluate(TEACHER, tokenizer)
+    reasoning = [length("Reasoning: open door 1 next.\n"), length("Reasoning: look\nReasoning: open\n")]
+    assert result["reasoning_length"] == sum(reasoning) / 2
+    assert (result["tasks"], result["successes"], result["success_rate"]) == (2, 2, 1.0)
+    assert result["steps"] == (2 + 4) / 2 and result["actions"] == (1 + 2) / 2
+    assert result["cot_match"] is None and result["ends"] == {"won": 2}
+    assert result["by_type"]["kind1"]["steps"] == 4
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_cot_match_pairs_by_task_not_by_position(tokenizer) -> None:
+    result = evaluate(STUDENT, tokenizer, reference=TEACHER)
+    spoken = len(tokenizer("Reasoning: open door 1 next.\n")["input_ids"])
+    # task a: all of the teacher's tokens but the number; task b: the student does not reason
+    assert result["by_type"]["kind0"]["cot_match"] == pytest.approx((spoken - 1) / spoken)
+    assert result["by_type"]["kind1"]["cot_match"] == 0
+    assert result["cot_match"] == pytest.approx((spoken - 1) / spoken / 2)
+    assert result["ends"] == {"won": 1, "max_steps": 1} and result["success_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "reference", "word"),
+    [
+        ([], None, "at least one"),
+        ([Trajectory(id="a", text="x\n")], None, "verdict"),
+        ([TEACHER[0], TEACHER[0]], None, "one per task"),
+        ([TEACHER[0], episode("b", "", True, decoding="admissible")], None, "not comparable"),
+        (TEACHER, TEACHER[:1], "such as 'b'"),
+    ],
+)
+def test_refusals(tokenizer, trajectories, reference, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        evaluate(trajectories, tokenizer, reference=reference)

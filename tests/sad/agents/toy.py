@@ -1,0 +1,159 @@
+"""A toy world, a toy tokenizer and toy models, small enough to know every answer by hand."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, PreTrainedTokenizerFast
+
+from sad.agents.envs.protocol import Step, Task
+
+CORPUS = """You see door 1, door 2, and door 3.
+Your task is to: open door 2.
+Reasoning: The key is behind door 12, so I open it next.
+Action: open door 2
+Nothing happens.
+The door 10 is open. You win.
+Action: look
+Answer: 42
+"""
+
+
+@dataclass
+class Doors:
+    """Rooms of doors: the task `open-k` is won by `open door k`; `look` describes the room."""
+
+    tasks: list[Task] = field(
+        default_factory=lambda: [Task(f"open-{k}", f"kind{k % 2}", f"open door {k}") for k in range(1, 13)]
+    )
+
+    @staticmethod
+    def commands(goal: int) -> list[str]:
+        return ["look"] + [f"open door {k}" for k in range(1, goal + 1)]
+
+    def reset(self, task: Task) -> str:
+        self.goal = int(task.id.split("-")[1])
+        doors = ", ".join(f"door {k}" for k in range(1, self.goal + 1))  # prompts of different lengths
+        return f"You see {doors}.\nYour task is to: {task.goal}."
+
+    @property
+    def admissible_commands(self) -> list[str]:
+        return self.commands(self.goal)
+
+    def step(self, action: str) -> Step:
+        won = action == f"open door {self.goal}"
+        if won:
+            observation = f"The door {self.goal} is open.\n\nYou win."
+        elif action == "look":
+            observation = "You see " + ", ".join(f"door {k}" for k in range(self.goal, 0, -1)) + "."
+        else:
+            observation = "Nothing happens."
+        info = {"won": won, "admissible_commands": self.admissible_commands}
+        return Step(observation, float(won), won or action == "give up", info)
+
+
+def toy_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of about 300 entries, trained on the toy world's words."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<eos>", "<bos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    core.train_from_iterator([CORPUS] * 4, trainer)
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        core.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", bos_token="<bos>")
+
+
+def tiny_model(
+    kind: str, vocabulary: int, *, context: int = 256, seed: int = 0, acts: bool = False, tokenizer: Any = None
+) -> torch.nn.Module:
+    """A random model in float64, so that rounding cannot decide between two tokens.
+
+    With `acts` its first tokens after a newline are mostly `Action`, then `:`: it babbles, but in actions.
+    """
+    from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+
+    config = {
+        "gpt2": lambda: GPT2Config(
+            vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=context, bos_token_id=1, eos_token_id=0
+        ),
+        "opt": lambda: OPTConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=context,
+            word_embed_proj_dim=32,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=0,
+        ),
+        "llama": lambda: LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=context,
+            bos_token_id=1,
+            eos_token_id=0,
+        ),
+    }[kind]()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # larger than the usual start, so that the text matters to the output
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    if acts:
+        model.register_forward_hook(_acting(tokenizer), with_kwargs=True)
+    return model
+
+
+def _acting(tokenizer: Any) -> Any:
+    """A hook that pushes `Action:` after a line's end, and line ends now and then."""
+    newline = tokenizer.convert_tokens_to_ids("Ċ")
+    push = torch.zeros(len(tokenizer), len(tokenizer), dtype=torch.float64)
+    push[:, newline] = 1.5
+    chain = [newline, *tokenizer("Action:")["input_ids"]]
+    for before, after in itertools.pairwise(chain):
+        push[before, after] = 1e3
+    push[chain[-1], newline] = -1e3
+
+    def hook(model: Any, args: tuple, kwargs: dict, output: Any) -> Any:
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        output.logits = output.logits + push[ids[:, -output.logits.shape[1] :]]
+        return output
+
+    return hook
+
+
+class ScriptedModel(torch.nn.Module):
+    """Says a script token by token, one at each forward, then ends the sequence. For one episode at a time."""
+
+    def __init__(self, tokenizer: Any, script: str) -> None:
+        super().__init__()
+        self.config = GPT2Config(n_positions=512)
+        self.embeddings = torch.nn.Embedding(len(tokenizer), 1)
+        self.words = [*tokenizer(script, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        self.device = torch.device("cpu")
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embeddings
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        logits = torch.zeros(1, 1, self.embeddings.num_embeddings)
+        logits[0, 0, self.words[0]] = 1.0
+        self.words = self.words[1:] or self.words
+        return SimpleNamespace(logits=logits)

@@ -1,0 +1,131 @@
+"""The page and the table show the numbers they are given, and nothing from outside."""
+
+from __future__ import annotations
+
+import html.parser
+import math
+import re
+
+import pytest
+
+from sad.errors import InputError
+from sad.report import plots, table
+from sad.report.overlay import token_pieces
+from sad.report.page import demo_page
+from sad.trajectories.spans import SpanKind
+
+
+def figures(successes: int, match: float | None) -> dict:
+    base = {
+        "tasks": 50,
+        "successes": successes,
+        "success_rate": successes / 50,
+        "success_interval": [0.52, 0.78],
+        "reasoning_length": 123.456,
+        "cot_match": match,
+        "steps": 14.25,
+        "actions": 7.0,
+        "ends": {"won": successes, "repeats": 50 - successes},
+    }
+    return base | {"by_type": {"pick <two>": base, "look": base | {"tasks": 7, "successes": 3}}}
+
+
+EVALUATIONS = {"teacher": figures(42, 1.0), "SAD student": figures(33, 0.875), "untrained student": figures(0, None)}
+RESULTS = {
+    "version": "0.1.0",
+    "settings": {"seed": 7},
+    "seconds": 271.4,
+    "hardware": {"processor": "x86 <script>", "threads": "2"},
+    "models": {"teacher": {"parameters": 715136}, "student": {"parameters": 200000}},
+    "data": {"unseen_tasks": 50},
+    "evaluations": EVALUATIONS,
+    "curves": {
+        "teacher": [(step, 6 / step) for step in range(1, 1001)],
+        "reason": [(10 * k, 2 / k) for k in range(1, 60)],
+        "act": [(10 * k, 1 / k) for k in range(1, 60)],
+    },
+    "stages": [{"name": "teacher learns", "seconds": 100.04, "made": "a teacher"}],
+}
+
+
+def test_table_cells() -> None:
+    rows = table.comparison(EVALUATIONS)
+    assert rows[1] == ["SAD student", "66 % (33 of 50)", "52 to 78 %", "123.5", "87.5 %", "14.2"]
+    assert rows[2][4] == "–"
+    header, types = table.by_type(EVALUATIONS)
+    assert header == ["task type", *EVALUATIONS] and types[0] == ["look", *["3 of 7"] * 3]
+    assert table.ends(EVALUATIONS)[1] == [["won", "42", "33", "0"], ["repeats", "8", "17", "50"]]
+    assert table.rich_table(table.COLUMNS, rows).row_count == 3
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects what a page loads, and whether its tags close in order."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "input", "link", "line", "rect", "path", "polyline"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "data", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_page_is_whole_self_contained_and_escaped() -> None:
+    text = "You see <b>a mug</b>.\nReasoning: I take it.\nAction: take mug\n"
+    start, middle = text.index("Reasoning"), text.index("Action")
+    pieces = token_pieces(text, [(start, middle), (middle, len(text))], [SpanKind.REASON, SpanKind.ACT])
+    page = demo_page(RESULTS, {"put a mug <here>": pieces})
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == [] and checker.loads == []
+    assert "script" not in checker.tags and "url(" not in page and "@import" not in page
+    assert checker.tags.count("svg") == 3 and checker.tags.count("polyline") == 3
+    visible = re.sub(r"<[^>]+>", " ", page)
+    for shown in ("66 % (33 of 50)", "715,136", "seed 7", "271 s", "100.0", "I take it.", "take mug", "pick &lt;two&gt;"):
+        assert shown in visible, shown
+    assert "You see &lt;b&gt;a mug" in page and "put a mug &lt;here&gt;" in page
+
+
+def test_curves_are_averaged_without_losing_their_mean() -> None:
+    points = [(float(x), math.sin(x)) for x in range(1000)]
+    thin = plots.averaged(points, 100)
+    assert len(thin) == 100
+    assert sum(y for _, y in thin) / 100 == pytest.approx(sum(y for _, y in points) / 1000)
+    assert plots.averaged(points[:7], 100) == points[:7]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_curve_stays_inside_its_axes(log: bool) -> None:
+    svg = plots.line_chart(
+        [plots.Series("a", "red", [(1, 5.0), (2, 0.031), (3, float("nan")), (4, 0.5)])], x_label="x", y_label="y", log=log
+    )
+    (points,) = re.findall(r'polyline points="([^"]+)"', svg)
+    places = [tuple(map(float, pair.split(","))) for pair in points.split()]
+    assert len(places) == 3
+    assert all(52 <= x <= 546 and 14 <= y <= 202 for x, y in places)
+    assert places[0][1] < places[2][1] < places[1][1]  # larger values stand higher
+    ticks = [float(t) for t in re.findall(r'text-anchor="end">([\d.e+-]+)<', svg)]
+    assert min(ticks) <= 0.031 and max(ticks) >= 5 and 2 <= len(ticks) <= 8
+
+
+def test_a_flat_curve_and_a_missing_one() -> None:
+    assert "polyline" in plots.line_chart([plots.Series("a", "red", [(1, 2.0)])], x_label="x", y_label="y")
+    assert "polyline" in plots.line_chart([plots.Series("a", "red", [(1, 2.0)])], x_label="x", y_label="y", log=True)
+    with pytest.raises(InputError, match="finite point"):
+        plots.line_chart([plots.Series("a", "red", [(1, float("nan"))])], x_label="x", y_label="y")
+
+
+def test_bars_are_as_long_as_their_rates() -> None:
+    svg = plots.rate_chart([plots.Rate("a", "red", 0.5, 0.4, 0.6), plots.Rate("b", "red", 1.0, 1.0, 1.0)])
+    half, whole = (float(w) for w in re.findall(r'rect x="\d+" y="\d+" width="([\d.]+)"', svg))
+    assert half == pytest.approx(whole / 2, abs=0.06)

@@ -97,6 +97,7 @@ def run_demo(out: Path, settings: Settings, stages: Stages) -> dict[str, Any]:
         stage.made = f"{sizes['teacher']:,} parameters, last loss {sum(curve[-20:]) / len(curve[-20:]):.3f}"
 
     limits = {"max_steps": settings.max_steps, "max_length": settings.context, "env_name": ENV}
+    limits |= {"batch_size": 128, "max_repeats": 3}  # all at once; an agent that is stuck costs little
     with stages.stage("teacher plays training tasks", settings.teacher_tasks) as stage:
         written = collect(
             teacher,

@@ -76,6 +76,7 @@ class CachedBatch:
         everything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         self._takes_positions = "position_ids" in accepted or everything
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted or everything else {}
+        self._cache_argument = "cache" if "cache" in accepted else "past_key_values"  # the older name
         self._last_position = (getattr(model.config, "max_position_embeddings", None) or 2**31) - 1
         width = max(map(len, prompts))
         padding = torch.tensor([width - len(prompt) for prompt in prompts], device=model.device)
@@ -99,9 +100,9 @@ class CachedBatch:
 
     def _read(self, chunks: list[list[int]]) -> None:
         ids = torch.tensor(chunks, device=self.model.device)
-        options: dict[str, Any] = dict(self._options)
+        options: dict[str, Any] = {**self._options, self._cache_argument: self._cache}
         if self._takes_positions:
             positions = self._real.cumsum(1)[:, -ids.shape[1] :] - 1
             options["position_ids"] = positions.clamp(0, self._last_position)
-        output = self.model(input_ids=ids, attention_mask=self._real, past_key_values=self._cache, use_cache=True, **options)
+        output = self.model(input_ids=ids, attention_mask=self._real, use_cache=True, **options)
         self.logits = output.logits[:, -1]

@@ -4,20 +4,21 @@
 
 Compiles what the launchers of `sadkernels.triton` would launch and reads the machine code: registers, spilled bytes, shared
 memory, and how wide the loads and stores inside loops are (16 bytes is what they are written for). Exits with 1 when a
-kernel spills or a loop has a narrower access. `--quick` compiles the forward and backward in one for every architecture and
-the other kernels for two of them each, with dtypes and tiles in turn.
+kernel spills, has a narrower access in a loop that walks a row, or asks for more shared memory than a block may have.
+
+The full product of kernels, divergences, soft caps, dtypes, tiles and architectures is some 5000 compilations. Compiled on
+every architecture: forward_kl's forward and backward in one, and its backward, with every pair of dtypes and every tile; the
+same of the other divergences with every tile, dtypes in turn; all else with dtypes and tiles in turn. `--quick` compiles
+every kernel and divergence once, with the architectures in turn as well, and forward_kl's forward and backward on all.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,177 +26,215 @@ if os.environ.pop("TRITON_INTERPRET", None):
     print("TRITON_INTERPRET is ignored: these kernels are compiled", file=sys.stderr)
 
 import torch
-import triton
 from harness import RESULTS, write_csv
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from machine_code import TYPES, figures
 
-from sadkernels.triton import span_kl, tiles
-from sadkernels.triton.span_kl import Launch
-from sadkernels.triton.tiles import RowTile
+from sadkernels.comparison import DIVERGENCES, Comparison
+from sadkernels.triton import tiles
+from sadkernels.triton.launch import Launch
+from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
+SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # that a block may have
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = ((BF16, BF16), (FP32, FP32), (BF16, FP32), (FP16, FP16), (FP32, BF16))
-V, N = 50257, 4
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+V = 50257
 
 
-class Case(NamedTuple):
-    """A kernel as it would be launched, and on which architecture."""
+class Variant(NamedTuple):
+    """A kernel with what it is compiled for."""
 
     kernel: str
-    launch: Launch
-    dtypes: str
     architecture: int
+    divergence: str = "forward_kl"
+    capped: bool = False
+    dtypes: tuple[torch.dtype, torch.dtype] = (BF16, BF16)
+    tile: int = 0  # which of the kernel's tiles
+
+    @property
+    def name(self) -> str:
+        student, teacher = (TYPES[dtype] for dtype in self.dtypes)
+        return f"{self.kernel}, {self.divergence}{', capped' * self.capped}, {student}/{teacher}, sm_{self.architecture}"
 
 
 def _empty(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _two_passes(gradient: bool, stats: bool) -> Callable[..., Launch]:
-    def launch(student: torch.dtype, teacher: torch.dtype) -> Launch:
-        logits = _empty(N, V, dtype=student), _empty(N, V, dtype=teacher), _empty(N, dtype=torch.uint8)
-        weights, lse = (_empty(N), None) if gradient else (None, _empty(2, N))
-        grad, extras = _empty(N, V, dtype=student) if gradient else None, _empty(3, N) if stats else None
-        return span_kl.two_passes(*logits, grad, V, 1.0, weights=weights, kl=_empty(N), lse=lse, extras=extras)
-
-    return launch
-
-
-def _backward(student: torch.dtype, teacher: torch.dtype) -> Launch:
-    logits = _empty(N, V, dtype=student), _empty(N, V, dtype=teacher), _empty(N, dtype=torch.uint8)
-    return span_kl.one_pass(*logits, _empty(N, V, dtype=student), V, 1.0, lse=_empty(2, N), weights=_empty(N))
-
-
-def _scale(student: torch.dtype, teacher: torch.dtype) -> Launch:
-    return span_kl.scaling(_empty(N, V, dtype=student), _empty(N, dtype=torch.uint8), _empty())
+def _problem(variant: Variant, n: int, gradient: bool, given_lse: bool = False) -> Problem:
+    student, teacher = (_empty(n, V, dtype=dtype) for dtype in variant.dtypes)
+    cap = 30.0 if variant.capped else None
+    how = Comparison(V, divergence=variant.divergence, student_softcap=cap, teacher_softcap=cap)
+    return Problem(
+        student,
+        teacher,
+        _empty(n, dtype=torch.uint8),
+        how,
+        _empty(n, V, dtype=student.dtype) if gradient else None,
+        _empty(n) if gradient else None,
+        _empty(2, n) if given_lse else None,
+    )
 
 
-def _scale_tiles(student: torch.dtype, teacher: torch.dtype) -> dict[str, RowTile]:
-    return tiles.one_pass_tiles(student)
+def _outputs(n: int, stats: bool, state: bool) -> Outputs:
+    statistics = (_empty(2, n), _empty(2, n, dtype=torch.int32)) if stats else (None, None)
+    return Outputs(_empty(n), _empty(3, n) if state else None, *statistics)
 
 
-KERNELS = {  # what launches it, and the tiles that it may be launched with
-    "forward": (_two_passes(gradient=False, stats=False), partial(tiles.two_pass_tiles, stats=False)),
-    "forward, stats": (_two_passes(gradient=False, stats=True), partial(tiles.two_pass_tiles, stats=True)),
-    "forward_backward": (_two_passes(gradient=True, stats=False), partial(tiles.two_pass_tiles, stats=False)),
-    "forward_backward, stats": (_two_passes(gradient=True, stats=True), partial(tiles.two_pass_tiles, stats=True)),
-    "backward": (_backward, tiles.one_pass_tiles),
-    "scale": (_scale, _scale_tiles),
+_WHOLE, _SLICED = 4, 1  # rows; on a device without processors one row of V columns is cut into slices
+
+
+def _whole(variant: Variant) -> list[Launch]:
+    gradient = "backward" in variant.kernel
+    problem = _problem(variant, _WHOLE, gradient, "given" in variant.kernel)
+    if variant.kernel == "log_sum_exps":
+        return forward_launches(problem, Outputs(state=_empty(2, _WHOLE)))
+    return forward_launches(problem, _outputs(_WHOLE, "stats" in variant.kernel, not gradient))
+
+
+def _sliced(variant: Variant) -> list[Launch]:
+    gradient = "gradient" in variant.kernel
+    outputs = _outputs(_SLICED, "stats" in variant.kernel, not gradient)
+    return forward_launches(_problem(variant, _SLICED, gradient), outputs)
+
+
+def _backward(variant: Variant) -> list[Launch]:
+    return backward_launches(_problem(variant, _WHOLE, True), _empty(3, _WHOLE))
+
+
+def _scale(variant: Variant) -> list[Launch]:
+    return scale_launches(_empty(_WHOLE, V, dtype=variant.dtypes[0]), _empty(_WHOLE, dtype=torch.uint8), _empty())
+
+
+KERNELS = {  # who launches it, and under which name
+    "forward": (_whole, "span_kl_kernel"),
+    "forward, stats": (_whole, "span_kl_kernel"),
+    "forward, lse given": (_whole, "span_kl_kernel"),
+    "log_sum_exps": (_whole, "span_kl_kernel"),
+    "forward_backward": (_whole, "span_kl_kernel"),
+    "forward_backward, stats": (_whole, "span_kl_kernel"),
+    "backward": (_backward, "span_kl_backward_kernel"),
+    "slice totals": (_sliced, "slice_totals_kernel"),
+    "slice totals, stats": (_sliced, "slice_totals_kernel"),
+    "slice values": (_sliced, "slice_values_kernel"),
+    "slice values, stats": (_sliced, "slice_values_kernel"),
+    "slice values, gradient": (_sliced, "slice_values_kernel"),
+    "combine slices, stats": (_sliced, "combine_slices_kernel"),
+    "collect rows, stats": (_whole, "collect_rows_kernel"),
+    "scale": (_scale, "scale_rows_kernel"),
 }
+_ONE_DIVERGENCE = (
+    "log_sum_exps",
+    "slice totals",
+    "slice totals, stats",
+    "combine slices, stats",
+    "collect rows, stats",
+    "scale",
+)
+_NEVER_CAPPED = ("combine slices, stats", "collect rows, stats", "scale")
+_STORES = ("backward", "gradient", "scale")  # in the name of kernels that write rows
 
 
-def cases(architectures: tuple[int, ...], quick: bool) -> Iterator[Case]:
+def launch(variant: Variant) -> Launch:
+    build, kernel = KERNELS[variant.kernel]
+    found = next(x for x in build(variant) if x.kernel.__name__ == kernel)
+    return found if found.tile is None else found._replace(tile=_tiles(variant)[variant.tile])
+
+
+def _tiles(variant: Variant) -> list[tiles.RowTile]:
+    """What the kernel may be launched with."""
+    if variant.kernel in ("combine slices, stats", "collect rows, stats"):
+        return []
+    if variant.kernel in ("backward", "scale"):
+        return list(tiles.one_pass_tiles(*variant.dtypes).values())
+    lean = "stats" not in variant.kernel and variant.divergence != "jsd" and not variant.capped
+    two_pass = list(tiles.two_pass_tiles(*variant.dtypes, lean).values())
+    return two_pass[1:2] if variant.kernel.startswith("slice") else two_pass
+
+
+def _kinds_of_kernel() -> Iterator[tuple[str, str, bool]]:
+    """Kernel, divergence, capped or not: every combination that differs."""
+    for kernel in KERNELS:
+        for divergence in DIVERGENCES[: 1 if kernel in _ONE_DIVERGENCE else None]:
+            if kernel == "slice values, gradient" and divergence != "forward_kl":
+                continue  # their gradient is the backward kernel's
+            yield kernel, divergence, False
+            if kernel not in _NEVER_CAPPED:
+                yield kernel, divergence, True
+
+
+def _in_turn(i: int, variant: Variant) -> Variant:
+    dtypes = DTYPES[i % len(DTYPES)]
+    if variant.kernel == "scale":
+        dtypes = (dtypes[0], dtypes[0])
+    variant = variant._replace(dtypes=dtypes)
+    return variant._replace(tile=i // 2 % max(len(_tiles(variant)), 1))
+
+
+def variants(architectures: tuple[int, ...], quick: bool) -> Iterator[Variant]:
+    """The sample that the docstring describes."""
+    if quick:
+        for architecture in architectures:
+            yield Variant("forward_backward", architecture, tile=1)
+        kinds = [kind for i, kind in enumerate(_kinds_of_kernel()) if not kind[2] or i % 3 == 0]
+        for i, (kernel, divergence, capped) in enumerate(kinds):
+            yield _in_turn(i, Variant(kernel, architectures[i % len(architectures)], divergence, capped))
+        return
     for i, architecture in enumerate(architectures):
-        for j, (kernel, (build, its_tiles)) in enumerate(KERNELS.items()):
-            if quick and kernel != "forward_backward" and (i + j) % 3:
+        for j, (kernel, divergence, capped) in enumerate(_kinds_of_kernel()):
+            one = _in_turn(i + j, Variant(kernel, architecture, divergence, capped))
+            if capped or kernel not in ("forward_backward", "backward"):
+                yield one
                 continue
-            pairs = [pair for pair in DTYPES if kernel != "scale" or pair[0] == pair[1]]
-            for pair in [pairs[i % len(pairs)]] if quick else pairs:
-                choice = list(its_tiles(*pair).values())
-                for tile in [choice[(i + 1) % len(choice)]] if quick else choice:
-                    yield Case(kernel, build(*pair)._replace(tile=tile), "/".join(TYPES[x] for x in pair), architecture)
+            for dtypes in DTYPES if divergence == "forward_kl" else [one.dtypes]:
+                every = one._replace(dtypes=dtypes)
+                yield from (every._replace(tile=tile) for tile in range(len(_tiles(every))))
 
 
-def compile_kernel(launch: Launch, architecture: int) -> tuple[bytes, int]:
-    """The kernel's cubin and the bytes of shared memory that a launch asks for.
-
-    The kernels have nothing specialised besides their constants, so this is what the JIT would compile on a GPU.
-    """
-    values = {**launch.arguments, **launch.constants()}
-    signature, constants = {}, {}
-    for parameter in launch.kernel.params:
-        value = values[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
-        else:
-            signature[parameter.name] = parameter.annotation_type
-    source = ASTSource(launch.kernel, signature, constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options())
-    return compiled.asm["cubin"], compiled.metadata.shared
-
-
-def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def loops(sass: str) -> list[list[str]]:
-    """The instructions of every innermost loop: from a label to the branch back to it."""
-    lines = sass.splitlines()
-    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.L_x_\d+):", line))}
-    spans = []
-    for end, line in enumerate(lines):
-        begin = labels.get(m[1], end) if (m := re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) else end
-        if begin < end:
-            spans.append((begin, end))
-    inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
-    instruction = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
-    return [[m[1] for line in lines[a : b + 1] if (m := instruction.search(line))] for a, b in inner]
-
-
-def _width(instruction: str) -> int:
-    """Bits that one thread moves with LDG.E.EF.128 and the like."""
-    parts = instruction.split(".")
-    return next((int(part.lstrip("SU")) for part in parts if part.lstrip("SU") in ("8", "16", "64", "128")), 32)
-
-
-def inspect(case: Case) -> dict[str, object]:
-    cubin, shared = compile_kernel(case.launch, case.architecture)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        sass = _tool("nvdisasm", "-c", file.name)
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    in_loops = [x for body in loops(sass) for x in body]
-    loads = [_width(x) for x in in_loops if x.startswith("LDG")]
-    stores = [_width(x) for x in in_loops if x.startswith("STG")]
-    passes = [len(body) for body in loops(sass) if any(x.startswith("LDG") for x in body)]
+def inspect(variant: Variant) -> dict[str, object]:
+    """A row of the CSV."""
+    launched = launch(variant)
     return {
-        "kernel": case.kernel,
-        "student/teacher": case.dtypes,
-        "architecture": f"sm_{case.architecture}",
-        "tile": case.launch.tile.name,
-        "warps": case.launch.tile.warps,
-        "columns_per_thread": case.launch.tile.group,
-        "registers": found["REG"],
-        "spilled_bytes": found["STACK"],
-        "local_accesses": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        "shared_bytes": shared,
-        "loads_in_loops": len(loads),
-        "narrowest_load_bits": min(loads, default=128),
-        "stores_in_loops": len(stores),
-        "narrowest_store_bits": min(stores, default=128),
-        "instructions_of_reading_loops": " ".join(map(str, passes)),
-        "triton": triton.__version__,
+        "kernel": variant.kernel,
+        "divergence": "any" if variant.kernel in _ONE_DIVERGENCE else variant.divergence,
+        "capped": "both" if variant.capped else "",
+        "student/teacher": "/".join(TYPES[x] for x in variant.dtypes),
+        "architecture": f"sm_{variant.architecture}",
+        "tile": launched.tile.name if launched.tile else "",
+        "warps": launched.options()["num_warps"],
+        "columns_per_thread": launched.tile.group if launched.tile else "",
+        **figures(launched, variant.architecture),
     }
 
 
 def faults(row: dict[str, object]) -> list[str]:
+    """What is wrong with a compiled kernel, in words."""
     wanted = {"spilled_bytes": 0, "local_accesses": 0, "narrowest_load_bits": 128, "narrowest_store_bits": 128}
-    return [f"{key} is {row[key]}, not {value}" for key, value in wanted.items() if row[key] != value]
+    found = [f"{key} is {row[key]}, not {value}" for key, value in wanted.items() if row[key] != value]
+    if row["tile"]:
+        reads, writes = row["loads_in_loops"], row["stores_in_loops"]
+        if not reads or (not writes and any(word in row["kernel"] for word in _STORES)):
+            found.append(f"{reads} loads and {writes} stores in loops: none was recognised")
+    limit = SHARED_KB[int(row["architecture"].removeprefix("sm_"))] << 10
+    if row["shared_bytes"] > limit:
+        found.append(f"{row['shared_bytes']} bytes of shared memory, a block may have {limit}")
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, such as 80 90")
-    parser.add_argument(
-        "--quick", action="store_true", help="a sample in which every architecture, kernel, dtype and tile occurs"
-    )
+    parser.add_argument("--quick", action="store_true", help="a sample with every architecture, kernel and divergence")
     parser.add_argument("--out", type=Path, default=RESULTS / "triton_offline.csv")
     options = parser.parse_args()
     rows, bad = [], 0
-    for case in cases(tuple(options.arch), options.quick):
-        rows.append(row := inspect(case))
-        wrong = faults(row)
-        bad += bool(wrong)
-        about = f"{row['kernel']}, {row['student/teacher']}, {row['architecture']}, {row['tile']}"
-        print(f"{about}: {row['registers']} registers, {'; '.join(wrong) or 'sound'}", flush=True)
+    sample = list(dict.fromkeys(variants(tuple(options.arch), options.quick)))
+    with ProcessPoolExecutor() as workers:
+        for variant, row in zip(sample, workers.map(inspect, sample)):
+            rows.append(row)
+            wrong = faults(row)
+            bad += bool(wrong)
+            print(f"{variant.name} {row['tile']}: {row['registers']} registers, {'; '.join(wrong) or 'sound'}", flush=True)
     write_csv(options.out, rows)
     print(f"{len(rows)} kernels, {bad} with faults; {options.out}")
     return 1 if bad else 0

@@ -54,6 +54,32 @@ def check_number(name: str, value: object, *, above: float | None = None, at_lea
     return value
 
 
+def check_beta(beta: object) -> float:
+    """The teacher's weight in a mixture, strictly between 0 and 1."""
+    value = check_number("beta", beta)
+    if not 0.0 < value < 1.0:
+        remedy = "Its limits have names: divergence='forward_kl' towards 0, 'reverse_kl' towards 1."
+        fail("beta", "a number with 0 < beta < 1", value, remedy)
+    return value
+
+
+def check_per_side(name: str, value: object, default: float | None) -> tuple[float | None, float | None]:
+    """(student, teacher) from one number for both, a pair, or None for `default`; if that is None, an entry may be too."""
+    if not isinstance(value, (tuple, list)):
+        value = (value, value)
+    elif len(value) != 2 or (default is not None and None in value):
+        fail(name, "a number, or a pair (student, teacher)", repr(value), "Give each side its own.")
+    return tuple(default if x is None else check_number(name, x, above=0.0) for x in value)
+
+
+def check_process_group(name: str, group: object) -> None:
+    """A process group of torch.distributed, or None."""
+    if group is None:
+        return
+    if not torch.distributed.is_available() or not isinstance(group, torch.distributed.ProcessGroup):
+        fail(name, "a ProcessGroup", type(group).__name__, "Pass e.g. `torch.distributed.group.WORLD`.", TypeError)
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """One of a few strings."""
     if value not in choices:

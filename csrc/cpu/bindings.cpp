@@ -5,16 +5,12 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
+#include "buffer.h"
 #include "dispatch.h"
 #include "span_ids.h"
-#include "threads.h"
 
 namespace py = pybind11;
 using namespace sad::cpu;
@@ -30,62 +26,54 @@ Rows<T> as_rows(const RowsTuple& t) {
             std::get<4>(t)};
 }
 
+template <typename T>
+T* as_pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
 const Kernels& require(const std::string& isa) {
     const Kernels* found = kernels_for(isa);
     if (!found) throw std::invalid_argument("isa: this processor or build has no '" + isa + "'");
     return *found;
 }
 
-// Rows that one thread takes at a time: some 256 KB of logits.
-std::int64_t chunk_of_rows(std::int64_t vocab) {
-    return std::max<std::int64_t>(1, (1 << 16) / std::max<std::int64_t>(vocab, 1));
-}
-
-void span_kl(std::int64_t rows, std::int64_t vocab, std::int64_t student_columns, const RowsTuple& student,
-             const RowsTuple& teacher, const RowsTuple& grad, Address kinds, Address weights, Address lse_given, Address kl,
-             Address lse, Address extras, float temperature, int threads, const std::string& isa) {
+void bind_span_kl(std::int64_t rows, std::int64_t vocab, std::int64_t student_columns, const RowsTuple& student,
+                  const RowsTuple& teacher, const RowsTuple& grad, std::pair<float, float> scales,
+                  std::pair<float, float> caps, int divergence, float beta, float temperature, Address kinds,
+                  Address weights, Address lse_given, Address state_given, Address value, Address state, Address entropies,
+                  Address argmax, int threads, const std::string& isa) {
     const SpanKlParams params{rows,
                               vocab,
                               student_columns,
-                              as_rows<const void>(student),
-                              as_rows<const void>(teacher),
+                              {as_rows<const void>(student), scales.first, caps.first},
+                              {as_rows<const void>(teacher), scales.second, caps.second},
                               as_rows<void>(grad),
-                              reinterpret_cast<const std::uint8_t*>(kinds),
-                              reinterpret_cast<const float*>(weights),
-                              reinterpret_cast<const float*>(lse_given),
-                              reinterpret_cast<float*>(kl),
-                              reinterpret_cast<float*>(lse),
-                              reinterpret_cast<float*>(extras),
-                              temperature};
-    const Kernels& k = require(isa);
+                              static_cast<Divergence>(divergence),
+                              beta,
+                              temperature,
+                              as_pointer<const std::uint8_t>(kinds),
+                              as_pointer<const float>(weights),
+                              as_pointer<const float>(lse_given),
+                              as_pointer<const float>(state_given),
+                              as_pointer<float>(value),
+                              as_pointer<float>(state),
+                              as_pointer<float>(entropies),
+                              as_pointer<std::int32_t>(argmax)};
+    const Kernels& kernels = require(isa);
     const py::gil_scoped_release released;
-    parallel_for(rows, chunk_of_rows(vocab), threads,
-                 [&](std::int64_t begin, std::int64_t end) { k.span_kl(params, begin, end); });
+    span_kl(params, kernels, threads);
 }
 
-void scale_rows(std::int64_t rows, std::int64_t columns, const RowsTuple& grad, Address kinds, float factor, int threads,
-                const std::string& isa) {
-    const ScaleParams params{rows, columns, as_rows<void>(grad), reinterpret_cast<const std::uint8_t*>(kinds), factor};
-    const Kernels& k = require(isa);
+void bind_scale_rows(std::int64_t rows, std::int64_t columns, const RowsTuple& grad, Address kinds, float factor,
+                     int threads, const std::string& isa) {
+    const Kernels& kernels = require(isa);
     const py::gil_scoped_release released;
-    parallel_for(rows, chunk_of_rows(columns), threads,
-                 [&](std::int64_t begin, std::int64_t end) { k.scale(params, begin, end); });
-}
-
-// Asks for huge pages under a buffer that was just allocated: its first touch then costs 1/512 of the page faults.
-void advise_huge_pages(Address data, std::size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const auto page = static_cast<Address>(sysconf(_SC_PAGESIZE));
-    const Address begin = (data + page - 1) / page * page, end = (data + bytes) / page * page;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failure is harmless
-#else
-    (void)data, (void)bytes;
-#endif
+    scale_rows(rows, columns, as_rows<void>(grad), as_pointer<const std::uint8_t>(kinds), factor, kernels, threads);
 }
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
-    for (const Kernels& k : kernels()) {
+    for (const Kernels& k : all_kernels()) {
         if (k.supported) names.emplace_back(k.isa);
     }
     return names;
@@ -96,13 +84,18 @@ std::vector<std::string> supported_isas() {
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels on raw pointers; see sadkernels.native for their launchers.";
     m.def("supported_isas", &supported_isas, "Instruction sets of this build that the processor has, best first.");
-    m.def("advise_huge_pages", &advise_huge_pages, py::arg("data"), py::arg("bytes"));
-    m.def("span_kl", &span_kl, py::kw_only(), py::arg("rows"), py::arg("vocab"), py::arg("student_columns"),
-          py::arg("student"), py::arg("teacher"), py::arg("grad"), py::arg("kinds"), py::arg("weights"),
-          py::arg("lse_given"), py::arg("kl"), py::arg("lse"), py::arg("extras"), py::arg("temperature"), py::arg("threads"),
-          py::arg("isa"));
-    m.def("scale_rows", &scale_rows, py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"), py::arg("kinds"),
-          py::arg("factor"), py::arg("threads"), py::arg("isa"));
+    py::class_<Buffer>(m, "Buffer", py::buffer_protocol(), "Memory of arbitrary contents for a gradient; see buffer.h.")
+        .def(py::init<std::size_t>(), py::arg("bytes"))
+        .def_buffer([](Buffer& b) {
+            return py::buffer_info(static_cast<std::uint8_t*>(b.data()), static_cast<py::ssize_t>(b.size()));
+        });
+    m.def("span_kl", &bind_span_kl, py::kw_only(), py::arg("rows"), py::arg("vocab"), py::arg("student_columns"),
+          py::arg("student"), py::arg("teacher"), py::arg("grad"), py::arg("scales"), py::arg("caps"), py::arg("divergence"),
+          py::arg("beta"), py::arg("temperature"), py::arg("kinds"), py::arg("weights"), py::arg("lse_given"),
+          py::arg("state_given"), py::arg("value"), py::arg("state"), py::arg("entropies"), py::arg("argmax"),
+          py::arg("threads"), py::arg("isa"));
+    m.def("scale_rows", &bind_scale_rows, py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"),
+          py::arg("kinds"), py::arg("factor"), py::arg("threads"), py::arg("isa"));
     m.def(
         "span_ids_from_offsets",
         [](Address offsets, std::int64_t batch, std::int64_t tokens, Address starts, Address ends, Address kinds,

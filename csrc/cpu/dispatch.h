@@ -1,4 +1,4 @@
-// Chooses the instruction set at run time.
+// The passes over a piece of a row, once per instruction set, and the choice of one at run time.
 #pragma once
 
 #include <string>
@@ -8,34 +8,71 @@
 
 namespace sad::cpu {
 
+// What a pass learns about one side of a piece: the sum of 2^(a - shift), a = z log2(e) / T.
+struct Summary {
+    double sum = 0.0;
+    float shift = 0.0f;
+};
+
+// The largest logit as given, and the lowest column that has it.
+struct Best {
+    float logit;
+    std::int64_t column;
+};
+
+// What the comparison of a piece adds to its row.
+struct Sums {
+    double value = 0.0, pull = 0.0;  // the divergence, E_q[G]
+    double teacher_entropy = 0.0, student_entropy = 0.0;
+};
+
+// Columns [begin, end) of a row whose log-sum-exps (base 2) are known.
+struct Piece {
+    std::int64_t row, begin, end;
+};
+struct LogSums {
+    double student, teacher;
+};
+
 struct Kernels {
     const char* isa;
     bool supported;
-    SpanKlRows span_kl;
-    ScaleRows scale;
+    Summary (*summarize)(const SpanKlParams&, const Side&, Piece);
+    Best (*best_column)(const SpanKlParams&, const Side&, Piece);
+    // The divergence and, for `forward` only, its gradient if `with_grad`.
+    Sums (*compare)(const SpanKlParams&, Piece, LogSums, bool with_grad);
+    void (*gradient)(const SpanKlParams&, Piece, LogSums, double pull);
+    void (*scale)(Rows<void> grad, std::int64_t row, std::int64_t columns, float factor);
 };
 
+Kernels portable_kernels();
+#if defined(SAD_X86)
+Kernels avx2_kernels();
+Kernels avx512_kernels();
+#endif
+
 // Best first; "portable" is always there and always supported.
-inline const std::vector<Kernels>& kernels() {
+inline const std::vector<Kernels>& all_kernels() {
+    static const std::vector<Kernels> all = [] {
+        std::vector<Kernels> list;
 #if defined(SAD_X86)
-    static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    static const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        list.push_back(avx512_kernels());
+        list.back().supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        list.push_back(avx2_kernels());
+        list.back().supported =
+            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
-    static const std::vector<Kernels> all = {
-#if defined(SAD_X86)
-        {"avx512", avx512, span_kl_rows_avx512, scale_rows_avx512},
-        {"avx2", avx2, span_kl_rows_avx2, scale_rows_avx2},
-#endif
-        {"portable", true, span_kl_rows_portable, scale_rows_portable},
-    };
+        list.push_back(portable_kernels());
+        list.back().supported = true;
+        return list;
+    }();
     return all;
 }
 
 // The kernels of the named instruction set, or the best supported for ""; null where there is none.
 inline const Kernels* kernels_for(const std::string& isa) {
-    for (const Kernels& k : kernels()) {
+    for (const Kernels& k : all_kernels()) {
         if (k.supported && (isa.empty() || isa == k.isa)) return &k;
     }
     return nullptr;

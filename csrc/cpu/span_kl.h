@@ -1,8 +1,13 @@
-// The span KL on the CPU: what the binding calls, on raw pointers.
+// The span divergences on the CPU: what the binding calls, on raw pointers.
 //
-// For every row n with kinds[n] != 0, with p = softmax(t / T), q = softmax(s / T) over the first `vocab` columns and
-// r = log q - log p:   kl[n] = sum_v p (expm1(r) - r),   grad[n, v] = weights[n] (q - p) / T.
-// Rows with kinds[n] == 0 are not read: kl 0, grad 0. Rows of weight 0 get grad 0.
+// z is a logit after scale and cap, p = softmax(z_teacher / T), q = softmax(z_student / T) over the first `vocab` columns,
+// r = log q - log p, m = beta p + (1 - beta) q and KL(a || b) = sum_v a (expm1(log b - log a) - (log b - log a)).
+//
+//   forward   KL(p || q)                               gradient by z_student   (q - p) / T
+//   reverse   KL(q || p)                                                       q (G - E_q[G]) / T,   G = r
+//   jsd       beta KL(p || m) + (1 - beta) KL(q || m)                          the same,   G = (1 - beta) (log q - log m)
+//
+// Rows with kinds[n] == 0 are not read: outputs 0, gradient 0. Rows of weight 0 get gradient 0.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +15,7 @@
 namespace sad::cpu {
 
 enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };
+enum class Divergence : int { forward = 0, reverse = 1, jsd = 2 };
 
 // Row i begins at element (i / inner) * outer_stride + (i % inner) * inner_stride.
 template <typename T>
@@ -21,36 +27,36 @@ struct Rows {
     std::int64_t offset(std::int64_t row) const { return (row / inner) * outer_stride + (row % inner) * inner_stride; }
 };
 
+// z = cap tanh(scale x / cap), or scale x where cap is 0.
+struct Side {
+    Rows<const void> rows;
+    float scale, cap;
+};
+
 struct SpanKlParams {
     std::int64_t rows, vocab;
     std::int64_t student_columns;  // columns of grad, at least vocab; the surplus is filled with zeros
-    Rows<const void> student, teacher;
+    Side student, teacher;
     Rows<void> grad;  // data null: no gradient; may alias student
+    Divergence divergence;
+    float beta, temperature;
     const std::uint8_t* kinds;
-    const float* weights;    // with grad
-    const float* lse_given;  // (2, rows): log-sum-exps from an earlier forward; null: compute them
-    float *kl, *lse;         // (rows), (2, rows); null when lse_given is set
-    float* extras;           // (3, rows): teacher entropy, student entropy, argmax agreement; or null
-    float temperature;
+    const float* weights;      // (rows), with grad
+    const float* lse_given;    // (2, rows) log-sum-exps of student and teacher in nats; null: the rows' own
+    const float* state_given;  // (3, rows) an earlier `state`; then only the gradient is made
+    float* value;              // (rows) the divergence, or null
+    float* state;          // (3, rows) log-sum-exps and E_q[G], or null; (2, rows) when value is null: log-sum-exps alone
+    float* entropies;      // (2, rows) teacher, student, in nats; null, like argmax, without statistics
+    std::int32_t* argmax;  // (2, rows) student, teacher: the lowest of the best columns
 };
 
-// Processes rows [begin, end). One definition per instruction set, the same source compiled three times.
-using SpanKlRows = void (*)(const SpanKlParams&, std::int64_t begin, std::int64_t end);
-void span_kl_rows_portable(const SpanKlParams&, std::int64_t begin, std::int64_t end);
-void span_kl_rows_avx2(const SpanKlParams&, std::int64_t begin, std::int64_t end);
-void span_kl_rows_avx512(const SpanKlParams&, std::int64_t begin, std::int64_t end);
+struct Kernels;  // of one instruction set, see dispatch.h
+
+// Everything that `a` has room for, on up to `threads` threads; the same bits for any number of them.
+void span_kl(const SpanKlParams& a, const Kernels& kernels, int threads);
 
 // Multiplies the rows of grad (rows, columns) with kinds != 0 by factor.
-struct ScaleParams {
-    std::int64_t rows, columns;
-    Rows<void> grad;
-    const std::uint8_t* kinds;
-    float factor;
-};
-
-using ScaleRows = void (*)(const ScaleParams&, std::int64_t begin, std::int64_t end);
-void scale_rows_portable(const ScaleParams&, std::int64_t begin, std::int64_t end);
-void scale_rows_avx2(const ScaleParams&, std::int64_t begin, std::int64_t end);
-void scale_rows_avx512(const ScaleParams&, std::int64_t begin, std::int64_t end);
+void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad, const std::uint8_t* kinds, float factor,
+                const Kernels& kernels, int threads);
 
 }  // namespace sad::cpu

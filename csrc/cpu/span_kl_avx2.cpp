@@ -1,11 +1,9 @@
 #include "vec_avx2.h"
-// The order matters: the rows are written in terms of Vec.
-#include "span_kl_rows.h"
+// The order matters: the passes are written in terms of Vec.
+#include "row_passes.h"
 
 namespace sad::cpu {
 
-void span_kl_rows_avx2(const SpanKlParams& a, std::int64_t begin, std::int64_t end) { span_kl_rows_for(a)(a, begin, end); }
-
-void scale_rows_avx2(const ScaleParams& a, std::int64_t begin, std::int64_t end) { scale_rows_for(a)(a, begin, end); }
+Kernels avx2_kernels() { return {"avx2", false, summarize, best_column, compare, gradient, scale}; }
 
 }  // namespace sad::cpu

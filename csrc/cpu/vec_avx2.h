@@ -58,11 +58,12 @@ struct Vec {
     friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
     friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
     friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-    friend Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+    friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+    friend Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }  // like min: the second where either is NaN
+    friend Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+    friend Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
     friend Mask equal(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ); }
-    friend Mask less_abs(Vec a, Vec b) {
-        return _mm256_cmp_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v), b.v, _CMP_LT_OQ);
-    }
+    friend Mask less(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ); }
     friend Vec select(Mask m, Vec yes, Vec no) { return {_mm256_blendv_ps(no.v, yes.v, m)}; }
     friend float reduce_add(Vec a) {
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -75,21 +76,30 @@ struct Vec {
         return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
     }
 
-    // Splits x into n + f with n whole and |f| <= 1/2; 2^x = polynomial(f) 2^n. Below 2^-126 the result is 0.
+    // Splits x into n + f with n whole and 0 <= f < 1; 2^x = polynomial(f) 2^n. Below 2^-126 the result is 0.
     static Vec fraction(Vec x) {
         const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(lowest), x.v);  // this order keeps a NaN
-        return {_mm256_sub_ps(clamped, nearest(clamped))};
+        return {_mm256_sub_ps(clamped, _mm256_floor_ps(clamped))};
     }
     static Vec times_pow2(Vec mantissa, Vec x) {
-        const __m256i n = _mm256_cvtps_epi32(nearest(_mm256_max_ps(_mm256_set1_ps(lowest), x.v)));
+        const __m256i n = _mm256_cvtps_epi32(_mm256_floor_ps(_mm256_max_ps(_mm256_set1_ps(lowest), x.v)));
         const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23);
         const __m256 result = _mm256_mul_ps(mantissa.v, _mm256_castsi256_ps(power));
         return {_mm256_andnot_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(lowest), _CMP_LT_OQ), result)};
     }
 
+    // A normal x > 0 is mantissa 2^exponent, with the mantissa in [2/3, 4/3).
+    static Vec exponent(Vec x) {
+        const __m256i bits = _mm256_castps_si256(_mm256_mul_ps(x.v, _mm256_set1_ps(1.5f)));
+        return {_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127)))};
+    }
+    static Vec mantissa(Vec x) {
+        const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(exponent(x).v), 23);
+        return {_mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(x.v), shift))};
+    }
+
  private:
     static constexpr float lowest = -126.0f;
-    static __m256 nearest(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 };
 
 }  // namespace

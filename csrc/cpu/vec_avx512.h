@@ -41,19 +41,23 @@ struct Vec {
     friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
     friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
     friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-    friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+    friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+    friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // like min: the second where either is NaN
+    friend Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+    friend Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
     friend Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
-    friend Mask less_abs(Vec a, Vec b) { return _mm512_cmp_ps_mask(_mm512_abs_ps(a.v), b.v, _CMP_LT_OQ); }
+    friend Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
     friend Vec select(Mask m, Vec yes, Vec no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
     friend float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
     friend float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-    // Splits x into n + f with n whole and |f| <= 1/2; 2^x = polynomial(f) 2^n. -inf gives f = 0 and so 0.
-    static Vec fraction(Vec x) { return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-    static Vec times_pow2(Vec mantissa, Vec x) {
-        const __m512 n = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        return {_mm512_scalef_ps(mantissa.v, n)};
-    }
+    // Splits x into n + f with n whole and 0 <= f < 1; 2^x = polynomial(f) 2^n. -inf gives f = 0 and so 0.
+    static Vec fraction(Vec x) { return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+    static Vec times_pow2(Vec mantissa, Vec x) { return {_mm512_scalef_ps(mantissa.v, x.v)}; }  // rounds x down itself
+
+    // A normal x > 0 is mantissa 2^exponent, with the mantissa in [2/3, 4/3).
+    static Vec exponent(Vec x) { return {_mm512_getexp_ps(_mm512_mul_ps(x.v, _mm512_set1_ps(1.5f)))}; }
+    static Vec mantissa(Vec x) { return {_mm512_scalef_ps(x.v, _mm512_sub_ps(_mm512_setzero_ps(), exponent(x).v))}; }
 
  private:
     static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }

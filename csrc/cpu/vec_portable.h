@@ -51,14 +51,23 @@ struct Vec {
         return each(a, b, [](float x, float y) { return x * y; });
     }
     friend Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
-    friend Vec max(Vec a, Vec b) {  // the second where either is NaN, as the vector instructions do
+    friend Vec operator/(Vec a, Vec b) {
+        return each(a, b, [](float x, float y) { return x / y; });
+    }
+    friend Vec max(Vec a, Vec b) {  // like min: the second where either is NaN, as the vector instructions do
         return each(a, b, [](float x, float y) { return x > y ? x : y; });
+    }
+    friend Vec min(Vec a, Vec b) {
+        return each(a, b, [](float x, float y) { return x < y ? x : y; });
+    }
+    friend Vec abs(Vec a) {
+        return each(a, a, [](float x, float) { return std::fabs(x); });
     }
     friend Mask equal(Vec a, Vec b) {
         return test(a, b, [](float x, float y) { return x == y; });
     }
-    friend Mask less_abs(Vec a, Vec b) {
-        return test(a, b, [](float x, float y) { return std::fabs(x) < y; });
+    friend Mask less(Vec a, Vec b) {
+        return test(a, b, [](float x, float y) { return x < y; });
     }
     friend Vec select(Mask m, Vec yes, Vec no) {
         Vec r;
@@ -74,24 +83,35 @@ struct Vec {
         return most;
     }
 
-    // Splits x into n + f with n whole and |f| <= 1/2; 2^x = polynomial(f) 2^n. Below 2^-126 the result is 0.
+    // Splits x into n + f with n whole and 0 <= f < 1; 2^x = polynomial(f) 2^n. Below 2^-126 the result is 0.
     static Vec fraction(Vec x) {
         return each(x, x, [](float lane, float) {
             const float clamped = lane < lowest ? lowest : lane;  // this order keeps a NaN
-            return clamped - std::nearbyintf(clamped);
+            return clamped - std::floor(clamped);
         });
     }
     static Vec times_pow2(Vec mantissa, Vec x) {
         return each(mantissa, x, [](float m, float lane) {
             if (lane < lowest) return 0.0f;
             if (std::isnan(lane)) return lane;
-            const auto n = static_cast<std::int32_t>(std::nearbyintf(lane));
+            const auto n = static_cast<std::int32_t>(std::floor(lane));
             return m * as_float(static_cast<std::uint32_t>(n + 127) << 23);
+        });
+    }
+
+    // A normal x > 0 is mantissa 2^exponent, with the mantissa in [2/3, 4/3).
+    static Vec exponent(Vec x) {
+        return each(x, x, [](float lane, float) { return static_cast<float>(exponent_of(lane)); });
+    }
+    static Vec mantissa(Vec x) {
+        return each(x, x, [](float lane, float) {
+            return as_float(as_bits(lane) - (static_cast<std::uint32_t>(exponent_of(lane)) << 23));
         });
     }
 
  private:
     static constexpr float lowest = -126.0f;
+    static std::int32_t exponent_of(float x) { return static_cast<std::int32_t>(as_bits(x * 1.5f) >> 23) - 127; }
     template <typename F>
     static Vec each(Vec a, Vec b, F f) {
         Vec r;

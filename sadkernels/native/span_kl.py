@@ -1,17 +1,19 @@
-"""Launcher of the compiled span KL: the functions of `sadkernels.reference.span_kl`, from tensors to pointers."""
+"""Launcher of the compiled span divergences: the functions of `sadkernels.reference.span_kl`, from tensors to pointers."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sadkernels.comparison import DIVERGENCES, Comparison, RowValues
 from sadkernels.native.extension import load
 from sadkernels.rows import row_layout
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_HUGE_PAGES_FROM = 8 << 20  # bytes; below, a fresh buffer spans too few huge pages to matter
+_KEEP_FROM = 8 << 20  # bytes of a gradient; below, PyTorch's own allocator mostly keeps the memory, too
 _NO_ROWS = (0, 0, 1, 0, 0)
 
 
@@ -25,57 +27,74 @@ def _isa() -> str:
     return os.environ.get("SAD_CPU_ISA", "")
 
 
-def _call(student, teacher, kinds, *, vocab_size, temperature, grad=None, weights=None, lse_given=None, outputs=(None,) * 3):
+def _call(
+    student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison, grad: Tensor | None = None, **vectors: Tensor | None
+) -> None:
+    """One call of the kernel; `vectors` are its per-row inputs and outputs by name, None or left out where not wanted."""
     extension = load("cpu")
-    if grad is not None and grad.data_ptr() != student.data_ptr():
-        size = grad.numel() * grad.element_size()
-        if size >= _HUGE_PAGES_FROM:
-            extension.advise_huge_pages(grad.data_ptr(), size)
-    kl, lse, extras = (0 if x is None else x.data_ptr() for x in outputs)
+    names = ("weights", "lse_given", "state_given", "value", "state", "entropies", "argmax")
+    given: dict[str, Any] = {name: vectors.get(name) for name in names}
     extension.span_kl(
         rows=kinds.numel(),
-        vocab=vocab_size,
+        vocab=how.vocab_size,
         student_columns=student.shape[-1],
         student=_rows(student),
         teacher=_rows(teacher),
         grad=_NO_ROWS if grad is None else _rows(grad),
+        scales=(how.student_scale, how.teacher_scale),
+        caps=(how.student_softcap or 0.0, how.teacher_softcap or 0.0),
+        divergence=DIVERGENCES.index(how.divergence),
+        beta=how.beta,
+        temperature=how.temperature,
         kinds=kinds.data_ptr(),
-        weights=0 if weights is None else weights.data_ptr(),
-        lse_given=0 if lse_given is None else lse_given.data_ptr(),
-        kl=kl,
-        lse=lse,
-        extras=extras,
-        temperature=temperature,
         threads=torch.get_num_threads(),
         isa=_isa(),
+        **{name: 0 if x is None else x.data_ptr() for name, x in given.items()},
     )
 
 
-def _outputs(kinds: Tensor, stats: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _values(kinds: Tensor, stats: bool) -> RowValues:
     n = kinds.numel()
-    kl, lse = (torch.empty(shape, dtype=torch.float32, device=kinds.device) for shape in ((n,), (2, n)))
-    return kl, lse, torch.empty((3, n), dtype=torch.float32, device=kinds.device) if stats else None
+    value, state = torch.empty(n), torch.empty(3, n)
+    return RowValues(value, state, *((torch.empty(2, n), torch.empty(2, n, dtype=torch.int32)) if stats else (None, None)))
 
 
-def forward(student, teacher, kinds, *, vocab_size, temperature, stats):
+def new_gradient(student):
+    """See `sadkernels.reference.span_kl.new_gradient`; large ones lie in memory that is kept between calls."""
+    if student.nbytes < _KEEP_FROM:
+        return student.new_empty(student.shape)
+    memory = load("cpu").Buffer(bytes=student.nbytes)  # lives as long as the tensor's storage
+    grad = torch.frombuffer(memory, dtype=student.dtype).view(student.shape)
+    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+        grad.fill_(torch.nan)  # as PyTorch does with its own
+    return grad
+
+
+def log_sum_exps(student, teacher, kinds, how):
+    """See `sadkernels.reference.span_kl.log_sum_exps`."""
+    lse = torch.empty(2, kinds.numel())
+    _call(student, teacher, kinds, how, state=lse)
+    return lse
+
+
+def forward(student, teacher, kinds, how, *, stats, lse=None):
     """See `sadkernels.reference.span_kl.forward`."""
-    kl, lse, extras = outputs = _outputs(kinds, stats)
-    _call(student, teacher, kinds, vocab_size=vocab_size, temperature=temperature, outputs=outputs)
-    return kl, lse, kl.new_empty((3, 0)) if extras is None else extras
+    values = _values(kinds, stats)
+    lse = lse if lse is None else lse.contiguous()
+    _call(student, teacher, kinds, how, lse_given=lse, **values._asdict())
+    return values
 
 
-def backward(student, teacher, kinds, lse, weights, *, vocab_size, temperature, grad):
+def backward(student, teacher, kinds, state, weights, how, *, grad):
     """See `sadkernels.reference.span_kl.backward`."""
-    options = {"vocab_size": vocab_size, "temperature": temperature}
-    _call(student, teacher, kinds, grad=grad, weights=weights.contiguous(), lse_given=lse.contiguous(), **options)
+    _call(student, teacher, kinds, how, grad, state_given=state.contiguous(), weights=weights.contiguous())
 
 
-def forward_backward(student, teacher, kinds, weights, *, vocab_size, temperature, stats, grad):
+def forward_backward(student, teacher, kinds, weights, how, *, stats, grad):
     """See `sadkernels.reference.span_kl.forward_backward`."""
-    kl, _, extras = outputs = _outputs(kinds, stats)
-    options = {"vocab_size": vocab_size, "temperature": temperature}
-    _call(student, teacher, kinds, grad=grad, weights=weights.contiguous(), outputs=outputs, **options)
-    return kl, kl.new_empty((3, 0)) if extras is None else extras
+    values = _values(kinds, stats)
+    _call(student, teacher, kinds, how, grad, weights=weights.contiguous(), **values._asdict())
+    return values
 
 
 def scale(grad, kinds, factor):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from sadkernels import backends, checks
+from sadkernels.comparison import DIVERGENCES
+from sadkernels.ops import vocab_parallel
 from sadkernels.ops.row_weights import REDUCTIONS
 from sadkernels.ops.span_kl_library import Options, span_kl_op
 from sadkernels.stats import SpanStats, span_stats
 
-DIVERGENCES = ("forward_kl",)
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def fused_span_kl(
@@ -26,6 +31,10 @@ def fused_span_kl(
     shift: bool = False,
     vocab_size: int | None = None,
     divergence: str = "forward_kl",
+    beta: float = 0.5,
+    logit_scale: float | tuple[float, float] | None = None,
+    logit_softcap: float | tuple[float | None, float | None] | None = None,
+    process_group: ProcessGroup | None = None,
     inplace_backward: bool = False,
     return_stats: bool = False,
     backend: str = "auto",
@@ -34,7 +43,7 @@ def fused_span_kl(
 
         L = lambda_r sum_t m_r(t) KL(p_T(x_t) || p_S(x_t)) + lambda_a sum_t m_a(t) KL(p_T(x_t) || p_S(x_t))
 
-    (Structured Agent Distillation, eqs. 4 to 6), where p = softmax(logits / temperature). One pass over the supervised
+    (Structured Agent Distillation, eqs. 4 to 6), where p = softmax(logits / temperature). One call over the supervised
     rows gives loss, statistics and gradient; other rows are never read and get a gradient of exactly 0, and no buffer of
     the logits' size is made besides the gradient. The same bits on every run.
 
@@ -57,7 +66,18 @@ def fused_span_kl(
             the last row carries no loss and the id of token 0 counts nowhere.
         vocab_size: The softmaxes run over the first `vocab_size` columns of both sides; the gradient beyond is 0.
             Default: min(V_s, V_t), which is right for vocabularies padded to different sizes.
-        divergence: "forward_kl".
+        divergence: "forward_kl" is KL(teacher || student), the paper's; "reverse_kl" is KL(student || teacher), MiniLLM's;
+            "jsd" is beta KL(teacher || m) + (1 - beta) KL(student || m) with the mixture m = beta teacher +
+            (1 - beta) student, the generalized Jensen-Shannon divergence of GKD (Agarwal et al., 2024).
+        beta: The teacher's weight in "jsd", 0 < beta < 1. Towards 0 JSD / beta becomes forward_kl, towards 1
+            JSD / (1 - beta) becomes reverse_kl.
+        logit_scale: Multiplies the logits before anything else (> 0); a number for both sides, or (student, teacher).
+        logit_softcap: Replaces logits x, already scaled, by cap tanh(x / cap) (cap > 0), as Gemma 2 does; a number for both
+            sides, or (student, teacher) with None for a side without a cap.
+        process_group: The ranks that share the vocabulary: each passes its slice of the columns of both logits, the same
+            slice of both, slices in the order of the ranks, everything else equal on all ranks. `vocab_size` then counts
+            the columns of the own slice. All ranks get the loss of the whole rows, and the gradient of their slice. Two to
+            four numbers a row travel (`return_stats` adds six).
         inplace_backward: Write the gradient over `student_logits`, whose contents are undefined from the call on. No
             gradient buffer is allocated; a second backward raises, as does the backward of another op that saved the
             logits. Without grad mode nothing is written.
@@ -65,9 +85,11 @@ def fused_span_kl(
         backend: "auto", or one of "reference", "cpu", "triton" by name, which never falls back.
 
     Returns:
-        The loss, a float32 scalar (float64 if an input is); with `return_stats` a pair (loss, `SpanStats`). The KL is
-        never negative; it is +inf where the student's logit is -inf and the teacher's is not, and the gradient q - p stays
-        finite there. A NaN logit in a supervised row makes the loss NaN, as does a row whose columns are all -inf.
+        The loss, a float32 scalar (float64 if an input is); with `return_stats` a pair (loss, `SpanStats`). A divergence is
+        never negative. "forward_kl" is +inf where the student's logit is -inf and the teacher's is not, and its gradient
+        q - p stays finite there. "reverse_kl" is +inf where the teacher's logit is -inf and the student's is not, and its
+        gradient is not finite there. "jsd" is always finite. A NaN logit in a supervised row makes the loss NaN, as does a
+        row whose columns are all -inf.
 
     Raises:
         ValueError: A shape, device, number or name is not usable; the message names the argument and the remedy.
@@ -95,15 +117,23 @@ def fused_span_kl(
     checks.check_choice("backend", backend, ("auto", *backends.PACKAGES))
     if shift and not lead:
         checks.fail("shift", "logits of shape (..., T, V)", tuple(student_logits.shape), "Leave shift=False.")
+    checks.check_process_group("process_group", process_group)
+    scales = checks.check_per_side("logit_scale", logit_scale, default=1.0)
+    caps = checks.check_per_side("logit_softcap", logit_softcap, default=None)
     options = Options(
         checks.check_number("lambda_reason", lambda_reason, at_least=0.0),
         checks.check_number("lambda_act", lambda_act, at_least=0.0),
-        checks.check_number("temperature", temperature, above=0.0),
-        checks.check_vocab_size(vocab_size, student_logits, teacher_logits),
         reduction,
         bool(shift),
         bool(return_stats),
         backend,
+        "" if process_group is None else vocab_parallel.register(process_group),
+        checks.check_vocab_size(vocab_size, student_logits, teacher_logits),
+        checks.check_number("temperature", temperature, above=0.0),
+        divergence,
+        checks.check_beta(beta),
+        *scales,
+        *caps,
     )
     normalizer = checks.check_normalizer(normalizer, reduction, student_logits.device)
     if inplace_backward and torch.is_grad_enabled() and student_logits.requires_grad:

@@ -4,8 +4,9 @@ Two ways to the gradient, same values:
 
 * one pass (a scalar loss of float32 or bfloat16 logits): the forward knows each row's weight, so it leaves the gradient
   behind while the logits are at hand, and the backward multiplies by the upstream gradient only if that is not 1;
-* two passes (`reduction="none"`, whose row weights are known in the backward only; and float16, where a gradient stored
-  before the loss scale is applied would underflow): the forward keeps the log-sum-exps, the backward reads the logits again.
+* two passes (`reduction="none"`, whose row weights are known in the backward only; float16, where a gradient stored
+  before the loss scale is applied would underflow; and a vocabulary shared by several processes, which must first hear from
+  each other): the forward keeps three numbers a row, the backward reads the logits again.
 """
 
 from __future__ import annotations
@@ -17,27 +18,42 @@ import torch
 from torch import Tensor
 
 from sadkernels import backends
+from sadkernels.comparison import Comparison, RowValues
 from sadkernels.kinds import SpanKind
+from sadkernels.ops import vocab_parallel
 from sadkernels.ops.row_weights import RowWeights, row_kinds, row_weights
 from sadkernels.rows import with_row_layout
 
 
 class Options(NamedTuple):
-    """What every op below takes after its tensors, in this order."""
+    """What every op below takes after its tensors, in this order; the fields of `Comparison` last."""
 
     lambda_reason: float
     lambda_act: float
-    temperature: float
-    vocab_size: int
     reduction: str
     shift: bool
     stats: bool
     backend: str
+    group: str  # the name of the process group that shares the vocabulary; empty: nobody does
+    vocab_size: int
+    temperature: float = 1.0
+    divergence: str = "forward_kl"
+    beta: float = 0.5
+    student_scale: float = 1.0
+    teacher_scale: float = 1.0
+    student_softcap: float | None = None
+    teacher_softcap: float | None = None
+
+    @property
+    def comparison(self) -> Comparison:
+        """What the kernels need to know."""
+        return Comparison(*self[-len(Comparison._fields) :])
 
 
 _OPTIONS = (
-    "float lambda_reason, float lambda_act, float temperature, SymInt vocab_size, str reduction, bool shift, bool stats, "
-    "str backend"
+    "float lambda_reason, float lambda_act, str reduction, bool shift, bool stats, str backend, str group, "
+    "SymInt vocab_size, float temperature, str divergence, float beta, float student_scale, float teacher_scale, "
+    "float? student_softcap, float? teacher_softcap"
 )
 
 
@@ -61,17 +77,18 @@ def _read(rows: RowWeights, o: Options) -> Tensor:
     return rows.kinds if o.stats or o.reduction == "none" else rows.kinds * (rows.weights != 0)
 
 
-def _reduce(kl: Tensor, rows: RowWeights, shape: torch.Size, o: Options) -> Tensor:
+def _reduce(value: Tensor, rows: RowWeights, shape: torch.Size, o: Options) -> Tensor:
     if o.reduction == "none":
-        return kl.view(shape)
-    return torch.where(rows.weights != 0, rows.weights * kl, 0).sum()
+        return value.view(shape)
+    return torch.where(rows.weights != 0, rows.weights * value, 0).sum()
 
 
-def _sums(kl: Tensor, extras: Tensor, rows: RowWeights, o: Options) -> Tensor:
-    """(2, 4): sums of KL, teacher entropy, student entropy and agreements over reason and act rows."""
-    if not o.stats:
-        return kl.new_empty((0, 4))
-    by_row = torch.cat([kl[None], extras])
+def _sums(values: RowValues, rows: RowWeights) -> Tensor:
+    """(2, 4): sums of divergence, teacher entropy, student entropy and agreements over reason and act rows."""
+    if values.entropies is None:
+        return values.value.new_empty((0, 4))
+    agree = values.argmax[0] == values.argmax[1]
+    by_row = torch.cat([values.value[None], values.entropies, agree[None]])
     kinds = (SpanKind.REASON, SpanKind.ACT)
     return torch.stack([torch.where(rows.kinds == kind, by_row, 0).sum(-1) for kind in kinds])
 
@@ -93,28 +110,25 @@ def _fakes(student: Tensor, teacher: Tensor, span_ids: Tensor, o: Options) -> tu
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _span_kl(student, teacher, span_ids, normalizer, *options):
-    """Loss, sums, counts, and the log-sum-exps (2, N) that the backward needs."""
+    """Loss, sums, counts, and the state (3, N) that the backward needs."""
     o = Options(*options[:-1])
     rows = _rows(student, teacher, span_ids, normalizer, o)
     kernel = _kernel(o.backend, student, teacher)
-    kl, lse, extras = kernel.forward(
-        with_row_layout(student),
-        with_row_layout(teacher),
-        _read(rows, o),
-        vocab_size=o.vocab_size,
-        temperature=o.temperature,
-        stats=o.stats,
-    )
-    return _reduce(kl, rows, span_ids.shape, o), _sums(kl, extras, rows, o), rows.counts, lse
+    logits = with_row_layout(student), with_row_layout(teacher)
+    if o.group:
+        values = vocab_parallel.forward(kernel, *logits, _read(rows, o), o.comparison, stats=o.stats, group=o.group)
+    else:
+        values = kernel.forward(*logits, _read(rows, o), o.comparison, stats=o.stats)
+    return _reduce(values.value, rows, span_ids.shape, o), _sums(values, rows), rows.counts, values.state
 
 
 @_span_kl.register_fake
 def _(student, teacher, span_ids, normalizer, *options):
     loss, sums, counts = _fakes(student, teacher, span_ids, Options(*options[:-1]))
-    return loss, sums, counts, loss.new_empty((2, span_ids.numel()))
+    return loss, sums, counts, loss.new_empty((3, span_ids.numel()))
 
 
-def _backward(grad: Tensor, student, teacher, span_ids, normalizer, lse, upstream, options) -> None:
+def _backward(grad: Tensor, student, teacher, span_ids, normalizer, state, upstream, options) -> None:
     o = Options(*options)
     rows = _rows(student, teacher, span_ids, normalizer, o)
     weights = torch.where(rows.weights != 0, rows.weights * upstream.reshape(-1).to(rows.weights.dtype), 0)
@@ -122,28 +136,27 @@ def _backward(grad: Tensor, student, teacher, span_ids, normalizer, lse, upstrea
         with_row_layout(student),
         with_row_layout(teacher),
         rows.kinds * (rows.weights != 0),
-        lse,
+        state,
         weights,
-        vocab_size=o.vocab_size,
-        temperature=o.temperature,
+        o.comparison,
         grad=grad,
     )
 
 
-_BACKWARD_TENSORS = "Tensor teacher, Tensor span_ids, Tensor? normalizer, Tensor lse, Tensor upstream"
+_BACKWARD_TENSORS = "Tensor teacher, Tensor span_ids, Tensor? normalizer, Tensor state, Tensor upstream"
 
 
 @torch.library.custom_op(
     "sad::span_kl_backward", mutates_args=(), schema=f"(Tensor student, {_BACKWARD_TENSORS}, {_OPTIONS}) -> Tensor"
 )
-def _span_kl_backward(student, teacher, span_ids, normalizer, lse, upstream, *options):
-    grad = student.new_empty(student.shape)
-    _backward(grad, student, teacher, span_ids, normalizer, lse, upstream, options)
+def _span_kl_backward(student, teacher, span_ids, normalizer, state, upstream, *options):
+    grad = _kernel(Options(*options).backend, student, teacher).new_gradient(student)
+    _backward(grad, student, teacher, span_ids, normalizer, state, upstream, options)
     return grad
 
 
 @_span_kl_backward.register_fake
-def _(student, teacher, span_ids, normalizer, lse, upstream, *options):
+def _(student, teacher, span_ids, normalizer, state, upstream, *options):
     return student.new_empty(student.shape)
 
 
@@ -152,20 +165,20 @@ def _(student, teacher, span_ids, normalizer, lse, upstream, *options):
     mutates_args=("student",),
     schema=f"(Tensor(a!) student, {_BACKWARD_TENSORS}, {_OPTIONS}) -> ()",
 )
-def _span_kl_backward_(student, teacher, span_ids, normalizer, lse, upstream, *options):
-    _backward(student, student, teacher, span_ids, normalizer, lse, upstream, options)
+def _span_kl_backward_(student, teacher, span_ids, normalizer, state, upstream, *options):
+    _backward(student, student, teacher, span_ids, normalizer, state, upstream, options)
 
 
 @_span_kl_backward_.register_fake
-def _(student, teacher, span_ids, normalizer, lse, upstream, *options):
+def _(student, teacher, span_ids, normalizer, state, upstream, *options):
     return None
 
 
 def _setup_context(ctx, inputs, output):
     student, teacher, span_ids, normalizer, *ctx.options, ctx.inplace_backward = inputs
-    _, sums, counts, lse = output
-    ctx.mark_non_differentiable(sums, counts, lse)
-    ctx.save_for_backward(student, teacher, span_ids, normalizer, lse)
+    _, sums, counts, state = output
+    ctx.mark_non_differentiable(sums, counts, state)
+    ctx.save_for_backward(student, teacher, span_ids, normalizer, state)
 
 
 def _two_pass_backward(ctx, upstream, *_):
@@ -188,17 +201,9 @@ def _forward_backward(grad: Tensor, student, teacher, span_ids, normalizer, opti
     o = Options(*options)
     rows = _rows(student, teacher, span_ids, normalizer, o)
     kernel = _kernel(o.backend, student, teacher)
-    kl, extras = kernel.forward_backward(
-        with_row_layout(student),
-        with_row_layout(teacher),
-        _read(rows, o),
-        rows.weights,
-        vocab_size=o.vocab_size,
-        temperature=o.temperature,
-        stats=o.stats,
-        grad=grad,
-    )
-    return _reduce(kl, rows, span_ids.shape, o), _sums(kl, extras, rows, o), rows.counts
+    logits = with_row_layout(student), with_row_layout(teacher)
+    values = kernel.forward_backward(*logits, _read(rows, o), rows.weights, o.comparison, stats=o.stats, grad=grad)
+    return _reduce(values.value, rows, span_ids.shape, o), _sums(values, rows), rows.counts
 
 
 @torch.library.custom_op(
@@ -208,7 +213,7 @@ def _forward_backward(grad: Tensor, student, teacher, span_ids, normalizer, opti
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _span_kl_with_grad(student, teacher, span_ids, normalizer, *options):
-    grad = student.new_empty(student.shape)
+    grad = _kernel(Options(*options).backend, student, teacher).new_gradient(student)
     return *_forward_backward(grad, student, teacher, span_ids, normalizer, options), grad
 
 
@@ -284,6 +289,6 @@ def span_kl_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, sums (2, 4) and counts (2,), by the way to the gradient that fits; arguments have been checked."""
     needs_grad = torch.is_grad_enabled() and student.requires_grad
-    if needs_grad and options.reduction != "none" and student.dtype != torch.float16:
+    if needs_grad and options.reduction != "none" and student.dtype != torch.float16 and not options.group:
         return _OnePass.apply(student, teacher, span_ids, normalizer, options, inplace_backward)
     return torch.ops.sad.span_kl(student, teacher, span_ids, normalizer, *options, inplace_backward)[:3]

@@ -1,12 +1,14 @@
-"""KL(teacher || student) per row, its gradient and its statistics, written to be read.
+"""The divergence of every row, its gradient and its statistics, written to be read.
 
-With p = softmax(t / T), q = softmax(s / T) over the first V columns and r = log q - log p,
+With p = softmax(z_t / T), q = softmax(z_s / T) over the first V columns, z as in `sadkernels.comparison`,
+r = log q - log p, m = beta p + (1 - beta) q and KL(a || b) = sum_v a (expm1(log b - log a) - (log b - log a)):
 
-    KL        = sum_v p (expm1(r) - r)        since sum_v (q - p) = 0
-    dKL / ds  = (q - p) / T
+    forward_kl   KL(p || q)                               d/dz_s = (q - p) / T
+    reverse_kl   KL(q || p)                               d/dz_s = q (G - E_q[G]) / T,  G = r
+    jsd          beta KL(p || m) + (1 - beta) KL(q || m)  d/dz_s = q (G - E_q[G]) / T,  G = (1 - beta) (log q - log m)
 
-The sum is taken in this form and not as sum_v p (log p - log q) because every term is non-negative: rounding cannot
-make the sum negative, and it keeps its digits when q is close to p.
+The sums are taken in this form and not as sum_v a (log a - log b), to which they are equal since sum_v (b - a) = 0, because
+every term is non-negative: rounding cannot make the sum negative, and it keeps its digits when b is close to a.
 
 Arithmetic is float32, or float64 when an input is. Rows whose kind is 0 never influence anything, whatever
 they hold. Nothing here waits for the device.
@@ -14,27 +16,13 @@ they hold. Nothing here waits for the device.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-
-def _log_softmax(x: Tensor, kinds: Tensor, vocab_size: int, temperature: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Tempered log-probabilities (N, V) and log-sum-exps (N,); unsupervised rows are read as zeros."""
-    x = x[..., :vocab_size].reshape(-1, vocab_size)
-    x = torch.where(kinds[:, None] != 0, x, 0).to(dtype) / temperature
-    lse = torch.logsumexp(x, dim=-1)
-    return x - lse[:, None], lse
-
-
-def _per_column_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The non-negative terms p (expm1(r) - r), exact at the edges: p == 0 gives q, q == 0 < p gives +inf."""
-    p, q, r = log_p.exp(), log_q.exp(), log_q - log_p
-    near = torch.where(r.abs() < 0.5, r, 0)
-    h = torch.zeros_like(r)  # expm1(r) - r = r^2 (1/2! + r/3! + r^2/4! + ...), by Horner's rule
-    for k in range(18 if r.dtype == torch.float64 else 10, 1, -1):
-        h = (h * near + 1.0) / k
-    far = torch.where(p == 0, q, q - p - p * r)
-    return torch.where(r.abs() < 0.5, p * (h * near * near), far)
+from sadkernels.comparison import Comparison, RowValues
 
 
 def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
@@ -42,83 +30,135 @@ def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
 
 
+class _Logits(NamedTuple):
+    """Rows as they are compared: z / T (N, V), and dz / dx, (N, V) or a number."""
+
+    tempered: Tensor
+    slope: Tensor | float
+
+
+def _read(x: Tensor, active: Tensor, how: Comparison, side: str, dtype: torch.dtype) -> _Logits:
+    """The rows (N, V) of one side; those not active are read as zeros."""
+    scale, cap = getattr(how, f"{side}_scale"), getattr(how, f"{side}_softcap")
+    x = x[..., : how.vocab_size].reshape(-1, how.vocab_size)
+    z = torch.where(active[:, None], x, 0).to(dtype) * scale
+    if cap is None:
+        return _Logits(z / how.temperature, scale)
+    tanh = torch.tanh(z / cap)
+    return _Logits(cap * tanh / how.temperature, scale * (1 - tanh * tanh))
+
+
+def _both_sides(student: Tensor, teacher: Tensor, active: Tensor, how: Comparison) -> tuple[_Logits, _Logits]:
+    dtype = accumulation_dtype(student, teacher)
+    return _read(student, active, how, "student", dtype), _read(teacher, active, how, "teacher", dtype)
+
+
+def _kl_terms(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
+    """The non-negative a (expm1(r) - r), r = log b - log a; exact at the edges: a == 0 gives b, b == 0 < a gives +inf."""
+    near = torch.where(r.abs() < 0.5, r, 0)
+    h = torch.zeros_like(r)  # expm1(r) - r = r^2 (1/2! + r/3! + r^2/4! + ...), by Horner's rule
+    for k in range(18 if r.dtype == torch.float64 else 10, 1, -1):
+        h = (h * near + 1.0) / k
+    far = torch.where(a == 0, b, b - a - a * r)
+    return torch.where(r.abs() < 0.5, a * (h * near * near), far)
+
+
+def _log_mixture_over(log_ratio: Tensor, weight: float) -> Tensor:
+    """log((1 - weight) + weight e^log_ratio): of the mixture over its one part, from the log of the other part over it."""
+    small = torch.where(log_ratio.abs() < 0.5, log_ratio, 0)
+    far = torch.logaddexp(torch.full_like(log_ratio, math.log(1 - weight)), log_ratio + math.log(weight))
+    return torch.where(log_ratio.abs() < 0.5, torch.log1p(weight * torch.expm1(small)), far)
+
+
+def _terms_and_pull(log_p: Tensor, log_q: Tensor, how: Comparison) -> tuple[Tensor, Tensor, Tensor]:
+    """By column, all (N, V): terms of the divergence; terms of E_q[G]; G itself (zeros where the gradient needs none)."""
+    p, q, r = log_p.exp(), log_q.exp(), log_q - log_p
+    if how.divergence == "forward_kl":
+        return _kl_terms(p, q, r), torch.zeros_like(r), torch.zeros_like(r)
+    if how.divergence == "reverse_kl":
+        terms = _kl_terms(q, p, -r)
+        return terms, terms, r
+    beta = how.beta
+    m = beta * p + (1 - beta) * q
+    of_student = (1 - beta) * _kl_terms(q, m, _log_mixture_over(-r, beta))
+    of_teacher = beta * _kl_terms(p, m, _log_mixture_over(r, 1 - beta))
+    return of_teacher + of_student, of_student, -(1 - beta) * _log_mixture_over(-r, beta)
+
+
+def new_gradient(student: Tensor) -> Tensor:
+    """Memory for a gradient: shape, dtype and device of `student`, contiguous, contents arbitrary."""
+    return student.new_empty(student.shape)
+
+
+def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison) -> Tensor:
+    """(2, N), log-sum-exps of z / T of student and teacher, 0 on rows not read; arguments as in `forward`."""
+    read = kinds != 0
+    sides = _both_sides(student, teacher, read, how)
+    return torch.where(read, torch.stack([torch.logsumexp(x.tempered, dim=-1) for x in sides]), 0)
+
+
 def forward(
-    student: Tensor, teacher: Tensor, kinds: Tensor, *, vocab_size: int, temperature: float, stats: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """KL of every supervised row.
+    student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison, *, stats: bool, lse: Tensor | None = None
+) -> RowValues:
+    """The divergence of every supervised row.
 
     Args:
         student: (..., V_s) logits; N rows in all.
         teacher: (..., V_t) logits.
         kinds: (N,) uint8, 0 for rows that are not read.
-        vocab_size: V, the columns that take part, at most min(V_s, V_t).
-        temperature: T, divides both sides' logits.
-        stats: Whether `extras` is wanted.
-
-    Returns:
-        kl (N,), 0 on rows not read; lse (2, N), log-sum-exps of student and teacher; extras (3, N): teacher entropy,
-        student entropy, 1 where the argmax columns agree ((3, 0) without `stats`).
+        how: What is compared.
+        stats: Whether entropies and argmax are wanted.
+        lse: (2, N), log-sum-exps to use in place of the rows' own, for rows that are a slice of longer ones. The results
+            then are this slice's share of the sums.
     """
-    dtype = accumulation_dtype(student, teacher)
-    log_q, lse_s = _log_softmax(student, kinds, vocab_size, temperature, dtype)
-    log_p, lse_t = _log_softmax(teacher, kinds, vocab_size, temperature, dtype)
+    if lse is None:
+        lse = log_sum_exps(student, teacher, kinds, how)
     read = kinds != 0
-    kl = torch.where(read, _per_column_kl(log_p, log_q).sum(-1), 0)
-    lse = torch.where(read, torch.stack([lse_s, lse_t]), 0)
+    of_student, of_teacher = _both_sides(student, teacher, read, how)
+    log_q, log_p = of_student.tempered - lse[0, :, None], of_teacher.tempered - lse[1, :, None]
+    terms, pull_terms, _ = _terms_and_pull(log_p, log_q, how)
+    value, pull = (torch.where(read, x.sum(-1), 0) for x in (terms, pull_terms))
+    state = torch.cat([lse, pull[None]])
     if not stats:
-        return kl, lse, kl.new_empty((3, 0))
-    entropies = [-torch.where(log_x == -torch.inf, 0, log_x.exp() * log_x).sum(-1) for log_x in (log_p, log_q)]
-    best = [x[..., :vocab_size].reshape(-1, vocab_size).argmax(-1) for x in (student, teacher)]  # first of equals
-    agree = (best[0] == best[1]).to(dtype)
-    return kl, lse, torch.where(read, torch.stack([*entropies, agree]), 0)
+        return RowValues(value, state)
+    entropies = torch.stack([-torch.where(x == -torch.inf, 0, x.exp() * x).sum(-1) for x in (log_p, log_q)])
+    columns = [x[..., : how.vocab_size].reshape(-1, how.vocab_size) for x in (student, teacher)]
+    argmax = torch.stack([torch.where(read[:, None], x, 0).argmax(-1) for x in columns])  # first of equals
+    return RowValues(value, state, torch.where(read, entropies, 0), argmax)
 
 
 def backward(
-    student: Tensor,
-    teacher: Tensor,
-    kinds: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    *,
-    vocab_size: int,
-    temperature: float,
-    grad: Tensor,
+    student: Tensor, teacher: Tensor, kinds: Tensor, state: Tensor, weights: Tensor, how: Comparison, *, grad: Tensor
 ) -> None:
-    """Writes weights[n] dKL_n/dstudent to all of `grad` (..., V_s), zeros included; `grad` may be `student` itself.
+    """Writes weights[n] d value[n] / d student to all of `grad` (..., V_s), zeros included; `grad` may be `student` itself.
 
     Args:
-        student: As in `forward`, likewise `teacher`, `kinds`, `vocab_size`, `temperature`.
-        lse: (2, N), from `forward`.
-        weights: (N,), the derivative of the loss by each row's KL; rows of weight 0 get zeros.
+        student: As in `forward`, likewise `teacher`, `kinds`, `how`.
+        state: (3, N), from `forward`.
+        weights: (N,), the derivative of the loss by each row's value; rows of weight 0 get zeros.
         grad: Shape and dtype of `student`.
     """
-    dtype = accumulation_dtype(student, teacher)
-    active = ((kinds != 0) & (weights != 0))[:, None]
-    q, p = (
-        (torch.where(active, x[..., :vocab_size].reshape(-1, vocab_size), 0).to(dtype) / temperature - l[:, None]).exp()
-        for x, l in ((student, lse[0]), (teacher, lse[1]))
-    )
-    g = torch.where(active, (weights / temperature)[:, None] * (q - p), 0)
+    active = (kinds != 0) & (weights != 0)
+    of_student, of_teacher = _both_sides(student, teacher, active, how)
+    log_q, log_p = of_student.tempered - state[0, :, None], of_teacher.tempered - state[1, :, None]
+    q = log_q.exp()
+    if how.divergence == "forward_kl":
+        by_column = q - log_p.exp()
+    else:
+        _, _, pull = _terms_and_pull(log_p, log_q, how)
+        by_column = torch.where(q == 0, 0, q * (pull - state[2, :, None]))
+    g = torch.where(active[:, None], (weights / how.temperature)[:, None] * by_column * of_student.slope, 0)
     grad.zero_()
-    grad[..., :vocab_size] = g.view(*grad.shape[:-1], vocab_size).to(grad.dtype)
+    grad[..., : how.vocab_size] = g.view(*grad.shape[:-1], how.vocab_size).to(grad.dtype)
 
 
 def forward_backward(
-    student: Tensor,
-    teacher: Tensor,
-    kinds: Tensor,
-    weights: Tensor,
-    *,
-    vocab_size: int,
-    temperature: float,
-    stats: bool,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """`forward` and `backward` in one call; returns kl and extras."""
-    options = {"vocab_size": vocab_size, "temperature": temperature}
-    kl, lse, extras = forward(student, teacher, kinds, stats=stats, **options)
-    backward(student, teacher, kinds, lse, weights, grad=grad, **options)
-    return kl, extras
+    student: Tensor, teacher: Tensor, kinds: Tensor, weights: Tensor, how: Comparison, *, stats: bool, grad: Tensor
+) -> RowValues:
+    """`forward` and `backward` in one call."""
+    values = forward(student, teacher, kinds, how, stats=stats)
+    backward(student, teacher, kinds, values.state, weights, how, grad=grad)
+    return values
 
 
 def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:

@@ -1,8 +1,9 @@
-"""Two softmaxes and their divergence, in float32 registers and powers of two.
+"""Softmaxes in float32 registers and powers of two: running totals, log-sum-exps, entropies, argmax.
 
-With c = log2(e) / T, a row of logits x becomes a = x c - shift, and softmax(x / T) = 2^a / total, total = sum 2^a. `shift`
-is the row's maximum of x c rounded to an integer: so the powers stay near 1, and moving a running total to a new shift
-multiplies it by an exact power of two. `tl.fma` is spelled out: whether a * b + c is fused depends on Triton's version.
+A row of logits x becomes a = x c - shift, and its softmax 2^a / total, total = sum 2^a, where c holds log2(e) / T and the
+logit scale (or the cap, with x a tanh). `shift` is the row's maximum of x c rounded to an integer: so the powers stay near
+1, and moving a running total to a new shift multiplies it by an exact power of two. `tl.fma` is spelled out: whether
+a * b + c is fused depends on Triton's version.
 
 Shifts stay within +-3e38. A row or block of nothing but -inf then has total 0, not NaN. Logits count as infinite from
 |x c| > 3.4e38 on.
@@ -36,6 +37,13 @@ def add_groups(x, top, c, shift, total):
 
 
 @triton.jit
+def merge_totals(shift, total):
+    """The shift and total of the whole from those of its parts, in an order that never varies."""
+    whole_shift = tl.max(shift, axis=0)
+    return whole_shift, tl.sum(total * tl.exp2(shift - whole_shift), axis=0)
+
+
+@triton.jit
 def merge(shift, total, edges, c):
     """The row's shift and total from those of its groups and from its edges, in an order that never varies."""
     row_shift = tl.maximum(tl.max(shift, axis=0), integer_shift(tl.max(edges, axis=0) * c))
@@ -45,7 +53,7 @@ def merge(shift, total, edges, c):
 
 @triton.jit
 def log_sum_exp(shift, total):
-    """log(sum exp(x / T)), in nats."""
+    """log(sum exp(z / T)), in nats."""
     return tl.fma(shift, _LN2, tl.log(total))
 
 
@@ -65,37 +73,15 @@ def probabilities(x, c, shift, inverse_total):
 
 
 @triton.jit
-def per_column_kl(p, q, r):
-    """p (expm1(r) - r) with r = log q - log p: never negative, and exact at the edges (`sadkernels.reference.span_kl`)."""
-    # (expm1(r) - r) / r^2 on [-0.5, 0.5]: a minimax polynomial, relative error 2.4e-8
-    near = tl.fma(r, 0.00019875629293498583, 0.001398199736518918)
-    near = tl.fma(r, near, 0.008333452172297051)
-    near = tl.fma(r, near, 0.04166579594169203)
-    near = tl.fma(r, near, 0.1666666545583802)
-    near = tl.fma(r, near, 0.5000000120139757)
-    # p == 0, not `not p > 0`: a NaN stays one
-    far = tl.where(p == 0.0, q, tl.fma(-p, r, q - p))
-    return tl.where(tl.abs(r) < 0.5, p * (r * r) * near, far)
+def mean_log2(probability, a, log2_inverse):
+    """sum probability * log2(probability) over the last axis; nothing where the probability is 0 and a is -inf."""
+    return tl.sum(probability * tl.maximum(a + log2_inverse, -1.0e30), axis=len(a.shape) - 1)
 
 
 @triton.jit
-def compare(s, t, c, shift_s, inverse_s, shift_t, inverse_t, log_ratio):
-    """Exponents, probabilities q and p, and KL terms of matching columns; log_ratio = log(total_t / total_s)."""
-    a_s, q = probabilities(s, c, shift_s, inverse_s)
-    a_t, p = probabilities(t, c, shift_t, inverse_t)
-    return a_s, a_t, q, p, per_column_kl(p, q, tl.fma(a_s - a_t, _LN2, log_ratio))
-
-
-@triton.jit
-def expected_exponent(probability, a):
-    """sum probability * a over the last axis; nothing where the probability is 0 and a is -inf."""
-    return tl.sum(probability * tl.maximum(a, -1.0e30), axis=len(a.shape) - 1)
-
-
-@triton.jit
-def entropy(total, mean_exponent):
-    """log(total) - ln 2 * E[a], in nats; rounding does not make it negative."""
-    nats = tl.log(total) - _LN2 * mean_exponent
+def entropy(mean_log2):
+    """In nats; rounding does not make it negative."""
+    nats = -_LN2 * mean_log2
     return tl.where(nats < 0.0, 0.0, nats)
 
 
@@ -111,10 +97,18 @@ def track_best(x, head, first, best, column, GROUPS: tl.constexpr, GROUP: tl.con
 
 
 @triton.jit
+def lowest_best(best, column):
+    """The largest of `best` and the lowest column that has it, among groups or slices; 0 when all are -inf."""
+    top = tl.max(best, axis=0)
+    lowest = tl.min(tl.where(best == top, column, 2**31 - 1), axis=0)
+    return top, tl.where(top == float("-inf"), 0, lowest)
+
+
+@triton.jit
 def lowest_argmax(best, column, edges, edge_column):
-    """The row's lowest column of maximal value; 0 when all are -inf."""
+    """The row's largest value and the lowest column that has it; 0 when all are -inf."""
     edges = tl.where(edges == edges, edges, float("inf"))
-    row_best = tl.maximum(tl.max(best, axis=0), tl.max(edges, axis=0))
-    in_groups = tl.min(tl.where(best == row_best, column, 2**31 - 1), axis=0)
-    at_edges = tl.min(tl.where(edges == row_best, edge_column, 2**31 - 1), axis=0)
-    return tl.where(row_best == float("-inf"), 0, tl.minimum(in_groups, at_edges))
+    groups_best, groups_column = lowest_best(best, column)
+    edges_best, edges_column = lowest_best(edges, edge_column)
+    either = tl.where(edges_best == groups_best, tl.minimum(groups_column, edges_column), groups_column)
+    return tl.maximum(groups_best, edges_best), tl.where(edges_best > groups_best, edges_column, either)

@@ -1,4 +1,7 @@
-"""The kernels of the span KL, one program per row. A row that is not read costs its zeros and nothing else.
+"""The span KL of whole rows, on a grid that stays: each program takes a row, then the next one of its own.
+
+Rows come from the index of `supervised_rows`: program i of G walks positions i, i + G, ...; the rows that are read come
+first there, the others, which get zeros, last, so both kinds of work are shared out evenly.
 
 Every size that varies between calls is a plain argument that is not specialised: one compilation serves every N and V.
 A pointer that is None removes its code.
@@ -9,26 +12,35 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sadkernels.triton.row_io import cut_row, fill_zeros, load_edges, load_groups, narrow, row_pointer, store_groups
-from sadkernels.triton.softmax import from_log_sum_exp, probabilities
-from sadkernels.triton.span_kl_row import read_row
+from sadkernels.triton.row_io import fill_zeros, row_pointer
+from sadkernels.triton.row_passes import divergence_pass, gradient_pass, totals_pass
+from sadkernels.triton.softmax import entropy, from_log_sum_exp, log_sum_exp
 
-_GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]
-_LAYOUTS = [f"{x}_{part}" for x in ("student", "teacher") for part in ("inner", "outer_stride", "inner_stride")]
-_SIZES = [*_LAYOUTS, *_GRAD_LAYOUT, "n_rows", "vocab_size", "grad_columns"]
-_POINTERS = ["student", "teacher", "grad", "kinds", "weights", "lse"]
+GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]
+SIZES = [
+    *(f"{x}_{part}" for x in ("student", "teacher") for part in ("inner", "outer_stride", "inner_stride")),
+    *GRAD_LAYOUT,
+    "n_rows",
+    "vocab_size",
+    "grad_columns",
+    "slices",
+    "slice_columns",
+]
+POINTERS = ["student", "teacher", "grad", "rows", "weights", "lse", "value", "state", "entropies", "argmax"]
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=[*_POINTERS, "kl", "extras"])
+@triton.jit(do_not_specialize=[x for x in SIZES if not x.startswith("slice")], do_not_specialize_on_alignment=POINTERS)
 def span_kl_kernel(
     student,
     teacher,
     grad,
-    kinds,
+    rows,
     weights,
-    kl,
     lse,
-    extras,
+    value,
+    state,
+    entropies,
+    argmax,
     student_inner: tl.int32,
     student_outer_stride: tl.int64,
     student_inner_stride: tl.int64,
@@ -38,139 +50,131 @@ def span_kl_kernel(
     grad_inner: tl.int32,
     grad_outer_stride: tl.int64,
     grad_inner_stride: tl.int64,
-    n_rows: tl.int64,
+    n_rows: tl.int32,
     vocab_size: tl.int32,
     grad_columns: tl.int32,
-    c: tl.float32,
-    inverse_temperature: tl.float32,
+    s_c: tl.float32,
+    t_c: tl.float32,
+    s_inner: tl.float32,
+    t_inner: tl.float32,
+    grad_scale: tl.float32,
+    beta: tl.float32,
+    DIVERGENCE: tl.constexpr,
+    S_CAPPED: tl.constexpr,
+    T_CAPPED: tl.constexpr,
     TEACHER_ALIGNED: tl.constexpr,
     GRAD_ALIGNED: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """KL of a row, and what else has a pointer: its gradient, log-sum-exps, statistics."""
-    row = tl.program_id(0)
-    grad_row = None
-    weight = 0.0
-    if grad is not None:
-        grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
-        weight = tl.load(weights + row)
-    written = 0
-    if tl.load(kinds + row) != 0:
-        s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
-        t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
-        read_row(
-            row,
-            s_row,
-            t_row,
-            grad_row,
-            weight,
-            kl,
-            lse,
-            extras,
-            n_rows,
-            vocab_size,
-            c,
-            inverse_temperature,
-            TEACHER_ALIGNED,
-            GRAD_ALIGNED,
-            GROUPS,
-            GROUP,
-        )
-        written = vocab_size
-    else:
-        tl.store(kl + row, 0.0)
-        if lse is not None:
-            tl.store(lse + row, 0.0)
-            tl.store(lse + n_rows + row, 0.0)
-        if extras is not None:
-            tl.store(extras + row, 0.0)
-            tl.store(extras + n_rows + row, 0.0)
-            tl.store(extras + 2 * n_rows + row, 0.0)
-    if grad is not None:
-        fill_zeros(grad_row + written, grad_columns - written, GROUPS, GROUP)
-
-
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)
-def span_kl_backward_kernel(
-    student,
-    teacher,
-    grad,
-    kinds,
-    weights,
-    lse,
-    student_inner: tl.int32,
-    student_outer_stride: tl.int64,
-    student_inner_stride: tl.int64,
-    teacher_inner: tl.int32,
-    teacher_outer_stride: tl.int64,
-    teacher_inner_stride: tl.int64,
-    grad_inner: tl.int32,
-    grad_outer_stride: tl.int64,
-    grad_inner_stride: tl.int64,
-    n_rows: tl.int64,
-    vocab_size: tl.int32,
-    grad_columns: tl.int32,
-    c: tl.float32,
-    inverse_temperature: tl.float32,
-    TEACHER_ALIGNED: tl.constexpr,
-    GRAD_ALIGNED: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """weight (q - p) / T of a row whose log-sum-exps are known: one pass, every block read before it is written."""
-    row = tl.program_id(0)
-    grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
-    weight = tl.load(weights + row)
-    written = 0
-    if (tl.load(kinds + row) != 0) & (weight != 0.0):
-        s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
-        t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
-        head, groups, edge_column, edge_exists = cut_row(s_row, vocab_size, GROUP)
-        s_edges = load_edges(s_row, edge_column, edge_exists)
-        t_edges = load_edges(t_row, edge_column, edge_exists)
-        s_shift, s_inverse = from_log_sum_exp(tl.load(lse + row))
-        t_shift, t_inverse = from_log_sum_exp(tl.load(lse + n_rows + row))
-        factor = weight * inverse_temperature
-        s_next = load_groups(s_row, head, 0, groups, True, "evict_first", GROUPS, GROUP)
-        t_next = load_groups(t_row, head, 0, groups, TEACHER_ALIGNED, "evict_first", GROUPS, GROUP)
-        for block in range(tl.cdiv(groups, GROUPS)):
-            first = block * GROUPS
-            s = s_next.to(tl.float32)
-            t = t_next.to(tl.float32)
-            s_next = load_groups(s_row, head, first + GROUPS, groups, True, "evict_first", GROUPS, GROUP)
-            t_next = load_groups(t_row, head, first + GROUPS, groups, TEACHER_ALIGNED, "evict_first", GROUPS, GROUP)
-            _, q = probabilities(s, c, s_shift, s_inverse)
-            _, p = probabilities(t, c, t_shift, t_inverse)
-            g = narrow((q - p) * factor, grad.dtype.element_ty)
-            store_groups(grad_row, head, first, groups, g, GRAD_ALIGNED, GROUPS, GROUP)
-        _, q = probabilities(s_edges, c, s_shift, s_inverse)
-        _, p = probabilities(t_edges, c, t_shift, t_inverse)
-        tl.store(grad_row + edge_column, narrow((q - p) * factor, grad.dtype.element_ty), mask=edge_exists)
-        written = vocab_size
-    fill_zeros(grad_row + written, grad_columns - written, GROUPS, GROUP)
-
-
-@triton.jit(do_not_specialize=[*_GRAD_LAYOUT, "grad_columns"], do_not_specialize_on_alignment=["grad", "kinds", "factor"])
-def scale_rows_kernel(
-    grad,
-    kinds,
-    factor,
-    grad_inner: tl.int32,
-    grad_outer_stride: tl.int64,
-    grad_inner_stride: tl.int64,
-    grad_columns: tl.int32,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Multiplies the rows of non-zero kind by a number on the device; done at once when it is 1."""
-    row = tl.program_id(0)
-    by = tl.load(factor).to(tl.float32)
-    if (by != 1.0) & (tl.load(kinds + row) != 0):
-        grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
-        head, groups, edge_column, edge_exists = cut_row(grad_row, grad_columns, GROUP)
-        for block in range(tl.cdiv(groups, GROUPS)):
-            g = load_groups(grad_row, head, block * GROUPS, groups, True, "evict_first", GROUPS, GROUP).to(tl.float32) * by
-            store_groups(grad_row, head, block * GROUPS, groups, narrow(g, grad.dtype.element_ty), True, GROUPS, GROUP)
-        g = load_edges(grad_row, edge_column, edge_exists) * by
-        tl.store(grad_row + edge_column, narrow(g, grad.dtype.element_ty), mask=edge_exists)
+    """Whatever has a pointer: value, state, statistics and gradient of a row. Without `value` the log-sum-exps alone."""
+    GRAD_LATER: tl.constexpr = grad is not None and DIVERGENCE != "forward_kl"
+    read = tl.load(rows + n_rows)
+    for position in range(tl.program_id(0), read if grad is None else n_rows, tl.num_programs(0)):
+        row = tl.load(rows + position)
+        if grad is not None:
+            grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
+        else:
+            grad_row = None
+        written = 0
+        if position < read:
+            s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
+            t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
+            if lse is None or argmax is not None:
+                s_shift, s_total, t_shift, t_total, _, s_argmax, _, t_argmax = totals_pass(
+                    s_row,
+                    t_row,
+                    vocab_size,
+                    s_c,
+                    t_c,
+                    s_inner,
+                    t_inner,
+                    S_CAPPED,
+                    T_CAPPED,
+                    argmax is not None,
+                    GROUPS,
+                    GROUP,
+                )
+                s_inverse = 1.0 / s_total
+                t_inverse = 1.0 / t_total
+                if argmax is not None:
+                    tl.store(argmax + row, s_argmax)
+                    tl.store(argmax + n_rows + row, t_argmax)
+            if lse is None:
+                if state is not None:
+                    tl.store(state + row, log_sum_exp(s_shift, s_total))
+                    tl.store(state + n_rows + row, log_sum_exp(t_shift, t_total))
+            else:
+                s_lse = tl.load(lse + row)
+                t_lse = tl.load(lse + n_rows + row)
+                s_shift, s_inverse = from_log_sum_exp(s_lse)
+                t_shift, t_inverse = from_log_sum_exp(t_lse)
+                tl.store(state + row, s_lse)
+                tl.store(state + n_rows + row, t_lse)
+            if value is not None:
+                weight = 0.0
+                if grad is not None:
+                    weight = tl.load(weights + row)
+                row_value, mean_pull, t_mean_log2, s_mean_log2 = divergence_pass(
+                    s_row,
+                    t_row,
+                    None if GRAD_LATER else grad_row,
+                    vocab_size,
+                    s_c,
+                    t_c,
+                    s_inner,
+                    t_inner,
+                    s_shift,
+                    s_inverse,
+                    t_shift,
+                    t_inverse,
+                    weight,
+                    grad_scale,
+                    beta,
+                    DIVERGENCE,
+                    S_CAPPED,
+                    T_CAPPED,
+                    entropies is not None,
+                    GRAD_LATER,
+                    TEACHER_ALIGNED,
+                    GRAD_ALIGNED,
+                    GROUPS,
+                    GROUP,
+                )
+                written = vocab_size
+                tl.store(value + row, row_value)
+                if state is not None:
+                    tl.store(state + 2 * n_rows + row, mean_pull)
+                if entropies is not None:
+                    tl.store(entropies + row, entropy(t_mean_log2))
+                    tl.store(entropies + n_rows + row, entropy(s_mean_log2))
+                if GRAD_LATER:
+                    if weight != 0.0:
+                        gradient_pass(
+                            s_row,
+                            t_row,
+                            grad_row,
+                            vocab_size,
+                            s_c,
+                            t_c,
+                            s_inner,
+                            t_inner,
+                            s_shift,
+                            s_inverse,
+                            t_shift,
+                            t_inverse,
+                            mean_pull,
+                            weight * grad_scale,
+                            beta,
+                            DIVERGENCE,
+                            S_CAPPED,
+                            T_CAPPED,
+                            TEACHER_ALIGNED,
+                            GRAD_ALIGNED,
+                            GROUPS,
+                            GROUP,
+                        )
+                    else:
+                        written = 0
+        if grad is not None:
+            fill_zeros(grad_row + written, grad_columns - written, GROUPS, GROUP)

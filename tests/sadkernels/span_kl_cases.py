@@ -30,12 +30,18 @@ def truth(student: Tensor, teacher: Tensor, ids: Tensor, upstream: float | Tenso
     return loss.detach(), leaf.grad
 
 
-def assert_close_to_truth(got: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
-    """Loss to 2e-6; gradient to two roundings of its dtype (stored, then perhaps scaled) plus float32 arithmetic."""
+def assert_close_to_truth(
+    got: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor], dtype: torch.dtype, operand: float = 0.5
+) -> None:
+    """Loss to 2e-6; gradient to two roundings of its dtype (stored, then perhaps scaled) plus float32 arithmetic.
+
+    `operand` is the size of the numbers whose difference a gradient is, however small itself: two probabilities, or with
+    reverse_kl two logarithms of tens times a probability.
+    """
     loss, grad = got
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and grad.dtype == dtype
     torch.testing.assert_close(loss.double(), exact[0], rtol=2e-6, atol=1e-9)
     rounding = torch.finfo(dtype).eps
     smallest = 6e-8 if dtype == torch.float16 else 1e-12  # half a subnormal step of float16; below, nothing is stored
-    scale = max(exact[1].abs().max().item(), 0.5)  # a difference of two probabilities, however small
+    scale = max(exact[1].abs().max().item(), operand)
     torch.testing.assert_close(grad.double(), exact[1], rtol=rounding + 5e-6, atol=smallest + 1e-6 * scale)

@@ -35,6 +35,17 @@ def test_sizes(backend, vocab):
     assert_close_to_truth(run(student, teacher, IDS, backend), truth(student, teacher, IDS), torch.float32)
 
 
+@pytest.mark.parametrize("options", [{}, {"divergence": "jsd"}, {"reduction": "none"}], ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 24])
+def test_long_rows(backend, rows, options):
+    """Few enough rows to be shared by threads or programs, and enough of them to go round."""
+    student, teacher = logits(rows, 40_003), logits(rows, 40_003)
+    teacher[0, 17_000:] = -math.inf  # whole pieces of a row with nothing in them
+    ids = torch.arange(rows) % 3 + 1  # with a row that has no span
+    got = run(student, teacher, ids, backend, **options)
+    assert_close_to_truth(got, truth(student, teacher, ids, **options), torch.float32)
+
+
 @pytest.mark.parametrize("student_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("teacher_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(backend, student_dtype, teacher_dtype):
@@ -145,6 +156,13 @@ def test_infinite_logits(backend):
     torch.testing.assert_close(kl[3], masked)
 
 
+@pytest.mark.parametrize("offset", [-32.0, 32.0, -(2.0**120)], ids=str)
+def test_logits_far_from_zero(backend, offset):
+    """A softmax does not change when all logits move; the last offset swallows them, and all are equal."""
+    student, teacher = logits(8, 3000).round() + offset, logits(8, 3000).round() + offset
+    assert_close_to_truth(run(student, teacher, IDS, backend), truth(student, teacher, IDS), torch.float32)
+
+
 def test_leading_block_of_minus_infinity(backend):
     """The running maximum is -inf for more than a whole block of columns."""
     student, teacher = logits(8, 9000), logits(8, 9000)
@@ -219,9 +237,13 @@ def test_stats(backend, lambda_reason):
     assert stats.reason.agreements >= 1
 
 
-def test_same_bits_on_every_run_and_any_number_of_threads(backend):
-    rows = 96 if backend.name == "cpu" else 8  # enough for two threads to share; the others have no threads
-    student, teacher = logits(rows, 1501, torch.bfloat16), logits(rows, 1501, torch.bfloat16)
+@pytest.mark.parametrize("rows, vocab", [(96, 1501), (5, 40_001)], ids=["whole rows", "shared rows"])
+def test_same_bits_on_every_run_and_any_number_of_threads(backend, rows, vocab):
+    """With many rows a thread takes whole ones; a few long rows are cut into pieces that the threads share."""
+    if backend.name != "cpu" and vocab > 2000:
+        pytest.skip("no threads to share a row")
+    rows = rows if backend.name == "cpu" else 8  # the others have no threads
+    student, teacher = logits(rows, vocab, torch.bfloat16), logits(rows, vocab, torch.bfloat16)
     ids = torch.randint(0, 3, (rows,))
     first = run(student, teacher, ids, backend)
     threads = torch.get_num_threads()

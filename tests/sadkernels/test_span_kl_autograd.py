@@ -162,14 +162,15 @@ def _op_inputs(device, dtype=torch.float32):
 def test_opcheck(backend):
     """Schema, fake tensors, autograd and AOT dispatch of every op."""
     student, teacher, ids, normalizer = _op_inputs(backend.device)
-    options = (1.0, 0.5, 2.0, 51, "mean", False, True, backend.name)
+    how = (51, 2.0, "jsd", 0.4, 0.9, 1.1, 30.0, None)
+    options = (1.0, 0.5, "mean", False, True, backend.name, "", *how)
     ops = torch.ops.sad
     torch.library.opcheck(ops.span_kl.default, (student.requires_grad_(), teacher, ids, normalizer, *options, False))
     student = student.detach()
-    loss, _, _, lse = ops.span_kl(student, teacher, ids, normalizer, *options, False)
+    loss, _, _, state = ops.span_kl(student, teacher, ids, normalizer, *options, False)
     up = torch.ones_like(loss)
-    torch.library.opcheck(ops.span_kl_backward.default, (student, teacher, ids, normalizer, lse, up, *options))
-    torch.library.opcheck(ops.span_kl_backward_.default, (student.clone(), teacher, ids, normalizer, lse, up, *options))
+    torch.library.opcheck(ops.span_kl_backward.default, (student, teacher, ids, normalizer, state, up, *options))
+    torch.library.opcheck(ops.span_kl_backward_.default, (student.clone(), teacher, ids, normalizer, state, up, *options))
     torch.library.opcheck(ops.span_kl_with_grad.default, (student, teacher, ids, normalizer, *options))
     torch.library.opcheck(ops.span_kl_with_grad_.default, (student.clone(), teacher, ids, normalizer, *options))
     torch.library.opcheck(ops.scale_supervised_rows_.default, (student.clone(), ids, up * 2, False, backend.name))

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from sadkernels.triton import span_kl
-from sadkernels.triton.span_kl import Launch
+from sadkernels.comparison import Comparison
+from sadkernels.triton import tiles
+from sadkernels.triton.launch import Launch
+from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
 
 
 class OfflineDriver:
@@ -41,18 +44,24 @@ def tensors() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
 
 
 def launches(kernel: str) -> Iterator[Launch]:
+    def cut(n_rows: int, columns: int, grid: tiles.Grid) -> tiles.Slices:
+        return tiles.Slices(2 + n_rows % 3 if kernel == "slices" else 1, columns)
+
     for student, teacher, kinds in tensors():
         n, v = student.shape
-        row, rows = torch.empty(n, device="meta"), torch.empty(2, n, device="meta")
-        if kernel.startswith("forward_backward"):
-            outputs = {"weights": row, "kl": row, "lse": None, "extras": None}
-            launch = span_kl.two_passes(student, teacher, kinds, student, v, 1.0 + v, **outputs)
-            aligned = "out of phase" not in kernel
-            yield launch._replace(arguments={**launch.arguments, "TEACHER_ALIGNED": aligned})
-        elif kernel == "backward":
-            yield span_kl.one_pass(student, teacher, kinds, student, v, 1.0 + v, lse=rows, weights=row)
-        else:
-            yield span_kl.scaling(student, kinds, torch.empty((), device="meta"))
+        row, state = torch.empty(n, device="meta"), torch.empty(3, n, device="meta")
+        problem = Problem(student, teacher, kinds, Comparison(v, 1.0 + v, beta=1 / (1 + v)), student, row)
+        with mock.patch.object(tiles, "slice_rows", cut):
+            if kernel == "backward":
+                found = backward_launches(problem, state)
+            elif kernel == "scale":
+                found = scale_launches(student, kinds, torch.empty((), device="meta"))
+            else:
+                found = forward_launches(problem, Outputs(value=row))
+        for launch in found:
+            if kernel.startswith("forward") and "TEACHER_ALIGNED" in launch.known:
+                launch.known["TEACHER_ALIGNED"] = "out of phase" not in kernel
+            yield launch
 
 
 def main() -> None:
@@ -60,12 +69,10 @@ def main() -> None:
     compiled: list[str] = []
     knobs.runtime.jit_cache_hook = lambda **about: compiled.append(about["repr"])  # None: go on and compile
     counts = {}
-    for kernel in ("forward_backward", "backward", "scale", "forward_backward out of phase"):
+    for kernel in ("forward_backward", "backward", "scale", "forward_backward out of phase", "slices"):
         before = len(compiled)
         for launch in launches(kernel):
-            launch.kernel.run(
-                grid=(launch.n_rows,), warmup=True, **launch.arguments, **launch.constants(), **launch.options()
-            )
+            launch.kernel.run(grid=(launch.programs,), warmup=True, **launch.arguments(), **launch.options())
         counts[kernel] = len(compiled) - before
     print(json.dumps(counts))
 

@@ -10,79 +10,71 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sadkernels.comparison import Comparison
 from sadkernels.reference import span_kl as reference
 from sadkernels.rows import row_layout
-from sadkernels.triton import span_kl
+from sadkernels.triton import span_kl, tiles
+from sadkernels.triton.launch import same_phase
 from sadkernels.triton.row_io import cut_row
-from sadkernels.triton.span_kl import _same_phase
-from sadkernels.triton.tiles import one_pass_tile, two_pass_tile
+from tests.sadkernels.triton.rows import assert_gradient, assert_only_rows_written, assert_values, cut_into, rows_within
 
-KINDS = torch.tensor([1, 0, 2], dtype=torch.uint8)
+KINDS = torch.tensor([1, 0, 2, 0, 2], dtype=torch.uint8)  # more rows that are read than the interpreter has programs
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 
-def rows_within(values: Tensor, offset: int, gap: int, guard: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`values` (N, V) as a view into a buffer of `guard`, `offset` elements into it and `gap` between rows; both."""
-    n, v = values.shape
-    buffer = torch.full((offset + n * (v + gap) + 16,), guard, dtype=values.dtype, device=device)
-    rows = buffer.as_strided((n, v), (v + gap, 1), offset)
-    rows.copy_(values)
-    return buffer, rows
-
-
-def assert_only_rows_written(buffer: Tensor, rows: Tensor, guard: float) -> None:
-    inside = torch.zeros(buffer.shape, dtype=torch.bool, device=buffer.device)
-    inside.as_strided(rows.shape, rows.stride(), rows.storage_offset()).fill_(True)
-    assert (buffer[~inside] == guard).all()
-
-
-def assert_gradient(grad: Tensor, exact: Tensor) -> None:
-    tolerance = torch.finfo(grad.dtype).eps / 2 + 1e-6  # one rounding, on a difference of two probabilities
-    torch.testing.assert_close(grad.double().cpu(), exact, rtol=tolerance, atol=1e-6)
-
-
-SHORT, LONG = one_pass_tile(1, BF16).columns, one_pass_tile(10**6, BF16).columns
+SHORT, LONG = (x.columns for x in tiles.two_pass_tiles(BF16, BF16, lean=False).values())
+COMPARISONS = [
+    {"divergence": "forward_kl"},
+    {"divergence": "reverse_kl", "student_scale": 0.5},
+    {"divergence": "jsd", "beta": 0.3},
+    {"divergence": "forward_kl", "student_softcap": 5.0, "teacher_scale": 2.0},
+    {"divergence": "jsd", "beta": 0.9, "student_softcap": 9.0, "teacher_softcap": 3.0, "student_scale": 1.5},
+]
 
 
 @pytest.mark.parametrize(
-    "vocab, dtypes, offsets, gaps",
+    "vocab, dtypes, offsets, gaps, comparison, slice_columns",
     [
-        (1, (BF16, BF16), (0, 0), (0, 0)),  # all edge; the next row two bytes on
-        (7, (BF16, BF16), (3, 3), (0, 0)),  # no whole group anywhere
-        (8, (FP16, FP16), (0, 0), (0, 0)),  # exactly one group
-        (8, (BF16, BF16), (1, 1), (0, 0)),  # one group's worth, but none aligned
-        (9, (FP32, FP32), (2, 3), (4, 1)),  # the teacher out of step with the student
-        (23, (BF16, FP32), (5, 5), (3, 3)),  # groups of 8 in both, 32 bytes wide in the teacher
-        (24, (FP32, BF16), (8, 1), (1, 0)),
-        (SHORT - 1, (BF16, BF16), (0, 0), (0, 0)),
-        (SHORT, (FP16, BF16), (8, 8), (8, 8)),  # a block exactly, every row aligned
-        (SHORT, (BF16, BF16), (7, 7), (1, 1)),  # a block's worth in one group less and two edges
-        (SHORT + 1, (BF16, BF16), (0, 4), (7, 5)),
-        (LONG + 1, (BF16, BF16), (0, 0), (0, 0)),  # the wide tile; two blocks
-        (2 * LONG + 15, (BF16, BF16), (1, 0), (0, 1)),
+        (1, (BF16, BF16), (0, 0), (0, 0), 4, None),  # all edge; the next row two bytes on
+        (7, (BF16, BF16), (3, 3), (0, 0), 2, None),  # no whole group anywhere
+        (8, (FP16, FP16), (0, 0), (0, 0), 1, None),  # exactly one group
+        (8, (BF16, BF16), (1, 1), (0, 0), 0, None),  # one group's worth, but none aligned
+        (9, (FP32, FP32), (2, 3), (4, 1), 4, None),  # the teacher out of step with the student
+        (23, (BF16, FP32), (5, 5), (3, 3), 3, None),  # groups of 8 in both, 32 bytes wide in the teacher
+        (24, (FP32, BF16), (8, 1), (1, 0), 2, None),
+        (SHORT - 1, (BF16, BF16), (0, 0), (0, 0), 1, None),
+        (SHORT, (FP16, BF16), (8, 8), (8, 8), 0, None),  # a block exactly, every row aligned
+        (SHORT, (BF16, BF16), (7, 7), (1, 1), 4, None),  # a block's worth in one group less and two edges
+        (SHORT + 1, (BF16, BF16), (0, 4), (7, 5), 3, None),
+        (LONG + 1, (BF16, BF16), (0, 0), (0, 0), 0, None),  # the wide tile; two blocks
+        (2 * LONG + 15, (BF16, BF16), (1, 0), (0, 1), 2, None),
+        (23, (BF16, FP32), (5, 5), (3, 3), 4, 8),  # slices of edges alone, neighbours in one group of 8
+        (20, (FP32, FP32), (1, 3), (2, 0), 0, 8),
+        (LONG + 9, (BF16, BF16), (3, 4), (2, 0), 1, LONG),  # the last slice is shorter than two groups
     ],
     ids=lambda x: str(x).replace("torch.", ""),
 )
 @pytest.mark.parametrize("in_place", [False, True], ids=["own gradient", "in place"])
-def test_rows_in_a_guarded_buffer(vocab, dtypes, offsets, gaps, in_place, device):
-    """NaN around the logits would be seen in the KL; a sentinel around the gradient shows every stray write."""
-    student, teacher = (4 * torch.randn(3, vocab, dtype=torch.float64) for _ in range(2))
+def test_rows_in_a_guarded_buffer(vocab, dtypes, offsets, gaps, comparison, slice_columns, in_place, device, monkeypatch):
+    """NaN around the logits would be seen in the value; a sentinel around the gradient shows every stray write."""
+    if slice_columns:
+        cut_into(monkeypatch, slice_columns)
+    student, teacher = (4 * torch.randn(5, vocab, dtype=torch.float64) for _ in range(2))
     student, teacher = student.to(dtypes[0]), teacher.to(dtypes[1])
-    student[1], teacher[1] = torch.nan, torch.nan  # a row that is not read
-    weights = torch.tensor([0.7, 1.0, -1.9])
-    options = {"vocab_size": vocab, "temperature": 1.3}
+    student[KINDS == 0], teacher[KINDS == 0] = torch.nan, torch.nan  # rows that are not read
+    weights = torch.tensor([0.7, 1.0, -1.9, 1.0, 0.2])
+    how = Comparison(vocab, 1.3, **COMPARISONS[comparison])
 
-    exact_kl, exact_lse, exact_extras = reference.forward(student.double(), teacher.double(), KINDS, stats=True, **options)
-    exact_grad = torch.empty(3, vocab, dtype=torch.float64)
-    lse_args = (KINDS, exact_lse, weights.double())
-    reference.backward(student.double(), teacher.double(), *lse_args, grad=exact_grad, **options)
+    exact = reference.forward(student.double(), teacher.double(), KINDS, how, stats=True)
+    exact_grad = torch.empty(5, vocab, dtype=torch.float64)
+    reference.backward(student.double(), teacher.double(), KINDS, exact.state, weights.double(), how, grad=exact_grad)
 
     def fresh() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
         buffer, s = rows_within(student, offsets[0], gaps[0], torch.nan, device)
         _, t = rows_within(teacher, offsets[1], gaps[1], torch.nan, device)
         if in_place:
             buffer[buffer.isnan()] = guard = 77.0
-            s[1] = torch.nan
+            s[KINDS == 0] = torch.nan
             return buffer, s, t, s, guard
         guard = -5.0
         buffer, grad = rows_within(torch.full_like(student, torch.nan), offsets[0] + 1, gaps[1], guard, device)
@@ -90,18 +82,16 @@ def test_rows_in_a_guarded_buffer(vocab, dtypes, offsets, gaps, in_place, device
 
     kinds, weights = KINDS.to(device), weights.to(device)
     buffer, s, t, grad, guard = fresh()
-    kl, lse, extras = span_kl.forward(s, t, kinds, stats=True, **options)
-    torch.testing.assert_close(kl.double().cpu(), exact_kl, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(lse.double().cpu(), exact_lse, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(extras.double().cpu(), exact_extras, rtol=2e-6, atol=2e-7)
+    found = span_kl.forward(s, t, kinds, how, stats=True)
+    assert_values(found, exact)
 
-    span_kl.backward(s, t, kinds, lse, weights, grad=grad, **options)
+    span_kl.backward(s, t, kinds, found.state, weights, how, grad=grad)
     assert_gradient(grad, exact_grad)
     assert_only_rows_written(buffer, grad, guard)
 
     buffer, s, t, grad, guard = fresh()
-    kl_again, _ = span_kl.forward_backward(s, t, kinds, weights, stats=False, grad=grad, **options)
-    assert torch.equal(kl_again, kl)
+    again = span_kl.forward_backward(s, t, kinds, weights, how, stats=False, grad=grad)
+    torch.testing.assert_close(again.value.double().cpu(), exact.value, rtol=2e-6, atol=1e-7)
     assert_gradient(grad, exact_grad)
     assert_only_rows_written(buffer, grad, guard)
 
@@ -112,24 +102,37 @@ def test_rows_in_a_guarded_buffer(vocab, dtypes, offsets, gaps, in_place, device
     assert_only_rows_written(buffer, grad, guard)
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
 @pytest.mark.parametrize("vocab, student_columns", [(5, 21), (SHORT - 3, SHORT + 30)])
-def test_columns_beyond_the_vocabulary_get_zeros_and_weight_0_rows_too(vocab, student_columns, device):
-    student, teacher = torch.randn(3, student_columns, dtype=BF16), torch.randn(3, vocab + 3, dtype=BF16)
+@pytest.mark.parametrize("sliced", [False, True], ids=["whole", "sliced"])
+def test_columns_beyond_the_vocabulary_get_zeros_and_weight_0_rows_too(
+    sliced, vocab, student_columns, divergence, device, monkeypatch
+):
+    if sliced:
+        cut_into(monkeypatch, 8 if vocab < 64 else 512)
+    student, teacher = torch.randn(5, student_columns, dtype=BF16), torch.randn(5, vocab + 3, dtype=BF16)
     student[:, vocab:], teacher[:, vocab:] = torch.nan, torch.nan
-    weights = torch.tensor([1.0, 1.0, 0.0])
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
     student[2, vocab // 2] = torch.nan  # NaN in a row of weight 0 stays out of its gradient
-    grad = torch.full_like(student, torch.nan, device=device)
-    options = {"vocab_size": vocab, "temperature": 1.0}
-    tensors = (student.to(device), teacher.to(device), KINDS.to(device), weights.to(device))
-    kl, _ = span_kl.forward_backward(*tensors, stats=False, grad=grad, **options)
-    assert kl[0] > 0 and kl[1] == 0 and kl[2].isnan()
-    assert (grad[0, :vocab] != 0).any() and (grad[0, vocab:] == 0).all() and (grad[1:] == 0).all()
+    tensors = (student.to(device), teacher.to(device), KINDS.to(device))
+    how = Comparison(vocab, divergence=divergence)
+    for in_one in (True, False):
+        grad = torch.full_like(student, torch.nan, device=device)
+        if in_one:
+            value = span_kl.forward_backward(*tensors, weights.to(device), how, stats=False, grad=grad).value
+        else:
+            value, state, *_ = span_kl.forward(*tensors, how, stats=False)
+            span_kl.backward(*tensors, state, weights.to(device), how, grad=grad)
+        assert value[0] > 0 and value[1] == 0 and value[2].isnan() and value[3] == 0 and value[4] > 0
+        for row in (0, 4):
+            assert (grad[row, :vocab] != 0).any() and (grad[row, vocab:] == 0).all()
+        assert (grad[1:4] == 0).all()
 
 
 def test_scale_leaves_rows_alone_when_the_factor_is_1(device):
     """A signalling NaN shows it: any multiplication, by 1 too, turns it into a quiet one."""
     signalling = 0x7F800001
-    bits = torch.full((3, 9), signalling, dtype=torch.int32, device=device)
+    bits = torch.full((5, 9), signalling, dtype=torch.int32, device=device)
     for factor, left in ((1.0, True), (2.0, False)):
         grad = bits.clone()
         span_kl.scale(grad.view(FP32), KINDS.to(device), torch.tensor(factor, device=device))
@@ -164,8 +167,8 @@ tensors = st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 9), st.inte
 
 @settings(deadline=None, max_examples=300)
 @given(shapes, tensors, tensors, st.integers(1, 20), st.sampled_from([4, 8]))
-def test_same_phase_holds_for_every_row(shape, one, other, vocab, group):
-    """`_same_phase` may miss tensors that agree, but must not claim it of tensors that do not."""
+def testsame_phase_holds_for_every_row(shape, one, other, vocab, group):
+    """`same_phase` may miss tensors that agree, but must not claim it of tensors that do not."""
 
     def build(transposed: bool, offset: int, gap: int, outer_gap: int) -> Tensor:
         a, b = shape
@@ -181,28 +184,14 @@ def test_same_phase_holds_for_every_row(shape, one, other, vocab, group):
         return [(x.data_ptr() // x.element_size() + start) % group for start in starts]
 
     x, y = build(*one), build(*other)
-    if _same_phase(x, y, group):
+    if same_phase(x, y, group):
         assert phases(x) == phases(y)
-    assert _same_phase(x, x, group)
+    assert same_phase(x, x, group)
 
 
-def test_rows_at_the_same_phase_are_recognised():
+def test_rows_at_thesame_phase_are_recognised():
     """Odd contiguous rows, whose teacher may be padded to another multiple of the group, and a slice of both."""
     student, teacher = torch.empty(2, 5, 57), torch.empty(2, 5, 57)
-    assert _same_phase(student, teacher, 4) and _same_phase(student[:, 1:], teacher[:, 1:], 4)
-    assert _same_phase(torch.empty(2, 5, 64), torch.empty(2, 5, 72), 8)
-    assert not _same_phase(student, torch.empty(2, 5, 60), 4)
-
-
-def test_the_tile_follows_row_length_and_cache(monkeypatch):
-    """Figures of an A6000 (84 SMs, 6 MB) and an H200 (132, 60 MB): two bfloat16 rows of 50257 columns are 201 KB."""
-    from sadkernels.triton import tiles
-
-    cuda = torch.device("cuda")
-    monkeypatch.setattr(tiles, "_processors_and_l2", lambda device: (84, 6 << 20))
-    assert two_pass_tile(50257, BF16, BF16, False, cuda).warps == 32
-    assert two_pass_tile(8192, BF16, BF16, False, cuda).warps == 16
-    monkeypatch.setattr(tiles, "_processors_and_l2", lambda device: (132, 60 << 20))
-    assert two_pass_tile(50257, BF16, BF16, False, cuda).warps == 16
-    assert two_pass_tile(151936, BF16, BF16, False, cuda).warps == 32
-    assert two_pass_tile(1000, BF16, BF16, False, cuda).warps == 4
+    assert same_phase(student, teacher, 4) and same_phase(student[:, 1:], teacher[:, 1:], 4)
+    assert same_phase(torch.empty(2, 5, 64), torch.empty(2, 5, 72), 8)
+    assert not same_phase(student, torch.empty(2, 5, 60), 4)

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sadkernels.triton import softmax, span_kl
+from sadkernels.comparison import Comparison
+from sadkernels.triton import divergences, softcap, softmax, span_kl
 
 INF, NAN = math.inf, math.nan
 
@@ -17,7 +18,7 @@ INF, NAN = math.inf, math.nan
 @triton.jit
 def _kl_kernel(p, q, r, out, N: tl.constexpr):
     lane = tl.arange(0, N)
-    tl.store(out + lane, softmax.per_column_kl(tl.load(p + lane), tl.load(q + lane), tl.load(r + lane)))
+    tl.store(out + lane, divergences.kl_terms(tl.load(p + lane), tl.load(q + lane), tl.load(r + lane)))
 
 
 def _per_column(p: torch.Tensor, q: torch.Tensor, r: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -55,6 +56,97 @@ def test_columns_at_the_edges(device):
     torch.testing.assert_close(_per_column(p, q, r, device), torch.tensor(list(cases.values())), equal_nan=True)
 
 
+@triton.jit
+def _divergence_kernel(p, q, r, terms, gradient, beta, mean_pull, DIVERGENCE: tl.constexpr, N: tl.constexpr):
+    lane = tl.arange(0, N)
+    p, q, r = tl.load(p + lane), tl.load(q + lane), tl.load(r + lane)
+    term, of_student = divergences.divergence_terms(q, p, r, beta, DIVERGENCE)
+    tl.store(terms + lane, term)
+    tl.store(terms + N + lane, of_student)
+    tl.store(gradient + lane, divergences.divergence_gradient(q, p, r, mean_pull, beta, DIVERGENCE))
+
+
+def _divergence(p, q, r, divergence: str, beta: float, mean_pull: float, device) -> tuple[torch.Tensor, torch.Tensor]:
+    terms, gradient = torch.empty(2, p.numel(), device=device), torch.empty(p.numel(), device=device)
+    columns = (x.to(device) for x in (p, q, r))
+    _divergence_kernel[(1,)](*columns, terms, gradient, beta, mean_pull, DIVERGENCE=divergence, N=p.numel())
+    return terms.cpu(), gradient.cpu()
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.97])
+def test_jsd_columns(beta, device):
+    """r from 0.01 to 80 and its negatives: a mixture of equals, one of them far above the other, and one of them nothing."""
+    magnitude = torch.logspace(-2, math.log10(80), 512, dtype=torch.float64)
+    r = torch.cat([magnitude, -magnitude])
+    larger, smaller = torch.full_like(r, 0.3), 0.3 * (-r.abs()).exp()
+    p, q = (torch.where(r < 0, larger, smaller).float().double(), torch.where(r < 0, smaller, larger).float().double())
+    r = torch.where((p > 0) & (q > 0), q.log() - p.log(), r)
+    m = beta * p + (1 - beta) * q
+    by_teacher, by_student = (torch.where(a == 0, m, m - a - a * (m / a).log()) for a in (p, q))
+    exact = torch.stack([beta * by_teacher + (1 - beta) * by_student, (1 - beta) * by_student])
+    terms, gradient = _divergence(p.float(), q.float(), r.float(), "jsd", beta, 0.01, device)
+    assert (terms >= 0).all()
+    torch.testing.assert_close(terms.double(), exact, rtol=2e-4, atol=1e-11)  # 1e-7 of rounding in logs of 1e-3
+    pull = torch.where(q == 0, 0, q * (-(1 - beta) * (m / q).log() - 0.01))
+    torch.testing.assert_close(gradient.double(), pull, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
+def test_divergences_at_the_edges(divergence, device):
+    beta = 0.25
+    jsd = divergence == "jsd"
+    cases = {  # (p, q, r): the term, the gradient for E_q[G] = 0
+        (0.0, 0.0, NAN): (0.0, 0.0),  # both logits -inf
+        (0.5, 0.0, -INF): (0.5 * beta * -math.log(beta), 0.0) if jsd else (0.5, 0.0),  # the student's
+        (0.0, 0.5, INF): (0.5 * 0.75 * -math.log(0.75), 0.5 * 0.75 * math.log(4 / 3)) if jsd else (INF, INF),
+        (0.5, 0.5, 0.0): (0.0, 0.0),
+        (NAN, 0.5, NAN): (NAN, NAN),
+        (0.5, NAN, NAN): (NAN, NAN),
+        (0.0, NAN, NAN): (NAN, NAN),
+        (NAN, 0.0, NAN): (NAN, 0.0),
+    }
+    p, q, r = (torch.tensor(column, dtype=torch.float32) for column in zip(*cases))
+    terms, gradient = _divergence(p, q, r, divergence, beta, 0.0, device)
+    expected = torch.tensor(list(cases.values())).T
+    if jsd:  # of the sum of m - p - p log(m / p) over all columns the first two terms cancel; here they are in each
+        expected[0, 1] += beta * (beta - 1) * 0.5 + (1 - beta) * beta * 0.5
+        expected[0, 2] += beta * 0.75 * 0.5 + 0.75 * (0.75 - 1) * 0.5
+    torch.testing.assert_close(torch.stack([terms[0], gradient]), expected, equal_nan=True)
+
+
+@triton.jit
+def _tanh_kernel(u, out, N: tl.constexpr):
+    lane = tl.arange(0, N)
+    tl.store(out + lane, softcap.tanh(tl.load(u + lane)))
+
+
+def test_tanh_has_its_digits_near_0_and_saturates(device):
+    """From 1e-30 through the branch at 0.625 to 100; the infinities and NaN as PyTorch has them."""
+    magnitude = torch.cat(
+        [torch.logspace(-30, 2, 1000), torch.linspace(0.6, 0.65, 20), torch.tensor([INF, 0.0, NAN, 5e-45])]
+    )
+    u = torch.cat([magnitude, -magnitude])
+    out = torch.empty(u.shape, device=device)
+    _tanh_kernel[(1,)](u.to(device), out, N=u.numel())
+    torch.testing.assert_close(out.cpu().double(), u.double().tanh(), rtol=3e-7, atol=1e-44, equal_nan=True)
+
+
+def test_capped_logits_at_both_ends(device):
+    """-inf becomes -cap, a column like others: it has a probability, no slope, and never is the largest."""
+    s = torch.tensor([[-INF, -INF, 1e30, 2.0, 1e-6]])
+    t = torch.tensor([[0.0, -INF, 3.0, INF, -1e-6]])
+    kinds, weights = torch.ones(1, dtype=torch.uint8), torch.ones(1)
+    how = Comparison(5, student_softcap=3.0, teacher_softcap=4.0)
+    z_s, z_t = 3 * torch.tanh(s.double() / 3), 4 * torch.tanh(t.double() / 4)
+    p, q = z_t.softmax(-1), z_s.softmax(-1)
+    grad = torch.empty_like(s, device=device)
+    tensors = (s.to(device), t.to(device), kinds.to(device), weights.to(device))
+    found = span_kl.forward_backward(*tensors, how, stats=True, grad=grad)
+    torch.testing.assert_close(found.value.double().cpu(), (p * (p / q).log()).sum(-1), rtol=2e-6, atol=0)
+    torch.testing.assert_close(grad.double().cpu(), (q - p) * (1 - torch.tanh(s.double() / 3) ** 2), rtol=1e-5, atol=1e-7)
+    assert found.argmax.tolist() == [[2], [3]]
+
+
 @pytest.mark.parametrize("order", ["rising", "falling", "-inf first", "-inf last"])
 def test_running_total_over_blocks(order, device):
     """Three blocks whose maxima move the shift up, not at all, or from and to nothing."""
@@ -67,14 +159,13 @@ def test_running_total_over_blocks(order, device):
         student[:, (slice(0, 600) if order == "-inf first" else slice(900, None))] = -INF
     teacher = student.clone()
     kinds = torch.ones(1, dtype=torch.uint8)
-    options = {"vocab_size": v, "temperature": 1.0, "stats": True}
-    kl, lse, extras = span_kl.forward(student.to(device), teacher.to(device), kinds.to(device), **options)
+    found = span_kl.forward(student.to(device), teacher.to(device), kinds.to(device), Comparison(v), stats=True)
     exact = torch.logsumexp(student.double(), -1)
     p = (student.double() - exact[:, None]).exp()
-    torch.testing.assert_close(lse.double().cpu(), exact.expand(2, 1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.state[:2].double().cpu(), exact.expand(2, 1), rtol=1e-6, atol=1e-6)
     entropy = torch.special.entr(p).sum(-1)
-    torch.testing.assert_close(extras[:2].double().cpu(), entropy.expand(2, 1), rtol=2e-6, atol=1e-6)
-    assert kl.item() == 0.0 and extras[2].item() == 1.0
+    torch.testing.assert_close(found.entropies.double().cpu(), entropy.expand(2, 1), rtol=2e-6, atol=1e-6)
+    assert found.value.item() == 0.0 and (found.argmax == student.argmax()).all()
 
 
 def test_argmax_ties_go_to_the_lowest_column_across_blocks_and_edges(device):
@@ -89,8 +180,9 @@ def test_argmax_ties_go_to_the_lowest_column_across_blocks_and_edges(device):
     kinds = torch.ones(len(ties), dtype=torch.uint8)
     memory = memory.to(device)
     student, teacher = memory[1:].view(2, len(ties), v)
-    _, _, extras = span_kl.forward(student, teacher, kinds.to(device), vocab_size=v, temperature=1.0, stats=True)
-    assert extras[2].tolist() == [row % 2 for row in range(len(ties))]
+    argmax = span_kl.forward(student, teacher, kinds.to(device), Comparison(v), stats=True).argmax
+    assert argmax[0].tolist() == [low for low, _ in ties]
+    assert argmax[1].tolist() == [low if row % 2 else high for row, (low, high) in enumerate(ties)]
 
 
 @triton.jit

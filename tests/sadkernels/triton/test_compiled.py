@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from sadkernels.comparison import DIVERGENCES
+
 ROOT = Path(__file__).parents[3]
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+SHARED_KB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # that a block may have
 
 
 def run_compiling(*command: str) -> subprocess.CompletedProcess:
@@ -23,7 +26,7 @@ def run_compiling(*command: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> list[dict[str, str]]:
-    """A sample of kernels, dtypes and tiles on every architecture."""
+    """A sample of kernels, divergences, dtypes and tiles, spread over the architectures."""
     out = tmp_path_factory.mktemp("offline") / "kernels.csv"
     done = run_compiling("benchmarks/offline_checks.py", "--quick", "--out", str(out))
     assert out.exists(), done.stderr
@@ -37,13 +40,25 @@ def test_nothing_spills_and_loops_move_16_bytes(compiled, architecture):
     rows = [row for row in compiled if row["architecture"] == architecture]
     assert any(row["kernel"] == "forward_backward" for row in rows)
     for row in rows:
-        about = {key: row[key] for key in ("kernel", "student/teacher", "tile", "registers")}
+        about = {key: row[key] for key in ("kernel", "divergence", "capped", "student/teacher", "tile", "registers")}
         assert (row["spilled_bytes"], row["local_accesses"]) == ("0", "0"), about
         assert (row["narrowest_load_bits"], row["narrowest_store_bits"]) == ("128", "128"), about
-        assert int(row["loads_in_loops"]) >= 2, about  # the widths above are those of accesses that were found
-        assert int(row["stores_in_loops"]) >= 1 or row["kernel"] in ("forward", "forward, stats"), about
+        assert int(row["shared_bytes"]) <= SHARED_KB[architecture] << 10, about
+        if row["tile"]:  # else it touches a few numbers a row
+            assert int(row["loads_in_loops"]) >= 1, about  # the widths above are those of accesses that were found
+            writes = any(word in row["kernel"] for word in ("backward", "gradient", "scale"))
+            assert int(row["stores_in_loops"]) >= writes, about
         if row["tile"] in ("pair", "crowded"):
             assert int(row["registers"]) <= 64, about  # 1024 threads on an SM
+
+
+def test_the_sample_has_every_kernel_and_divergence(compiled):
+    found = {(row["kernel"], row["divergence"]) for row in compiled}
+    for kernel in ("forward", "forward_backward", "forward_backward, stats", "backward", "slice values"):
+        assert {(kernel, divergence) for divergence in DIVERGENCES} <= found
+    for kernel in ("log_sum_exps", "slice totals", "combine slices, stats", "collect rows, stats", "scale"):
+        assert (kernel, "any") in found
+    assert {row["capped"] for row in compiled} == {"", "both"}
 
 
 def test_sizes_do_not_recompile():
@@ -51,8 +66,9 @@ def test_sizes_do_not_recompile():
     done = run_compiling("-m", "tests.sadkernels.triton.count_compilations")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
-        "forward_backward": 2,  # the short and the long tile
-        "backward": 2,
+        "forward_backward": 1 + 2,  # the index, then the short and the long tile
+        "backward": 1 + 2,
         "scale": 2,
         "forward_backward out of phase": 2,  # the teacher's rows begin elsewhere in their groups than the student's
+        "slices": 3,  # totals, values, and what combines them; one tile
     }

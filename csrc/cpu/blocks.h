@@ -1,0 +1,137 @@
+// Rows in blocks. The passes compute on float32 and on what two rows of one dtype are stored as; whatever else there is,
+// mixed dtypes and capped logits, becomes a block of float32 in the first-level cache before.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "span_kl.h"
+#include "vec_math.h"
+
+namespace sad::cpu {
+namespace {
+
+constexpr std::int64_t block_columns = 2048;  // 8 KB of float32: two sides and a gradient stay in the first-level cache
+
+struct BlockBuffer {
+    alignas(64) float lanes[block_columns];
+};
+
+// Calls f(i, count) for the columns [0, n), vectors first: `count` is Vec::width but for a last partial vector.
+template <typename F>
+inline void for_vectors(std::int64_t n, const F& f) {
+    std::int64_t i = 0;
+    for (; i + Vec::width <= n; i += Vec::width) f(i, Vec::width);
+    if (i < n) f(i, static_cast<int>(n - i));
+}
+template <typename T>
+inline Vec load(const T* p, int count) {
+    return count == Vec::width ? Vec::load(p) : Vec::load(p, count);
+}
+template <typename T>
+inline void store(Vec x, T* p, int count) {
+    if (count == Vec::width) {
+        x.store(p);
+    } else {
+        x.store(p, count);
+    }
+}
+
+template <typename From, typename To>
+inline void convert(const From* from, std::int64_t n, To* to) {
+    for_vectors(n, [&](std::int64_t i, int count) { store(load(from + i, count), to + i, count); });
+}
+
+// What both sides of a row can be read as without a buffer: their dtype, or float32 where they differ or are capped.
+inline Dtype direct_dtype(const Side& student, const Side& teacher) {
+    const bool alike = student.rows.dtype == teacher.rows.dtype && student.cap == 0.0f && teacher.cap == 0.0f;
+    return alike ? student.rows.dtype : Dtype::float32;
+}
+
+// Calls f with a value of the type that `dtype` names.
+template <typename F>
+inline auto with_type(Dtype dtype, const F& f) {
+    return dtype == Dtype::bfloat16 ? f(Bfloat16{}) : dtype == Dtype::float16 ? f(Float16{}) : f(float{});
+}
+
+// One side's row, and the factor that makes exponents of base 2 from what `given` or `capped` return.
+class SideReader {
+ public:
+    SideReader(const Side& side, std::int64_t row, float temperature)
+        : dtype_(side.rows.dtype), data_(side.rows.data), offset_(side.rows.offset(row)), inside_(side.scale / side.cap) {
+        capped_ = side.cap != 0.0f;
+        factor_ = static_cast<float>((capped_ ? side.cap : side.scale) * log2e / temperature);
+    }
+
+    bool is_capped() const { return capped_; }
+    float factor() const { return factor_; }
+
+    // Columns [begin, begin + n) of what `factor` multiplies, as T: the row itself, or float32 in `buffer`.
+    template <typename T>
+    const T* read(std::int64_t begin, std::int64_t n, BlockBuffer& buffer) const {
+        if constexpr (std::is_same_v<T, float>) {
+            const float* x = given(begin, n, buffer);
+            return capped_ ? cap(x, n, buffer) : x;
+        } else {
+            (void)n, (void)buffer;
+            return stored<T>(begin);
+        }
+    }
+    template <typename T>
+    const T* stored(std::int64_t begin) const {
+        return static_cast<const T*>(data_) + offset_ + begin;
+    }
+
+ private:
+    const float* given(std::int64_t begin, std::int64_t n, BlockBuffer& buffer) const {
+        if (dtype_ == Dtype::float32) return stored<float>(begin);
+        with_type(dtype_, [&](auto element) { convert(stored<decltype(element)>(begin), n, buffer.lanes); });
+        return buffer.lanes;
+    }
+    const float* cap(const float* x, std::int64_t n, BlockBuffer& buffer) const {
+        const Vec inside = Vec::set(inside_);
+        for_vectors(n,
+                    [&](std::int64_t i, int count) { store(tanh(load(x + i, count) * inside), buffer.lanes + i, count); });
+        return buffer.lanes;
+    }
+
+    Dtype dtype_;
+    bool capped_;
+    const void* data_;
+    std::int64_t offset_;
+    float inside_, factor_;
+};
+
+// The gradient's row, written where it belongs, or by way of a buffer of float32.
+class GradWriter {
+ public:
+    GradWriter(const Rows<void>& grad, std::int64_t row)
+        : dtype_(grad.dtype), data_(grad.data), offset_(grad.data ? grad.offset(row) : 0) {}
+
+    template <typename T>
+    T* block(std::int64_t begin, BlockBuffer& buffer) const {
+        if constexpr (std::is_same_v<T, float>) {
+            if (dtype_ != Dtype::float32) return buffer.lanes;
+        }
+        return stored<T>(begin);
+    }
+    template <typename T>
+    void finish(std::int64_t begin, std::int64_t n, const BlockBuffer& buffer) const {
+        if (!std::is_same_v<T, float> || dtype_ == Dtype::float32) return;
+        with_type(dtype_, [&](auto element) { convert(buffer.lanes, n, stored<decltype(element)>(begin)); });
+    }
+
+ private:
+    template <typename T>
+    T* stored(std::int64_t begin) const {
+        return static_cast<T*>(data_) + offset_ + begin;
+    }
+
+    Dtype dtype_;
+    void* data_;
+    std::int64_t offset_;
+};
+
+}  // namespace
+}  // namespace sad::cpu

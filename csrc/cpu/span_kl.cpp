@@ -1,0 +1,191 @@
+// Rows and threads: who computes which piece of a row, and how pieces become rows. Plain C++: no vectors here.
+#include "span_kl.h"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "dispatch.h"
+#include "threads.h"
+
+namespace sad::cpu {
+namespace {
+
+// Rows are cut into pieces always, and at the same columns, so that the bits do not depend on who computes them.
+constexpr std::int64_t piece_columns = 1 << 14;
+constexpr std::size_t dtype_size[] = {4, 2, 2};
+constexpr double log2e = 1.4426950408889634, ln2 = 0.6931471805599453;
+
+// log2 of the sum over all pieces; -inf when there is nothing but -inf, NaN when there is a NaN.
+double log2_sum(const std::vector<Summary>& pieces) {
+    double shift = -HUGE_VAL, sum = 0.0;
+    for (const Summary& piece : pieces) {
+        if (piece.sum > 0.0) shift = std::max<double>(shift, piece.shift);
+    }
+    if (shift == -HUGE_VAL) shift = 0.0;
+    for (const Summary& piece : pieces) {
+        if (piece.sum != 0.0) sum += piece.sum * std::exp2(piece.shift - shift);
+    }
+    return shift + std::log2(sum);
+}
+
+std::int32_t argmax(const std::vector<Best>& pieces) {
+    const Best* best = &pieces.front();
+    for (const Best& piece : pieces) {
+        if (piece.logit > best->logit) best = &piece;
+    }
+    return static_cast<std::int32_t>(best->column);
+}
+
+// A supervised row on its way through the stages. Within a stage, pieces may be worked on at the same time.
+class RowInWork {
+ public:
+    enum Stage { summaries, comparison, gradients, stages };
+
+    RowInWork(const SpanKlParams& a, const Kernels& k, std::int64_t n) : a_(a), k_(k), n_(n) {
+        with_grad_ = a.grad.data && a.weights[n] != 0.0f;
+        const auto pieces = static_cast<std::size_t>((a.vocab + piece_columns - 1) / piece_columns);
+        if (has(summaries)) student_.resize(pieces), teacher_.resize(pieces);
+        if (a.argmax) student_best_.resize(pieces), teacher_best_.resize(pieces);
+        if (has(comparison)) sums_.resize(pieces);
+        if (a.lse_given) log_sums_ = {a.lse_given[n] * log2e, a.lse_given[a.rows + n] * log2e};
+        if (a.state_given) {
+            log_sums_ = {a.state_given[n] * log2e, a.state_given[a.rows + n] * log2e};
+            total_.pull = a.state_given[2 * a.rows + n];
+        }
+    }
+
+    bool has(Stage stage) const {
+        if (stage == summaries) return !a_.lse_given && !a_.state_given;
+        if (stage == comparison) return a_.value != nullptr;
+        return with_grad_ && (a_.state_given || a_.divergence != Divergence::forward);
+    }
+
+    void work(Stage stage, std::int64_t piece) {
+        const std::int64_t begin = piece * piece_columns;
+        const Piece columns{n_, begin, std::min(begin + piece_columns, a_.vocab)};
+        if (stage == summaries) {
+            student_[piece] = k_.summarize(a_, a_.student, columns);
+            teacher_[piece] = k_.summarize(a_, a_.teacher, columns);
+        } else if (stage == comparison) {
+            if (a_.argmax) {
+                student_best_[piece] = k_.best_column(a_, a_.student, columns);
+                teacher_best_[piece] = k_.best_column(a_, a_.teacher, columns);
+            }
+            sums_[piece] = k_.compare(a_, columns, log_sums_, with_grad_ && a_.divergence == Divergence::forward);
+        } else {
+            k_.gradient(a_, columns, log_sums_, total_.pull);
+        }
+    }
+
+    // After all pieces of a stage.
+    void merge(Stage stage) {
+        if (stage == summaries) log_sums_ = {log2_sum(student_), log2_sum(teacher_)};
+        if (stage != comparison) return;
+        for (const Sums& piece : sums_) {
+            total_.value += piece.value;
+            total_.pull += piece.pull;
+            total_.teacher_entropy += piece.teacher_entropy;
+            total_.student_entropy += piece.student_entropy;
+        }
+    }
+
+    void finish() const {
+        if (a_.value) a_.value[n_] = static_cast<float>(total_.value);
+        if (a_.state) {
+            a_.state[n_] = static_cast<float>(log_sums_.student * ln2);
+            a_.state[a_.rows + n_] = static_cast<float>(log_sums_.teacher * ln2);
+            if (a_.value) a_.state[2 * a_.rows + n_] = static_cast<float>(total_.pull);
+        }
+        if (a_.entropies) {
+            a_.entropies[n_] = static_cast<float>(total_.teacher_entropy);
+            a_.entropies[a_.rows + n_] = static_cast<float>(total_.student_entropy);
+            a_.argmax[n_] = argmax(student_best_);
+            a_.argmax[a_.rows + n_] = argmax(teacher_best_);
+        }
+        if (a_.grad.data) fill_zeros(a_, n_, with_grad_ ? a_.vocab : 0);
+    }
+
+    static void fill_zeros(const SpanKlParams& a, std::int64_t n, std::int64_t from_column) {
+        const std::size_t size = dtype_size[static_cast<int>(a.grad.dtype)];
+        char* row = static_cast<char*>(a.grad.data) + static_cast<std::size_t>(a.grad.offset(n) + from_column) * size;
+        std::memset(row, 0, static_cast<std::size_t>(a.student_columns - from_column) * size);
+    }
+
+ private:
+    const SpanKlParams& a_;
+    const Kernels& k_;
+    std::int64_t n_;
+    bool with_grad_;
+    std::vector<Summary> student_, teacher_;
+    std::vector<Best> student_best_, teacher_best_;
+    std::vector<Sums> sums_;
+    LogSums log_sums_{};
+    Sums total_;
+};
+
+void leave_out(const SpanKlParams& a, std::int64_t n) {
+    if (a.value) a.value[n] = 0.0f;
+    for (int i = 0; a.state && i < (a.value ? 3 : 2); ++i) a.state[i * a.rows + n] = 0.0f;
+    for (int i = 0; a.entropies && i < 2; ++i) a.entropies[i * a.rows + n] = 0.0f, a.argmax[i * a.rows + n] = 0;
+    if (a.grad.data) RowInWork::fill_zeros(a, n, 0);
+}
+
+}  // namespace
+
+void span_kl(const SpanKlParams& a, const Kernels& kernels, int threads) {
+    const std::int64_t pieces = (a.vocab + piece_columns - 1) / piece_columns;
+    std::int64_t supervised = 0;
+    for (std::int64_t n = 0; n < a.rows; ++n) supervised += a.kinds[n] != 0;
+    const auto stages = {RowInWork::summaries, RowInWork::comparison, RowInWork::gradients};
+    // A thread that takes whole rows keeps them in its own cache. With too few of them for that to come out even, the
+    // threads share each row.
+    const bool share_rows = threads > 1 && pieces > 1 && supervised < 8 * threads;
+    std::vector<RowInWork> shared;
+    if (share_rows) {
+        for (std::int64_t n = 0; n < a.rows; ++n) {
+            if (a.kinds[n] != 0) shared.emplace_back(a, kernels, n);
+        }
+    }
+    const std::int64_t rows_at_once = std::max<std::int64_t>(1, (1 << 16) / a.vocab);
+    parallel_for(a.rows, rows_at_once, threads, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t n = begin; n < end; ++n) {
+            if (a.kinds[n] == 0) {
+                leave_out(a, n);
+            } else if (!share_rows) {
+                RowInWork row(a, kernels, n);
+                for (const auto stage : stages) {
+                    if (!row.has(stage)) continue;
+                    for (std::int64_t piece = 0; piece < pieces; ++piece) row.work(stage, piece);
+                    row.merge(stage);
+                }
+                row.finish();
+            }
+        }
+    });
+    for (const auto stage : stages) {
+        const auto count = static_cast<std::int64_t>(shared.size()) * pieces;
+        parallel_for(count, 1, threads, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                RowInWork& row = shared[static_cast<std::size_t>(i / pieces)];
+                if (row.has(stage)) row.work(stage, i % pieces);
+            }
+        });
+        for (RowInWork& row : shared) {
+            if (row.has(stage)) row.merge(stage);
+        }
+    }
+    for (const RowInWork& row : shared) row.finish();
+}
+
+void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad, const std::uint8_t* kinds, float factor,
+                const Kernels& kernels, int threads) {
+    const std::int64_t rows_at_once = std::max<std::int64_t>(1, (1 << 16) / std::max<std::int64_t>(columns, 1));
+    parallel_for(rows, rows_at_once, threads, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t n = begin; n < end; ++n) {
+            if (kinds[n] != 0) kernels.scale(grad, n, columns, factor);
+        }
+    });
+}
+
+}  // namespace sad::cpu

@@ -23,8 +23,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-bench: $(INSTALLED)  ## the loss against PyTorch on this machine
-	$(BIN)/python benchmarks/bench_span_kl.py
+bench: $(INSTALLED)  ## the loss against PyTorch and others on this machine, as CSV and picture in benchmarks/results
+	$(BIN)/python benchmarks/bench_span_kl.py --device cpu --out benchmarks/results/span_kl_cpu.csv
+	$(BIN)/sad bench --from benchmarks/results/span_kl_cpu.csv --plot benchmarks/results/span_kl_cpu.png
 
 # PyTorch first and pinned: asked for by another package, an index may answer with a build of several gigabytes.
 $(INSTALLED): pyproject.toml constraints.txt setup.py

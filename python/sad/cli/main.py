@@ -9,7 +9,7 @@ import typer
 
 from sad.errors import InputError
 
-COMMANDS = ("demo", "collect", "inspect", "train", "eval")
+COMMANDS = ("demo", "collect", "inspect", "train", "eval", "bench")
 
 app = typer.Typer(
     name="sad",

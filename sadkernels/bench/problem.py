@@ -1,0 +1,156 @@
+"""The tensors of a case and the truth about them in float64, written in PyTorch: nothing here is ours to get right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sadkernels.bench.cases import Case
+
+_CHUNK = 1 << 24  # elements of a float64 logits chunk: 128 MiB
+_SAMPLED_ROWS, _SAMPLED_COLUMNS = 64, 256
+_FLOAT16_SCALE = 1024.0  # as a gradient scaler multiplies; without it most gradients of a mean over rows underflow
+
+
+class Truth(NamedTuple):
+    """The mean KL of the supervised rows, and the gradients' parts that `sample` takes; float64."""
+
+    loss: float
+    parts: tuple[Tensor, ...]
+
+
+class Problem:
+    """Inputs of one case. `leaves` receive gradients; what they hold is spoilt by work in place until `reset`.
+
+    From logits: `student` and `teacher` (N, V). From hidden states: `student_hidden` (N, H_s), `student_weight` (V, H_s),
+    `teacher_hidden` (N, H_t), `teacher_weight` (V, H_t). `ids` (N,) int64: 0 none, 1 reason, 2 act.
+    """
+
+    def __init__(self, case: Case, device: torch.device, seed: int = 0) -> None:
+        self.case, self.device = case, device
+        self.scale = _FLOAT16_SCALE if case.dtype == "float16" else 1.0
+        self._random = torch.Generator(device).manual_seed(seed)
+        self.ids = torch.zeros(case.rows, dtype=torch.int64, device=device)
+        order = torch.randperm(case.rows, generator=self._random, device=device)
+        self.supervised, self.unsupervised = order.tensor_split([case.supervised_rows])
+        self.ids[self.supervised] = 1 + torch.arange(case.supervised_rows, device=device) % 2
+        self.supervised, self.unsupervised = self.supervised.sort().values, self.unsupervised.sort().values
+        self.leaves = self._make()
+
+    def reset(self) -> None:
+        """Drops the gradients and restores the leaves."""
+        for leaf in self.leaves:
+            leaf.grad = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss times `scale`."""
+        loss.backward(None if self.scale == 1 else torch.full_like(loss, self.scale))
+
+    def truth(self) -> Truth:
+        raise NotImplementedError
+
+    def sample(self) -> tuple[Tensor, ...]:
+        """The parts of the leaves' gradients that are compared."""
+        raise NotImplementedError
+
+    def error(self, loss: Tensor, truth: Truth) -> float:
+        """The largest relative error of the loss and of each gradient, relative to that gradient's largest entry.
+
+        Unsupervised rows, all of them, have a gradient of 0 and err by whatever else they hold. NaN if anything is NaN.
+        """
+        errors = [abs(float(loss) / truth.loss - 1)]
+        for got, exact in zip(self.sample(), truth.parts):
+            errors.append(float((got.double() / self.scale - exact).abs().max() / exact.abs().max()))
+        gradient, scale = self.leaves[0].grad, self.scale * float(truth.parts[0].abs().max())
+        for rows in self._chunks(self.unsupervised, gradient.shape[-1]):
+            errors.append(float(gradient[rows].abs().max()) / scale)
+        return float(torch.tensor(errors, dtype=torch.float64).max())
+
+    def _make(self) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def _normal(self, *shape: int, scale: float) -> Tensor:
+        """Drawn in the case's own dtype: a float32 draw would triple the memory of a bfloat16 case."""
+        x = torch.empty(shape, dtype=self.case.torch_dtype, device=self.device)
+        return x.normal_(0, scale, generator=self._random)
+
+    @staticmethod
+    def _chunks(rows: Tensor, width: int) -> Iterator[Tensor]:
+        yield from rows.split(max(1, _CHUNK // width)) if rows.numel() else ()
+
+    def _spread(self, rows: Tensor, count: int) -> Tensor:
+        """At most `count` of the rows, evenly spaced, the first and the last among them."""
+        picked = torch.linspace(0, len(rows) - 1, min(count, len(rows)), device=self.device, dtype=torch.float64)
+        return rows[picked.round().long()]
+
+
+class LogitsProblem(Problem):
+    """Logits are given, and the student's may be overwritten."""
+
+    def reset(self) -> None:
+        super().reset()
+        if self.student._version != self._version:  # somebody worked in place
+            with torch.no_grad():
+                self.student.copy_(self._original)
+            self._version = self.student._version
+
+    def truth(self) -> Truth:
+        loss = 0.0
+        for rows in self._chunks(self.supervised, self.case.vocab):
+            log_q, log_p = self._log_softmaxes(rows)
+            loss += float((log_p.exp() * (log_p - log_q)).sum())
+        log_q, log_p = self._log_softmaxes(self._sampled)
+        return Truth(loss / len(self.supervised), ((log_q.exp() - log_p.exp()) / len(self.supervised),))
+
+    def sample(self) -> tuple[Tensor, ...]:
+        return (self.student.grad[self._sampled],)
+
+    def _make(self) -> tuple[Tensor, ...]:
+        self.student, self.teacher = (self._normal(self.case.rows, self.case.vocab, scale=3.0) for _ in range(2))
+        self._original = self.student.clone()
+        self._version = self.student._version
+        self._sampled = self._spread(self.supervised, _SAMPLED_ROWS)
+        return (self.student.requires_grad_(),)
+
+    def _log_softmaxes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(x[rows].double().log_softmax(-1) for x in (self._original, self.teacher))
+
+
+class LinearProblem(Problem):
+    """Hidden states and the two language-model heads are given; gradients go to the student's of both."""
+
+    def truth(self) -> Truth:
+        count, loss = len(self.supervised), 0.0
+        weight, teacher_weight = self.student_weight.detach().double(), self.teacher_weight.double()
+        of_hidden = torch.zeros(len(self._sampled), weight.shape[1], dtype=torch.float64, device=self.device)
+        of_weight = torch.zeros(len(self._columns), weight.shape[1], dtype=torch.float64, device=self.device)
+        for rows in self._chunks(self.supervised, self.case.vocab):
+            hidden = self.student_hidden.detach()[rows].double()
+            log_q = (hidden @ weight.T).log_softmax(-1)
+            log_p = (self.teacher_hidden[rows].double() @ teacher_weight.T).log_softmax(-1)
+            loss += float((log_p.exp() * (log_p - log_q)).sum())
+            gradient = (log_q.exp() - log_p.exp()) / count  # of the logits
+            of_weight += gradient[:, self._columns].T @ hidden
+            own, place = (rows[:, None] == self._sampled[None]).nonzero(as_tuple=True)
+            of_hidden[place] = gradient[own] @ weight
+        return Truth(loss / count, (of_hidden, of_weight))
+
+    def sample(self) -> tuple[Tensor, ...]:
+        return self.student_hidden.grad[self._sampled], self.student_weight.grad[self._columns]
+
+    def _make(self) -> tuple[Tensor, ...]:
+        rows, vocab, (student, teacher) = self.case.rows, self.case.vocab, self.case.hidden
+        self.student_hidden = self._normal(rows, student, scale=1.0)
+        self.student_weight = self._normal(vocab, student, scale=2.0 * student**-0.5)  # logits of standard deviation 2
+        self.teacher_hidden = self._normal(rows, teacher, scale=1.0)
+        self.teacher_weight = self._normal(vocab, teacher, scale=2.0 * teacher**-0.5)
+        self._sampled = self._spread(self.supervised, _SAMPLED_ROWS)
+        self._columns = self._spread(torch.arange(vocab, device=self.device), _SAMPLED_COLUMNS)
+        return self.student_hidden.requires_grad_(), self.student_weight.requires_grad_()
+
+
+def make(case: Case, device: torch.device) -> Problem:
+    return (LogitsProblem if case.hidden is None else LinearProblem)(case, device)

@@ -1,0 +1,56 @@
+"""The CSV is valid whenever the run ends, and says where it was made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from sadkernels.bench.machine import about
+from sadkernels.bench.record import FIELDS, CsvLog, read_csv, write_csv
+
+
+def test_a_killed_run_leaves_a_valid_file(tmp_path):
+    path = tmp_path / "new" / "run.csv"
+    code = (
+        "import os, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from sadkernels.bench.cases import Case\n"
+        "from sadkernels.bench.measure import Effort\n"
+        "from sadkernels.bench.record import CsvLog\n"
+        "from sadkernels.bench.run import run\n"
+        "log = CsvLog(Path(sys.argv[1]), 'cpu')\n"
+        "cases = [Case(4, 9, 'float32', 0.5), Case(4, 9, 'float32', 1.0)]\n"
+        "for rows in run(cases, torch.device('cpu'), only=['pytorch', 'liger'], effort=Effort(0, 1, 1)):\n"
+        "    log.write(rows)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode < 0, done.stderr
+    rows = read_csv(path)
+    assert [(row["provider"], row["case"]) for row in rows] == [
+        ("pytorch", "4 x 9 float32, 50 % supervised"),
+        ("liger", "4 x 9 float32, 50 % supervised"),
+    ]
+    assert all(row["torch"] and row["processor"] and row["threads"] for row in rows)
+    assert rows[0]["status"] == "ok" and rows[1]["reason"]
+
+
+def test_a_file_without_rows_is_valid_too(tmp_path):
+    CsvLog(tmp_path / "run.csv", "cpu").__exit__(None, None, None)
+    assert read_csv(tmp_path / "run.csv") == []
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="provider"):
+        read_csv(tmp_path / "other.csv")
+
+
+def test_write_csv_completes_rows_of_any_columns(tmp_path):
+    write_csv(tmp_path / "x.csv", [{"kernel": "k", "triton": "the row's own"}])
+    header, line = (tmp_path / "x.csv").read_text().splitlines()
+    assert header.startswith("kernel,triton,processor") and "torch" in header
+    assert line.startswith("k,the row's own,")
+    assert not set(FIELDS) & set(about("cpu"))

@@ -13,8 +13,11 @@ namespace {
 
 // Rows are cut into pieces always, and at the same columns, so that the bits do not depend on who computes them.
 constexpr std::int64_t piece_columns = 1 << 14;
+constexpr std::int64_t columns_per_thread = 500'000;  // of supervised rows, some 500 us: starting a thread costs up to 100
 constexpr std::size_t dtype_size[] = {4, 2, 2};
 constexpr double log2e = 1.4426950408889634, ln2 = 0.6931471805599453;
+
+std::int64_t pieces_of(const SpanKlParams& a) { return (a.vocab + piece_columns - 1) / piece_columns; }
 
 // log2 of the sum over all pieces; -inf when there is nothing but -inf, NaN when there is a NaN.
 double log2_sum(const std::vector<Summary>& pieces) {
@@ -40,11 +43,11 @@ std::int32_t argmax(const std::vector<Best>& pieces) {
 // A supervised row on its way through the stages. Within a stage, pieces may be worked on at the same time.
 class RowInWork {
  public:
-    enum Stage { summaries, comparison, gradients, stages };
+    enum Stage { summaries, comparison, gradients, stages };  // some rows skip some
 
     RowInWork(const SpanKlParams& a, const Kernels& k, std::int64_t n) : a_(a), k_(k), n_(n) {
         with_grad_ = a.grad.data && a.weights[n] != 0.0f;
-        const auto pieces = static_cast<std::size_t>((a.vocab + piece_columns - 1) / piece_columns);
+        const auto pieces = static_cast<std::size_t>(pieces_of(a));
         if (has(summaries)) student_.resize(pieces), teacher_.resize(pieces);
         if (a.argmax) student_best_.resize(pieces), teacher_best_.resize(pieces);
         if (has(comparison)) sums_.resize(pieces);
@@ -55,13 +58,8 @@ class RowInWork {
         }
     }
 
-    bool has(Stage stage) const {
-        if (stage == summaries) return !a_.lse_given && !a_.state_given;
-        if (stage == comparison) return a_.value != nullptr;
-        return with_grad_ && (a_.state_given || a_.divergence != Divergence::forward);
-    }
-
-    void work(Stage stage, std::int64_t piece) {
+    void work(int stage, std::int64_t piece) {
+        if (!has(stage)) return;
         const std::int64_t begin = piece * piece_columns;
         const Piece columns{n_, begin, std::min(begin + piece_columns, a_.vocab)};
         if (stage == summaries) {
@@ -79,7 +77,8 @@ class RowInWork {
     }
 
     // After all pieces of a stage.
-    void merge(Stage stage) {
+    void merge(int stage) {
+        if (!has(stage)) return;
         if (stage == summaries) log_sums_ = {log2_sum(student_), log2_sum(teacher_)};
         if (stage != comparison) return;
         for (const Sums& piece : sums_) {
@@ -113,6 +112,12 @@ class RowInWork {
     }
 
  private:
+    bool has(int stage) const {
+        if (stage == summaries) return !a_.lse_given && !a_.state_given;
+        if (stage == comparison) return a_.value != nullptr;
+        return with_grad_ && (a_.state_given || a_.divergence != Divergence::forward);
+    }
+
     const SpanKlParams& a_;
     const Kernels& k_;
     std::int64_t n_;
@@ -131,50 +136,52 @@ void leave_out(const SpanKlParams& a, std::int64_t n) {
     if (a.grad.data) RowInWork::fill_zeros(a, n, 0);
 }
 
+// A row of its own for every thread: it stays in that thread's cache from stage to stage.
+void whole_row(const SpanKlParams& a, const Kernels& kernels, std::int64_t n) {
+    RowInWork row(a, kernels, n);
+    for (int stage = 0; stage < RowInWork::stages; ++stage) {
+        for (std::int64_t piece = 0; piece < pieces_of(a); ++piece) row.work(stage, piece);
+        row.merge(stage);
+    }
+    row.finish();
+}
+
 }  // namespace
 
 void span_kl(const SpanKlParams& a, const Kernels& kernels, int threads) {
-    const std::int64_t pieces = (a.vocab + piece_columns - 1) / piece_columns;
-    std::int64_t supervised = 0;
-    for (std::int64_t n = 0; n < a.rows; ++n) supervised += a.kinds[n] != 0;
-    const auto stages = {RowInWork::summaries, RowInWork::comparison, RowInWork::gradients};
-    // A thread that takes whole rows keeps them in its own cache. With too few of them for that to come out even, the
-    // threads share each row.
-    const bool share_rows = threads > 1 && pieces > 1 && supervised < 8 * threads;
-    std::vector<RowInWork> shared;
-    if (share_rows) {
-        for (std::int64_t n = 0; n < a.rows; ++n) {
-            if (a.kinds[n] != 0) shared.emplace_back(a, kernels, n);
-        }
+    std::vector<std::int64_t> supervised;
+    for (std::int64_t n = 0; n < a.rows; ++n) {
+        if (a.kinds[n] != 0) supervised.push_back(n);
     }
-    const std::int64_t rows_at_once = std::max<std::int64_t>(1, (1 << 16) / a.vocab);
-    parallel_for(a.rows, rows_at_once, threads, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t n = begin; n < end; ++n) {
-            if (a.kinds[n] == 0) {
-                leave_out(a, n);
-            } else if (!share_rows) {
-                RowInWork row(a, kernels, n);
-                for (const auto stage : stages) {
-                    if (!row.has(stage)) continue;
-                    for (std::int64_t piece = 0; piece < pieces; ++piece) row.work(stage, piece);
-                    row.merge(stage);
+    const auto read = static_cast<std::int64_t>(supervised.size()), pieces = pieces_of(a);
+    const std::int64_t worth = 1 + (read * a.vocab + a.rows * a.vocab / 8) / columns_per_thread;
+    threads = static_cast<int>(std::min<std::int64_t>(threads, worth));
+    // What does not come out even is shared, unless there are so many rows that nobody waits long for the last.
+    const bool share = threads > 1 && pieces > 1 && read < 16 * threads;
+    const std::int64_t first_shared = share ? read - read % threads : read;
+
+    std::vector<RowInWork> shared;
+    for (std::int64_t i = first_shared; i < read; ++i) {
+        shared.emplace_back(a, kernels, supervised[static_cast<std::size_t>(i)]);
+    }
+    const std::int64_t end_of_whole = share && !shared.empty() ? supervised[static_cast<std::size_t>(first_shared)] : a.rows;
+    Chunks rows(a.rows, std::max<std::int64_t>(1, 4 * piece_columns / a.vocab));
+    Stages stages(RowInWork::stages, static_cast<std::int64_t>(shared.size()) * pieces);
+    on_threads(threads, [&] {
+        rows.take([&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t n = begin; n < end; ++n) {
+                if (a.kinds[n] == 0) {
+                    leave_out(a, n);
+                } else if (n < end_of_whole) {
+                    whole_row(a, kernels, n);
                 }
-                row.finish();
-            }
-        }
-    });
-    for (const auto stage : stages) {
-        const auto count = static_cast<std::int64_t>(shared.size()) * pieces;
-        parallel_for(count, 1, threads, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) {
-                RowInWork& row = shared[static_cast<std::size_t>(i / pieces)];
-                if (row.has(stage)) row.work(stage, i % pieces);
             }
         });
-        for (RowInWork& row : shared) {
-            if (row.has(stage)) row.merge(stage);
-        }
-    }
+        stages.take([&](int stage, std::int64_t i) { shared[static_cast<std::size_t>(i / pieces)].work(stage, i % pieces); },
+                    [&](int stage) {
+                        for (RowInWork& row : shared) row.merge(stage);
+                    });
+    });
     for (const RowInWork& row : shared) row.finish();
 }
 

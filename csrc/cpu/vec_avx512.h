@@ -63,13 +63,14 @@ struct Vec {
     static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
     static Vec padded(__m512 x, int n) { return {_mm512_mask_blend_ps(lanes(n), _mm512_set1_ps(-__builtin_inff()), x)}; }
     static Vec widen(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
-    __m256i narrow() const {  // round to nearest even; a NaN keeps its sign and stays quiet
+    __m256i narrow() const {  // round to nearest even; a NaN is left as it is, quiet as arithmetic makes it
         const __m512i bits = _mm512_castps_si512(v);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-        const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-        return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
+        const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        const __m512i rounded = _mm512_mask_add_epi32(bits, _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), bits, bias);
+        alignas(64) static constexpr std::uint16_t high_words[32] = {1,  3,  5,  7,  9,  11, 13, 15,
+                                                                     17, 19, 21, 23, 25, 27, 29, 31};
+        return _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_load_si512(high_words), rounded));
     }
 };
 

@@ -13,7 +13,7 @@ from sadkernels.native.extension import load
 from sadkernels.rows import row_layout
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_KEEP_FROM = 8 << 20  # bytes of a gradient; below, PyTorch's own allocator mostly keeps the memory, too
+_KEEP_FROM = 1 << 20  # bytes of a gradient
 _NO_ROWS = (0, 0, 1, 0, 0)
 
 

@@ -55,7 +55,7 @@ FULL = Settings(
     teacher=Shape(layers=4, width=96, heads=4),
     student=Shape(layers=3, width=64, heads=4),
     imitation=Training(steps=1050, batch_size=4, learning_rate=1e-2),
-    distillation=Training(steps=600, batch_size=4, learning_rate=1e-2),
+    distillation=Training(steps=900, batch_size=4, learning_rate=1e-2),
 )
 
 FAST = Settings(

@@ -55,14 +55,16 @@ inline auto with_type(Dtype dtype, const F& f) {
     return dtype == Dtype::bfloat16 ? f(Bfloat16{}) : dtype == Dtype::float16 ? f(Float16{}) : f(float{});
 }
 
-// One side's row, and the factor that makes exponents of base 2 from what `given` or `capped` return.
+// One side's row, and the factor that makes exponents of base 2 from what `read` returns.
 class SideReader {
  public:
     SideReader(const Side& side, std::int64_t row, float temperature)
-        : dtype_(side.rows.dtype), data_(side.rows.data), offset_(side.rows.offset(row)), inside_(side.scale / side.cap) {
-        capped_ = side.cap != 0.0f;
-        factor_ = static_cast<float>((capped_ ? side.cap : side.scale) * log2e / temperature);
-    }
+        : dtype_(side.rows.dtype),
+          capped_(side.cap != 0.0f),
+          data_(side.rows.data),
+          offset_(side.rows.offset(row)),
+          inside_(capped_ ? side.scale / side.cap : 1.0f),
+          factor_(static_cast<float>((capped_ ? side.cap : side.scale) * log2e / temperature)) {}
 
     bool is_capped() const { return capped_; }
     float factor() const { return factor_; }

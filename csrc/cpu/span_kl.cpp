@@ -1,6 +1,7 @@
 // Rows and threads: who computes which piece of a row, and how pieces become rows. Plain C++: no vectors here.
 #include "span_kl.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -15,7 +16,6 @@ namespace {
 constexpr std::int64_t piece_columns = 1 << 14;
 constexpr std::int64_t columns_per_thread = 500'000;  // of supervised rows, some 500 us: starting a thread costs up to 100
 constexpr std::size_t dtype_size[] = {4, 2, 2};
-constexpr double log2e = 1.4426950408889634, ln2 = 0.6931471805599453;
 
 std::int64_t pieces_of(const SpanKlParams& a) { return (a.vocab + piece_columns - 1) / piece_columns; }
 

@@ -14,6 +14,8 @@
 
 namespace sad::cpu {
 
+constexpr double log2e = 1.4426950408889634, ln2 = 0.6931471805599453;
+
 enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 enum class Divergence : int { forward = 0, reverse = 1, jsd = 2 };
 

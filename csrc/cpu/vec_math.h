@@ -1,10 +1,10 @@
 // Elementary functions in terms of `Vec`; included after the header that defines it.
 #pragma once
 
+#include "span_kl.h"
+
 namespace sad::cpu {
 namespace {
-
-constexpr double log2e = 1.4426950408889634, ln2 = 0.6931471805599453;
 
 inline Vec polynomial(Vec, float c) { return Vec::set(c); }
 template <typename... Rest>

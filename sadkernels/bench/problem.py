@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ class Truth(NamedTuple):
     parts: tuple[Tensor, ...]
 
 
-class Problem:
+class Problem(ABC):
     """Inputs of one case. `leaves` receive gradients; what they hold is spoilt by work in place until `reset`.
 
     From logits: `student` and `teacher` (N, V). From hidden states: `student_hidden` (N, H_s), `student_weight` (V, H_s),
@@ -49,12 +50,13 @@ class Problem:
         """Gradients of the loss times `scale`."""
         loss.backward(None if self.scale == 1 else torch.full_like(loss, self.scale))
 
+    @abstractmethod
     def truth(self) -> Truth:
-        raise NotImplementedError
+        """Loss and sampled gradients by PyTorch in float64."""
 
+    @abstractmethod
     def sample(self) -> tuple[Tensor, ...]:
         """The parts of the leaves' gradients that are compared."""
-        raise NotImplementedError
 
     def error(self, loss: Tensor, truth: Truth) -> float:
         """The largest relative error of the loss and of each gradient, relative to that gradient's largest entry.
@@ -69,8 +71,9 @@ class Problem:
             errors.append(float(gradient[rows].abs().max()) / scale)
         return float(torch.tensor(errors, dtype=torch.float64).max())
 
+    @abstractmethod
     def _make(self) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        """The leaves, whose gradients are asked for; the student's logits or hidden states first."""
 
     def _normal(self, *shape: int, scale: float) -> Tensor:
         """Drawn in the case's own dtype: a float32 draw would triple the memory of a bfloat16 case."""

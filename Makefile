@@ -16,12 +16,12 @@ test: $(INSTALLED)  ## all tests
 lint: $(INSTALLED)  ## style of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.h csrc/*/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu csrc/*/*.cpp)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*/*.h csrc/*/*.cpp)
+	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu csrc/*/*.cpp)
 
 bench: $(INSTALLED)  ## the loss against PyTorch and others on this machine, as CSV and picture in benchmarks/results
 	$(BIN)/python benchmarks/bench_span_kl.py --device cpu --out benchmarks/results/span_kl_cpu.csv

@@ -43,7 +43,7 @@ class NinjaBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         build = (Path(self.build_temp) / ext.name).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        includes = [f"-I{path}" for path in (CSRC, pybind11.get_include(), sysconfig.get_paths()["include"])]
+        includes = [f"-I{path}" for path in (CSRC.parent, CSRC, pybind11.get_include(), sysconfig.get_paths()["include"])]
         defines = ["-DSAD_X86=1"] if X86 else []
         link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         with open(build / "build.ninja", "w") as stream:
@@ -80,7 +80,7 @@ def extensions() -> list[Extension]:
     if os.environ.get("SAD_BUILD_CPU", "auto") == "0":
         return []
     sources = [str(path.relative_to(ROOT)) for path in cpu_sources()]
-    headers = [str(path.relative_to(ROOT)) for path in sorted(CSRC.glob("*.h"))]
+    headers = [str(path.relative_to(ROOT)) for path in sorted(CSRC.parent.glob("*.h")) + sorted(CSRC.glob("*.h"))]
     return [Extension("sadkernels.native._cpu", sources, depends=headers, optional=os.environ.get("SAD_BUILD_CPU") != "1")]
 
 

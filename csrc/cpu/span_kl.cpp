@@ -15,7 +15,6 @@ namespace {
 // Rows are cut into pieces always, and at the same columns, so that the bits do not depend on who computes them.
 constexpr std::int64_t piece_columns = 1 << 14;
 constexpr std::int64_t columns_per_thread = 500'000;  // of supervised rows, some 500 us: starting a thread costs up to 100
-constexpr std::size_t dtype_size[] = {4, 2, 2};
 
 std::int64_t pieces_of(const SpanKlParams& a) { return (a.vocab + piece_columns - 1) / piece_columns; }
 
@@ -106,7 +105,7 @@ class RowInWork {
     }
 
     static void fill_zeros(const SpanKlParams& a, std::int64_t n, std::int64_t from_column) {
-        const std::size_t size = dtype_size[static_cast<int>(a.grad.dtype)];
+        const std::size_t size = size_of(a.grad.dtype);
         char* row = static_cast<char*>(a.grad.data) + static_cast<std::size_t>(a.grad.offset(n) + from_column) * size;
         std::memset(row, 0, static_cast<std::size_t>(a.student_columns - from_column) * size);
     }

@@ -1,13 +1,20 @@
 """Builds the compiled extensions; everything else about the package is in pyproject.toml.
 
-The extensions know raw pointers, neither PyTorch nor its headers, so they build in pip's isolated environment in
-seconds and fit every PyTorch. Each source has flags of its own (one file per instruction set), hence ninja.
+The extensions know raw pointers, neither PyTorch nor its headers, so they build in pip's isolated environment and fit
+every PyTorch. Each source has flags of its own (one file per instruction set, one tool per language), hence ninja.
 
-Environment: `CXX` (compiler), `MAX_JOBS` (parallel compilations), `SAD_BUILD_CPU=0` (leave the extension out).
+Environment:
+    SAD_BUILD_CPU, SAD_BUILD_CUDA: 0 leaves the extension out, 1 makes its absence an error, auto (the default) builds it
+        where a compiler is found and says so where none is.
+    CXX: the C++ compiler. MAX_JOBS: parallel compilations.
+    CUDA_HOME or CUDA_PATH: the CUDA toolkit; else nvcc on the PATH, else /usr/local/cuda.
+    TORCH_CUDA_ARCH_LIST: as for PyTorch's extensions, such as "8.6" or "8.0;9.0+PTX"; else every architecture supported.
 """
 
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,68 +27,185 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-CSRC = ROOT / "csrc" / "cpu"
+CSRC = ROOT / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+PYTHON_INCLUDES = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-pthread"]
 ISA_FLAGS = {
     "span_kl_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "span_kl_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
 }
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
+CUDA_ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+OLDEST_CUDA_ARCHITECTURE = 80
 
 
-def cpu_sources() -> list[Path]:
-    """The sources for this processor family; the x86 instruction sets are left out elsewhere."""
-    return [path for path in sorted(CSRC.glob("*.cpp")) if X86 or path.name not in ISA_FLAGS]
+class Unavailable(Exception):
+    """What an extension needs is not on this machine."""
+
+
+def asked_for(variable: str) -> str:
+    """ "0", "1" or "auto"."""
+    value = os.environ.get(variable, "auto").lower()
+    if value not in ("0", "1", "auto"):
+        sys.exit(f"{variable}: expected 0, 1 or auto, got {value!r}")
+    return value
+
+
+def find_nvcc() -> str:
+    """The CUDA compiler; what it includes and links it knows by itself, wherever it is installed."""
+    if not sys.platform.startswith("linux"):
+        raise Unavailable(f"CUDA kernels are built on Linux, this is {sys.platform}")
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates = [Path(home) / "bin" / "nvcc" for home in homes]
+    candidates += [Path(found)] if (found := shutil.which("nvcc")) else []
+    for path in [*candidates, Path("/usr/local/cuda/bin/nvcc")]:
+        if os.access(path, os.X_OK):
+            return str(path)
+    raise Unavailable("nvcc was not found; install the CUDA toolkit and set CUDA_HOME or put nvcc on the PATH")
+
+
+def cuda_targets(nvcc: str) -> list[str]:
+    """Machine code and PTX to make, such as ["sm_80", "sm_90", "compute_90"]: what is wanted, as far as nvcc knows it."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    known = {int(number) for number in re.findall(r"sm_(\d+)", listed)}
+    binaries, ptx, dropped = [], [], []
+    for word in re.split(r"[;,\s]+", wanted or CUDA_ARCHITECTURES):
+        parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", word)
+        if parts is None:
+            raise Unavailable(f"TORCH_CUDA_ARCH_LIST: expected versions such as 8.6 or 9.0+PTX, got {word!r}")
+        number = int(parts[1] + parts[2])
+        if number not in known or number < OLDEST_CUDA_ARCHITECTURE:
+            dropped.append(word)
+            continue
+        binaries.append(f"{number}{parts[3]}")
+        ptx += [f"{number}{parts[3]}"] if parts[4] else []
+    if not binaries:
+        raise Unavailable(f"TORCH_CUDA_ARCH_LIST={wanted!r} has no version from 8.0 on that {nvcc} can compile for")
+    if dropped:
+        print(f"CUDA architectures left out, as this nvcc or these kernels do not have them: {' '.join(dropped)}")
+    if not wanted and not ptx:  # an older nvcc: PTX of the newest that it has carries the kernels to newer cards
+        ptx = binaries[-1:]
+    return [*(f"sm_{x}" for x in dict.fromkeys(binaries)), *(f"compute_{x}" for x in dict.fromkeys(ptx))]
+
+
+def gencode(targets: list[str]) -> list[str]:
+    """nvcc's flags for `cuda_targets`."""
+    return [f"-gencode=arch=compute_{target.partition('_')[2]},code={target}" for target in targets]
+
+
+class NativeExtension(Extension):
+    """An extension with a ninja file of its own."""
+
+    def __init__(self, name: str, folder: Path, sources: list[Path], required: bool) -> None:
+        relative = [str(path.relative_to(ROOT)) for path in sources]
+        headers = [*CSRC.glob("*.h"), *folder.glob("*.h"), *folder.glob("*.cuh")]
+        super().__init__(name, relative, depends=[str(x.relative_to(ROOT)) for x in sorted(headers)], optional=not required)
+        self.required = required
+
+    def write(self, n: ninja_syntax.Writer, target: Path) -> None:
+        raise NotImplementedError
+
+
+class CpuExtension(NativeExtension):
+    def __init__(self, required: bool) -> None:
+        sources = [path for path in sorted((CSRC / "cpu").glob("*.cpp")) if X86 or path.name not in ISA_FLAGS]
+        super().__init__("sadkernels.native._cpu", CSRC / "cpu", sources, required)
+
+    def write(self, n: ninja_syntax.Writer, target: Path) -> None:
+        link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        common = [*CXX_FLAGS, f"-I{CSRC}", f"-I{CSRC / 'cpu'}", *PYTHON_INCLUDES, *(["-DSAD_X86=1"] if X86 else [])]
+        n.variable("cxx", os.environ.get("CXX", "c++"))
+        n.rule("compile", "$cxx $flags -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        n.rule("link", f"$cxx -shared -pthread {' '.join(link)} $in -o $out")
+        objects = []
+        for source in map(Path, self.sources):
+            flags = " ".join([*common, *ISA_FLAGS.get(source.name, [])])
+            objects += n.build(f"{source.stem}.o", "compile", str(ROOT / source), variables={"flags": flags})
+        n.build(str(target), "link", objects)
+
+
+class CudaExtension(NativeExtension):
+    """Linked with the static runtime: it imports without a driver, and with every build of PyTorch.
+
+    Raises:
+        Unavailable: There is no nvcc, or none of the wanted architectures can be compiled for.
+    """
+
+    def __init__(self, required: bool) -> None:
+        folder = CSRC / "cuda"
+        self.nvcc = find_nvcc()
+        self.targets = cuda_targets(self.nvcc)
+        super().__init__(
+            "sadkernels.native._cuda", folder, [*sorted(folder.glob("*.cu")), folder / "bindings.cpp"], required
+        )
+
+    def write(self, n: ninja_syntax.Writer, target: Path) -> None:
+        host = os.environ.get("CXX") if not os.environ.get("NVCC_CCBIN") else None
+        n.variable("nvcc", " ".join([self.nvcc, *([f"-ccbin={host}"] if host and shutil.which(host) else [])]))
+        n.rule("compile", "$nvcc $flags -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        n.rule("link", "$nvcc -shared -cudart static -Xlinker=--exclude-libs=ALL $in -o $out")
+        names = " ".join(self.targets)
+        flags = {".cu": gencode(self.targets), ".cpp": [*PYTHON_INCLUDES, f"'-DSAD_CUDA_ARCHS=\"{names}\"'"]}
+        objects = []
+        for source in map(Path, self.sources):
+            own = " ".join([*NVCC_FLAGS, *flags[source.suffix]])
+            objects += n.build(f"{source.stem}.o", "compile", str(ROOT / source), variables={"flags": own})
+        n.build(str(target), "link", objects)
 
 
 class NinjaBuild(build_ext):
-    """Compiles through a ninja file, which rebuilds what changed (headers included) in an editable install."""
+    """Compiles through a ninja file; an editable install keeps its objects and compiles what changed, headers included."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extension(self, ext: NativeExtension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        build = (Path(self.build_temp) / ext.name).resolve()
+        kept = ROOT / "build" / f"editable-{sys.implementation.cache_tag}"  # setuptools' own is deleted in between
+        build = ((kept if getattr(self, "editable_mode", False) else Path(self.build_temp)) / ext.name).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        includes = [f"-I{path}" for path in (CSRC.parent, CSRC, pybind11.get_include(), sysconfig.get_paths()["include"])]
-        defines = ["-DSAD_X86=1"] if X86 else []
-        link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         with open(build / "build.ninja", "w") as stream:
-            n = ninja_syntax.Writer(stream)
-            n.variable("cxx", os.environ.get("CXX", "c++"))
-            n.rule("compile", "$cxx $flags -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
-            n.rule("link", "$cxx -shared -pthread $flags $in -o $out")
-            objects = []
-            for source in map(Path, ext.sources):
-                flags = [*CXX_FLAGS, *ISA_FLAGS.get(source.name, []), *includes, *defines]
-                objects += n.build(f"{source.stem}.o", "compile", str(ROOT / source), variables={"flags": " ".join(flags)})
-            n.build(str(target), "link", objects, variables={"flags": " ".join(link)})
+            ext.write(ninja_syntax.Writer(stream, width=10_000), target)
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(build)]
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
         try:
             subprocess.run(command, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            in_source_tree = ROOT / "sadkernels" / "native" / target.name
-            for stale in (target, in_source_tree):  # an older build must not pass for this one
-                stale.unlink(missing_ok=True)
-            raise RuntimeError(f"{ext.name} was not built ({error}); the `reference` backend will be used") from error
+            target.unlink(missing_ok=True)
+            remove_from_source_tree(ext.name)
+            message = f"{ext.name} was not built ({error}); the package works without it, on other backends"
+            if ext.required:
+                raise RuntimeError(message) from error
+            self.warn(message)
 
     def run(self) -> None:
+        if self.inplace or getattr(self, "editable_mode", False):
+            for name in {"sadkernels.native._cpu", "sadkernels.native._cuda"} - {ext.name for ext in self.extensions}:
+                remove_from_source_tree(name)
+        super().run()
+
+
+def remove_from_source_tree(name: str) -> None:
+    """An older build must not pass for this one."""
+    for stale in ROOT.joinpath(*name.split(".")[:-1]).glob(f"{name.rpartition('.')[2]}.*.so"):
+        stale.unlink()
+
+
+def extensions() -> list[NativeExtension]:
+    found = []
+    for variable, make in (("SAD_BUILD_CPU", CpuExtension), ("SAD_BUILD_CUDA", CudaExtension)):
+        if (asked := asked_for(variable)) == "0":
+            continue
         try:
-            super().run()
-        except RuntimeError as error:
-            if os.environ.get("SAD_BUILD_CPU") == "1":
-                raise
-            self.warn(str(error))
+            found.append(make(required=asked == "1"))
+        except Unavailable as reason:
+            if asked == "1":
+                sys.exit(f"{variable}=1: {reason}")
+            print(f"The package is built without its CUDA kernels: {reason}")
+    return found
 
 
-def extensions() -> list[Extension]:
-    if os.environ.get("SAD_BUILD_CPU", "auto") == "0":
-        return []
-    sources = [str(path.relative_to(ROOT)) for path in cpu_sources()]
-    headers = [str(path.relative_to(ROOT)) for path in sorted(CSRC.parent.glob("*.h")) + sorted(CSRC.glob("*.h"))]
-    return [Extension("sadkernels.native._cpu", sources, depends=headers, optional=os.environ.get("SAD_BUILD_CPU") != "1")]
-
-
-setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild})
+if __name__ == "__main__":
+    setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild})

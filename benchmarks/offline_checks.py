@@ -32,6 +32,7 @@ from machine_code import TYPES, figures
 from sadkernels.comparison import DIVERGENCES, Comparison
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
+from sadkernels.triton.span_ids import span_ids_launch
 from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -106,6 +107,13 @@ def _scale(variant: Variant) -> list[Launch]:
     return scale_launches(_empty(_WHOLE, V, dtype=variant.dtypes[0]), _empty(_WHOLE, dtype=torch.uint8), _empty())
 
 
+def _span_ids(variant: Variant) -> list[Launch]:
+    integers = [_empty(*shape, dtype=torch.int64) for shape in ((1, 512, 2), (40,), (40,), (2,))]
+    outputs = [_empty(1, 512, dtype=dtype) for dtype in (torch.uint8, torch.bool, torch.bool)]
+    kinds = _empty(40, dtype=torch.uint8)
+    return [span_ids_launch(*integers[:3], kinds, integers[3], *outputs)]
+
+
 KERNELS = {  # who launches it, and under which name
     "forward": (_whole, "span_kl_kernel"),
     "forward, stats": (_whole, "span_kl_kernel"),
@@ -122,6 +130,7 @@ KERNELS = {  # who launches it, and under which name
     "combine slices, stats": (_sliced, "combine_slices_kernel"),
     "collect rows, stats": (_whole, "collect_rows_kernel"),
     "scale": (_scale, "scale_rows_kernel"),
+    "span ids": (_span_ids, "span_ids_kernel"),
 }
 _ONE_DIVERGENCE = (
     "log_sum_exps",
@@ -130,8 +139,10 @@ _ONE_DIVERGENCE = (
     "combine slices, stats",
     "collect rows, stats",
     "scale",
+    "span ids",
 )
-_NEVER_CAPPED = ("combine slices, stats", "collect rows, stats", "scale")
+_NO_TILE = ("combine slices, stats", "collect rows, stats", "span ids")
+_NEVER_CAPPED = (*_NO_TILE, "scale")
 _STORES = ("backward", "gradient", "scale")  # in the name of kernels that write rows
 
 
@@ -143,7 +154,7 @@ def launch(variant: Variant) -> Launch:
 
 def _tiles(variant: Variant) -> list[tiles.RowTile]:
     """What the kernel may be launched with."""
-    if variant.kernel in ("combine slices, stats", "collect rows, stats"):
+    if variant.kernel in _NO_TILE:
         return []
     if variant.kernel in ("backward", "scale"):
         return list(tiles.one_pass_tiles(*variant.dtypes).values())

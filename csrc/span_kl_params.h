@@ -25,9 +25,9 @@ constexpr double log2e = 1.4426950408889634, ln2 = 0.6931471805599453;
 enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 enum class Divergence : int { forward = 0, reverse = 1, jsd = 2 };
 
-constexpr int size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+SAD_HOST_DEVICE constexpr int size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
-// Row i begins at element (i / inner) * outer_stride + (i % inner) * inner_stride.
+// Row i < 2^32 begins at element (i / inner) * outer_stride + (i % inner) * inner_stride.
 template <typename T>
 struct Rows {
     T* data;
@@ -35,7 +35,9 @@ struct Rows {
     std::int64_t inner, outer_stride, inner_stride;
 
     SAD_HOST_DEVICE std::int64_t offset(std::int64_t row) const {
-        return (row / inner) * outer_stride + (row % inner) * inner_stride;
+        const auto n = static_cast<std::uint32_t>(row),
+                   in = static_cast<std::uint32_t>(inner);  // a GPU divides 64 bits slowly
+        return n / in * outer_stride + n % in * inner_stride;
     }
 };
 

@@ -14,13 +14,16 @@ from types import ModuleType
 
 import torch
 
+from sadkernels import auto
+from sadkernels.native import extension
+from sadkernels.native.cuda.device import unusable
+
 PACKAGES = {
     "reference": "sadkernels.reference",
-    "cpu": "sadkernels.native",
-    "cuda": "sadkernels.native",
+    "cpu": "sadkernels.native.cpu",
+    "cuda": "sadkernels.native.cuda",
     "triton": "sadkernels.triton",
 }
-_PREFERRED = {"cpu": ("cpu",), "cuda": ("triton",)}  # by device type, first that works; then `reference`
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -34,20 +37,19 @@ def implementation(backend: str, op: str) -> ModuleType:
 
 
 @functools.cache
-def _missing(backend: str, op: str) -> str | None:
-    """What is not installed for `op` on `backend`, with the remedy; None when everything is there."""
-    if backend == "reference":
-        return None
-    if backend in ("cpu", "cuda"):
-        from sadkernels.native.extension import missing
-
-        if reason := missing(backend):
-            return reason
-    elif importlib.util.find_spec("triton") is None:
+def _missing_module(backend: str, op: str) -> str | None:
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "Triton is not installed; `pip install triton` (PyTorch for CUDA brings it along)"
     if importlib.util.find_spec(f"{PACKAGES[backend]}.{op}") is None:
         return f"the op {op!r} has no {backend} kernel in this version; use backend='auto'"
     return None
+
+
+def _missing(backend: str, op: str) -> str | None:
+    """What is not installed for `op` on `backend`, with the remedy; None when everything is there."""
+    if backend in ("cpu", "cuda") and (reason := extension.missing(backend)):
+        return reason
+    return _missing_module(backend, op)
 
 
 def why_not(backend: str, op: str, device: torch.device, *dtypes: torch.dtype) -> str | None:
@@ -67,6 +69,9 @@ def why_not(backend: str, op: str, device: torch.device, *dtypes: torch.dtype) -
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         if device.type != "cuda" and not (device.type == "cpu" and interpreted):
             return f"Triton kernels run on GPU tensors, these are on {device}; use backend='auto'"
+    elif backend == "cuda":
+        if reason := unusable(device):
+            return reason
     elif device.type != backend:
         return f"it takes {backend} tensors, these are on {device}; use backend='auto'"
     for dtype in dtypes:
@@ -82,12 +87,12 @@ def _warn_once(device_type: str, op: str, reason: str) -> None:
     )
 
 
-def resolve(backend: str, op: str, device: torch.device, *dtypes: torch.dtype) -> str:
+def resolve(backend: str, op: str, device: torch.device, *dtypes: torch.dtype, columns: int | None = None) -> str:
     """The backend that will run `op`; `backend` is "auto" or one of `PACKAGES`.
 
-    `"auto"` takes the preferred backend of the device, and `reference` with one warning where that one
-    is missing. A backend named by the caller is returned or refused, never replaced. float64 is
-    computed by `reference` alone, so `"auto"` takes it there silently.
+    `"auto"` takes the first of `sadkernels.auto.order` that can run, and `reference` with one warning where none can;
+    `columns` is the vocabulary, where there is one. A backend named by the caller is returned or refused, never
+    replaced. float64 is computed by `reference` alone, so `"auto"` takes it there silently.
 
     Raises:
         BackendUnavailableError: The backend was named and cannot run here.
@@ -96,7 +101,7 @@ def resolve(backend: str, op: str, device: torch.device, *dtypes: torch.dtype) -
         if torch.float64 in dtypes:
             return "reference"
         reasons = []
-        for candidate in _PREFERRED.get(device.type, ()):
+        for candidate in auto.order(op, device, dtypes, columns):
             reason = why_not(candidate, op, device, *dtypes)
             if reason is None:
                 return candidate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,9 @@ def test_kernels_know_nothing_of_the_pipeline(path):
     others = {name.split(".")[1] for name in imported if name.startswith("sadkernels.")}
     if own in BACKENDS:
         assert not others & ((BACKENDS | {"ops"}) - {own}), "backends know neither each other nor the ops"
+    if path.parent.parent.name == "native":  # native/cpu and native/cuda
+        other = {"cpu": "cuda", "cuda": "cpu"}[path.parent.name]
+        assert not {name for name in imported if name.startswith(f"sadkernels.native.{other}")}
 
 
 @pytest.mark.parametrize("path", files("python/sad"), ids=lambda p: str(p.relative_to(ROOT)))
@@ -56,6 +60,16 @@ def test_a_wing_knows_only_those_above_it(path):
             assert path.name == "__init__.py", f"{path} is above the wings and imports {name}"
         else:
             assert words[1] == wing or WINGS[words[1]] < WINGS[wing], f"{path} imports {name}"
+
+
+def test_extensions_include_no_pytorch_and_backends_nothing_of_each_other():
+    for path in [x for x in sorted((ROOT / "csrc").rglob("*")) if x.suffix in (".h", ".cuh", ".cpp", ".cu")]:
+        included = re.findall(r'#include ["<](.+)[">]', path.read_text())
+        assert not [name for name in included if name.startswith(("torch/", "ATen/", "c10/"))], path
+        folder = path.relative_to(ROOT / "csrc").parts[0]
+        for name in (x for x in included if not x.startswith("pybind11/")):
+            elsewhere = [x for x in (ROOT / "csrc").glob(f"*/{name}") if x.parent.name != folder]
+            assert not elsewhere or (path.parent / name).is_file(), f"{path} includes {name} of another backend"
 
 
 def test_import_sad_is_light():

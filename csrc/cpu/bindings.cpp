@@ -52,13 +52,14 @@ PYBIND11_MODULE(_cpu, m) {
     m.def(
         "span_ids_from_offsets",
         [](Address offsets, std::int64_t batch, std::int64_t tokens, Address starts, Address ends, Address kinds,
-           Address row_splits, Address ids, int threads) {
+           Address row_splits, Address ids, Address m_r, Address m_a, int threads) {
             const py::gil_scoped_release released;
-            span_ids_from_offsets(
-                reinterpret_cast<const std::int64_t*>(offsets), batch, tokens, reinterpret_cast<const std::int64_t*>(starts),
-                reinterpret_cast<const std::int64_t*>(ends), reinterpret_cast<const std::uint8_t*>(kinds),
-                reinterpret_cast<const std::int64_t*>(row_splits), reinterpret_cast<std::uint8_t*>(ids), threads);
+            span_ids_from_offsets(as_pointer<const std::int64_t>(offsets), batch, tokens,
+                                  as_pointer<const std::int64_t>(starts), as_pointer<const std::int64_t>(ends),
+                                  as_pointer<const std::uint8_t>(kinds), as_pointer<const std::int64_t>(row_splits),
+                                  as_pointer<std::uint8_t>(ids), as_pointer<std::uint8_t>(m_r),
+                                  as_pointer<std::uint8_t>(m_a), threads);
         },
         py::kw_only(), py::arg("offsets"), py::arg("batch"), py::arg("tokens"), py::arg("starts"), py::arg("ends"),
-        py::arg("kinds"), py::arg("row_splits"), py::arg("ids"), py::arg("threads"));
+        py::arg("kinds"), py::arg("row_splits"), py::arg("ids"), py::arg("m_r"), py::arg("m_a"), py::arg("threads"));
 }

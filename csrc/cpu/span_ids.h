@@ -13,10 +13,11 @@ namespace sad::cpu {
 //   ends
 //   kinds       label of each span
 //   row_splits  batch + 1: the spans of row i are [row_splits[i], row_splits[i + 1])
-//   ids         batch x tokens, written completely
+//   ids         batch x tokens, written completely; null where not wanted
+//   m_r, m_a    likewise: 1 where the label is reason, where it is act, else 0
 //   threads     upper bound; more than one are started only where each has enough to do
 void span_ids_from_offsets(const std::int64_t* offsets, std::int64_t batch, std::int64_t tokens, const std::int64_t* starts,
                            const std::int64_t* ends, const std::uint8_t* kinds, const std::int64_t* row_splits,
-                           std::uint8_t* ids, int threads);
+                           std::uint8_t* ids, std::uint8_t* m_r, std::uint8_t* m_a, int threads);
 
 }  // namespace sad::cpu

@@ -1,1 +1,1 @@
-"""Launchers of the compiled extensions: they check nothing and turn tensors into pointers."""
+"""Launchers of the compiled extensions, a package per backend: they check nothing and turn tensors into pointers."""

@@ -1,4 +1,4 @@
-"""Character spans to token labels: the `torch.library` op, the same for all backends, and its public function."""
+"""Character spans to token labels: the `torch.library` ops, the same for all backends, and their public function."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from torch import Tensor
 from sadkernels import backends, checks
 from sadkernels.kinds import SpanKind
 
+_ARGUMENTS = "(Tensor offsets, Tensor starts, Tensor ends, Tensor kinds, Tensor row_splits, str backend)"
 
-@torch.library.custom_op(
-    "sad::span_ids_from_offsets",
-    mutates_args=(),
-    schema="(Tensor offsets, Tensor starts, Tensor ends, Tensor kinds, Tensor row_splits, str backend) -> Tensor",
-)
+
+@torch.library.custom_op("sad::span_ids_from_offsets", mutates_args=(), schema=f"{_ARGUMENTS} -> Tensor")
 def _span_ids_from_offsets(offsets, starts, ends, kinds, row_splits, backend):
     kernel = backends.implementation(backend, "span_ids")
-    return kernel.span_ids_from_offsets(offsets, starts, ends, kinds, row_splits)
+    return kernel.span_ids_from_offsets(offsets, starts, ends, kinds, row_splits, masks=False)
 
 
 @_span_ids_from_offsets.register_fake
@@ -24,21 +22,33 @@ def _(offsets, starts, ends, kinds, row_splits, backend):
     return offsets.new_empty(offsets.shape[:-1], dtype=torch.uint8)
 
 
-def _check_integers(name: str, x: Tensor, device: torch.device) -> None:
+@torch.library.custom_op("sad::span_masks_from_offsets", mutates_args=(), schema=f"{_ARGUMENTS} -> (Tensor, Tensor)")
+def _span_masks_from_offsets(offsets, starts, ends, kinds, row_splits, backend):
+    kernel = backends.implementation(backend, "span_ids")
+    return kernel.span_ids_from_offsets(offsets, starts, ends, kinds, row_splits, masks=True)
+
+
+@_span_masks_from_offsets.register_fake
+def _(offsets, starts, ends, kinds, row_splits, backend):
+    return tuple(offsets.new_empty(offsets.shape[:-1], dtype=torch.bool) for _ in range(2))
+
+
+def _check_integers(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.dtype == torch.bool or x.is_floating_point() or x.is_complex():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         checks.fail(name, "an integer tensor", got, "Use `torch.as_tensor(..., dtype=torch.int64)`.", TypeError)
-    if x.device != device:
-        checks.fail(name, f"a tensor on {device}, like offsets", f"one on {x.device}", "Move it with `.to(...)`.")
 
 
 def _check_shapes(offsets: Tensor, spans: dict[str, Tensor], row_splits: Tensor) -> None:
-    _check_integers("offsets", offsets, getattr(offsets, "device", torch.device("cpu")))
+    _check_integers("offsets", offsets)
     if offsets.dim() not in (2, 3) or offsets.shape[-1] != 2:
         remedy = "Give the begin and end of each token's characters."
         checks.fail("offsets", "shape (T, 2) or (B, T, 2)", tuple(offsets.shape), remedy)
     for name, x in (*spans.items(), ("row_splits", row_splits)):
-        _check_integers(name, x, offsets.device)
+        _check_integers(name, x)
+        if x.device != row_splits.device or x.device not in (offsets.device, torch.device("cpu")):
+            expected = f"all of starts, ends, kinds and row_splits on {offsets.device}, like offsets, or all on the CPU"
+            checks.fail(name, expected, f"one on {x.device} beside row_splits on {row_splits.device}", "Move it there.")
     count = spans["starts"].numel()
     for name, x in spans.items():
         if x.dim() != 1 or x.numel() != count:
@@ -78,10 +88,36 @@ def _check_values(starts: Tensor, ends: Tensor, kinds: Tensor, row_splits: Tenso
         refuse(clash, "spans in order that do not overlap", "Give every character to one span at most.")
 
 
+def _to_device(ragged: tuple[Tensor, Tensor, Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(starts, ends, kinds, row_splits) from the CPU in one copy that nobody waits for, as kernels take them."""
+    count, splits = ragged[0].numel(), ragged[3].numel()
+    # Pinned, so that the copy is asynchronous; PyTorch keeps the memory until the stream is done with it.
+    packed = torch.empty(2 * count + splits + -(-count // 8), dtype=torch.int64, pin_memory=device.type == "cuda")
+
+    def parts(memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        starts, ends, splits_, rest = memory.split([count, count, splits, -(-count // 8)])
+        return starts, ends, rest.view(torch.uint8)[:count], splits_
+
+    for part, source in zip(parts(packed), ragged):
+        part.copy_(source)
+    return parts(packed.to(device, non_blocking=True))
+
+
 def span_ids_from_offsets(
-    offsets: Tensor, starts: Tensor, ends: Tensor, kinds: Tensor, row_splits: Tensor, backend: str = "auto"
-) -> Tensor:
+    offsets: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    kinds: Tensor,
+    row_splits: Tensor,
+    *,
+    masks: bool = False,
+    check: bool = True,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
     """Labels every token with the kind of the span that covers most of its characters; ties: the earlier span.
+
+    The spans may lie on the CPU while the offsets are on a GPU: then they are checked on the CPU and go to the GPU in one
+    copy, and nothing waits for the device.
 
     Args:
         offsets: (T, 2) or (B, T, 2) integers, half-open character range of each token. Empty ranges get 0.
@@ -89,21 +125,31 @@ def span_ids_from_offsets(
         ends: (M,) integers.
         kinds: (M,) integers, 0 none, 1 reason, 2 act.
         row_splits: (B + 1,) integers (B = 1 for 2-D offsets); row i owns spans row_splits[i] to row_splits[i + 1].
-        backend: "auto", "reference" or "cpu".
+        masks: Return the paper's two masks in place of the ids, from the same pass.
+        check: Look at the values of the spans. On a GPU this waits for the device; False trusts them: of spans out of order
+            the labels are wrong, and where `row_splits` points beyond the spans, memory of others is read.
+        backend: "auto", or one of `sadkernels.backends.PACKAGES`, which never falls back.
 
     Returns:
-        uint8, (T,) or (B, T).
+        uint8, (T,) or (B, T). With `masks`, m_r and m_a as bool tensors of that shape.
 
     Raises:
-        ValueError: Shapes, devices or values do not fit. Finding out waits for the device.
+        ValueError: Shapes, devices or values do not fit.
         TypeError: Something is not an integer tensor.
         sadkernels.backends.BackendUnavailableError: The backend named cannot run here.
     """
-    spans = {"starts": starts, "ends": ends, "kinds": kinds}
-    _check_shapes(offsets, spans, row_splits)
-    _check_values(starts, ends, kinds, row_splits)
-    batch = offsets if offsets.dim() == 3 else offsets[None]
+    _check_shapes(offsets, {"starts": starts, "ends": ends, "kinds": kinds}, row_splits)
+    ragged = (starts, ends, kinds, row_splits)
+    if check:
+        _check_values(*ragged)
+    batch = (offsets if offsets.dim() == 3 else offsets[None]).to(torch.int64)
+    if row_splits.device != offsets.device:
+        ragged = _to_device(ragged, offsets.device)
+    dtypes = (torch.int64, torch.int64, torch.uint8, torch.int64)
+    ragged = tuple(x.to(dtype) for x, dtype in zip(ragged, dtypes))
     backend = backends.resolve(backend, "span_ids", offsets.device)
-    batch, starts, ends, row_splits = (x.to(torch.int64) for x in (batch, starts, ends, row_splits))
-    ids = torch.ops.sad.span_ids_from_offsets(batch, starts, ends, kinds.to(torch.uint8), row_splits, backend)
-    return ids if offsets.dim() == 3 else ids[0]
+    op = torch.ops.sad.span_masks_from_offsets if masks else torch.ops.sad.span_ids_from_offsets
+    result = op(batch, *ragged, backend)
+    if offsets.dim() == 3:
+        return result
+    return tuple(x[0] for x in result) if masks else result[0]

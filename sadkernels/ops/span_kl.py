@@ -10,8 +10,9 @@ from torch import Tensor
 from sadkernels import backends, checks
 from sadkernels.comparison import DIVERGENCES
 from sadkernels.ops import vocab_parallel
+from sadkernels.ops.options import Options
 from sadkernels.ops.row_weights import REDUCTIONS
-from sadkernels.ops.span_kl_library import Options, span_kl_op
+from sadkernels.ops.span_kl_library import span_kl_op
 from sadkernels.stats import SpanStats, span_stats
 
 if TYPE_CHECKING:

@@ -12,8 +12,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from sadkernels.kinds import SpanKind
 
-def span_ids_from_offsets(offsets: Tensor, starts: Tensor, ends: Tensor, kinds: Tensor, row_splits: Tensor) -> Tensor:
+
+def span_ids_from_offsets(
+    offsets: Tensor, starts: Tensor, ends: Tensor, kinds: Tensor, row_splits: Tensor, *, masks: bool
+) -> Tensor | tuple[Tensor, Tensor]:
     """The label of every token.
 
     Args:
@@ -22,9 +26,10 @@ def span_ids_from_offsets(offsets: Tensor, starts: Tensor, ends: Tensor, kinds: 
         ends: (M,) int64.
         kinds: (M,) uint8.
         row_splits: (B + 1,) int64; row i owns spans row_splits[i] to row_splits[i + 1].
+        masks: Give m_r and m_a in place of the ids.
 
     Returns:
-        (B, T) uint8.
+        (B, T) uint8, or with `masks` two (B, T) bool tensors.
     """
     ids = torch.zeros(offsets.shape[:2], dtype=torch.uint8, device=offsets.device)
     splits = row_splits.tolist()
@@ -34,6 +39,6 @@ def span_ids_from_offsets(offsets: Tensor, starts: Tensor, ends: Tensor, kinds: 
         begin, end = offsets[row, :, 0, None], offsets[row, :, 1, None]  # (T, 1)
         common = torch.minimum(end, ends[first:last]) - torch.maximum(begin, starts[first:last])  # (T, S)
         winner = common.argmax(-1)  # of equal values the first
-        touched = common.gather(-1, winner[:, None])[:, 0] > 0
+        touched = (common.gather(-1, winner[:, None]) > 0)[:, 0]
         ids[row] = torch.where(touched, kinds[first:last][winner], 0)
-    return ids
+    return (ids == SpanKind.REASON, ids == SpanKind.ACT) if masks else ids

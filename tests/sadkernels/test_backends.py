@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 import sad
-from sadkernels import backends
+from sadkernels import auto, backends
 from sadkernels.native import extension
+from sadkernels.native.cuda import device as cuda_device
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 TENSORS = (torch.randn(2, 5), torch.randn(2, 5), torch.tensor([1, 2]))
 
@@ -34,13 +37,10 @@ def test_auto_takes_the_kernels():
 @pytest.fixture
 def without_extension(monkeypatch):
     """The machine of someone who had no compiler."""
-    caches = (backends._missing, backends._warn_once)
-    for cache in caches:
-        cache.cache_clear()
+    backends._warn_once.cache_clear()
     monkeypatch.setattr(extension, "missing", lambda name: "it was not built; install a C++17 compiler and reinstall")
     yield
-    for cache in caches:
-        cache.cache_clear()
+    backends._warn_once.cache_clear()
 
 
 def test_auto_falls_to_the_reference_with_one_warning(without_extension):
@@ -67,6 +67,107 @@ def test_unknown_instruction_set(monkeypatch):
     monkeypatch.setenv("SAD_CPU_ISA", "sse9")
     with pytest.raises(ValueError, match="no 'sse9'"):
         sad.fused_span_kl(*TENSORS, backend="cpu")
+
+
+def test_cuda_says_what_is_missing_for_cpu_tensors(monkeypatch):
+    monkeypatch.delenv("SAD_CUDA_EMULATED", raising=False)
+    reason = backends.why_not("cuda", "span_kl", CPU)
+    if extension.missing("cuda"):
+        assert "with the CUDA toolkit (nvcc) on the PATH" in reason
+        return
+    assert reason.startswith("it takes cuda tensors, these are on cpu; ")
+    if not torch.cuda.is_available():
+        assert "no NVIDIA driver" in reason or "no GPU" in reason or "built without CUDA" in reason
+        assert backends.why_not("cuda", "span_kl", torch.device("cuda")) in reason
+    with pytest.raises(backends.BackendUnavailableError, match="backend='cuda' cannot run span_kl: it takes cuda"):
+        sad.fused_span_kl(*TENSORS, backend="cuda")
+
+
+class Kernels:
+    """An extension on some machine."""
+
+    def __init__(self, driver=13000, runtime=13000, devices=1, architectures=("sm_80", "sm_90", "compute_90")):
+        self.driver_version, self.runtime_version, self.device_count = lambda: driver, lambda: runtime, lambda: devices
+        self.architectures, self.emulated = lambda: list(architectures), lambda: False
+
+
+@pytest.mark.parametrize(
+    ("kernels", "reason"),
+    [
+        (Kernels(driver=0), "no NVIDIA driver"),
+        (Kernels(driver=12080), "driver is for CUDA 12.8 and older, the kernels were built with 13.0; update the driver"),
+        (Kernels(devices=0), "shows no GPU; see `nvidia-smi`"),
+    ],
+    ids=["no driver", "old driver", "no GPU"],
+)
+def test_machines_on_which_cuda_cannot_run(monkeypatch, kernels, reason):
+    monkeypatch.setattr(cuda_device, "load", lambda name: kernels)
+    cuda_device._no_device.cache_clear()
+    assert reason in cuda_device.unusable(torch.device("cuda", 0))
+    cuda_device._no_device.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [
+        ((8, 0), None),
+        ((8, 6), None),  # the same major version, newer
+        ((9, 0), None),
+        ((12, 0), None),  # by the PTX
+        ((7, 5), "needs compute capability 8.0 or newer, this GPU has 7.5"),
+    ],
+)
+def test_which_gpus_have_code(monkeypatch, capability, reason):
+    monkeypatch.setattr(cuda_device, "load", lambda name: Kernels())
+    cuda_device._no_code.cache_clear()
+    found = cuda_device._no_code(capability)
+    cuda_device._no_code.cache_clear()
+    assert found is None if reason is None else reason in found
+
+
+def test_a_gpu_for_which_nothing_was_compiled(monkeypatch):
+    monkeypatch.setattr(cuda_device, "load", lambda name: Kernels(architectures=["sm_86", "sm_90"]))
+    cuda_device._no_code.cache_clear()
+    for capability in ((8, 0), (10, 0)):
+        wanted = ".".join(map(str, capability))
+        assert f"this GPU has compute capability {wanted}; reinstall with TORCH_CUDA_ARCH_LIST={wanted}" in (
+            cuda_device._no_code(capability)
+        )
+    cuda_device._no_code.cache_clear()
+
+
+def test_an_emulation_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("SAD_CUDA_EMULATED", "/nowhere/_cuda.so")
+    assert "/nowhere/_cuda.so" in backends.why_not("cuda", "span_kl", CPU)
+
+
+def test_the_emulation_takes_cpu_tensors_alone(emulated_cuda):
+    assert backends.why_not("cuda", "span_kl", CPU, torch.float32) is None
+    assert "takes cpu tensors" in backends.why_not("cuda", "span_kl", torch.device("cuda"))
+    assert backends.resolve("auto", "span_kl", CPU, torch.float32) == "cpu"  # never by itself
+
+
+def test_the_table_of_auto():
+    """The first row that fits decides, and a row's limits count only where the op knows the figure."""
+    wide, narrow = (torch.float32,), (torch.bfloat16,)
+    table = (
+        auto.Choice("cuda", "span_kl", narrow, (0, 50_000), None, ("triton", "cuda"), "a test"),
+        auto.Choice("cuda", "span_kl", None, None, None, ("cuda", "triton"), "a test"),
+        auto.Choice("cuda", None, None, None, None, ("cuda",), "a test"),
+    )
+    gpu = torch.device("cuda")
+    assert auto.order("span_kl", gpu, narrow, 32_000, table) == ("triton", "cuda")
+    for dtypes, columns in ((narrow, 50_000), (narrow, None), (wide, 32_000)):
+        assert auto.order("span_kl", gpu, dtypes, columns, table) == ("cuda", "triton")
+    assert auto.order("span_ids", gpu, choices=table) == ("cuda",)
+    assert auto.order("span_ids", CPU, choices=table) == ()
+
+
+def test_every_row_of_the_table_says_where_it_comes_from():
+    for row in auto.CHOICES:
+        assert set(row.backends) <= set(backends.PACKAGES) and row.because
+        if row.because.startswith("benchmarks/"):
+            assert (ROOT / row.because).is_file()
 
 
 def test_triton_asks_for_a_gpu_outside_the_interpreter(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sad
-from sadkernels.native import span_kl
+from sadkernels.native.cpu import span_kl
 from tests.sadkernels.span_kl_cases import assert_close_to_truth, logits, truth
 
 V = 120_000  # 24 rows of float32 are 11 MB: above the size from which memory is kept

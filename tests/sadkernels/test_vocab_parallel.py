@@ -7,6 +7,7 @@ import torch
 
 import sad
 from tests.processes import run_two
+from tests.sadkernels.cuda import emulated
 from tests.sadkernels.span_kl_cases import assert_close_to_truth, truth
 from tests.sadkernels.vocab_parallel_worker import BACKENDS, CASES, IDS, SLICES, tensors
 
@@ -14,7 +15,12 @@ from tests.sadkernels.vocab_parallel_worker import BACKENDS, CASES, IDS, SLICES,
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    run_two("tests.sadkernels.vocab_parallel_worker", folder)
+    if reason := emulated.unbuildable():
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as environment:  # everything on the CPU
+        environment.setenv("SAD_CUDA_EMULATED", str(emulated.library()))
+        environment.setenv("TRITON_INTERPRET", "1")
+        run_two("tests.sadkernels.vocab_parallel_worker", folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -21,7 +21,7 @@ CASES = {
     "jsd": {"divergence": "jsd", "beta": 0.2, "reduction": "span_mean"},
     "softcap": {"logit_softcap": (6.0, None), "logit_scale": 0.8, "divergence": "jsd"},
 }
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
 def tensors() -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,6 @@ from sad.errors import InputError
 from sadkernels.kinds import SpanKind
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 __all__ = ["Span", "SpanKind", "span_ids_from_offsets"]
@@ -33,8 +32,8 @@ class Span(NamedTuple):
     ACT = SpanKind.ACT
 
 
-def _ragged(rows: Sequence[Sequence[tuple[int, int, int]]], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lists of spans, each put in the order of the text, as (starts, ends, kinds, row_splits)."""
+def _ragged(rows: Sequence[Sequence[tuple[int, int, int]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lists of spans, each put in the order of the text, as (starts, ends, kinds, row_splits) on the CPU."""
     import torch
 
     splits, flat = [0], []
@@ -45,12 +44,12 @@ def _ragged(rows: Sequence[Sequence[tuple[int, int, int]]], device: torch.device
             remedy = "Write Span(0, 12, Span.REASON), or one list of spans per row for offsets of shape (B, T, 2)."
             raise InputError("spans", "triples (start, end, kind)", f"{row!r} in row {number}", remedy) from None
         splits.append(len(flat))
-    table = torch.tensor(flat, dtype=torch.int64, device=device).reshape(-1, 3)
-    return *table.unbind(1), torch.tensor(splits, dtype=torch.int64, device=device)
+    table = torch.tensor(flat, dtype=torch.int64).reshape(-1, 3)
+    return *table.unbind(1), torch.tensor(splits, dtype=torch.int64)
 
 
 def span_ids_from_offsets(
-    offsets: Tensor | Sequence, spans: Sequence, *, masks: bool = False, backend: str = "auto"
+    offsets: Tensor | Sequence, spans: Sequence, *, masks: bool = False, check: bool = True, backend: str = "auto"
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Labels tokens from the character offsets a fast tokenizer gives (section D.2 of the paper).
 
@@ -61,9 +60,11 @@ def span_ids_from_offsets(
     Args:
         offsets: (T, 2) or (B, T, 2) integers: tensor, array, or the tokenizer's lists. Half-open character ranges.
         spans: `Span(start, end, kind)`s that do not overlap, in any order: a list for (T, 2), one list per row for
-            (B, T, 2). Or ragged tensors (starts, ends, kinds, row_splits) as `sadkernels.ops.span_ids` takes them.
+            (B, T, 2). Or ragged tensors (starts, ends, kinds, row_splits), sorted, as `sadkernels.ops.span_ids` takes
+            them. Lists and CPU tensors are checked on the CPU and follow the offsets to a GPU without waiting for it.
         masks: Return the paper's two masks in place of the ids.
-        backend: "auto", or "reference" or "cpu" by name, which never falls back.
+        check: Look at the values of the spans. For ragged tensors on a GPU this waits for it; False trusts them.
+        backend: "auto", or "reference", "cpu", "triton" or "cuda" by name, which never falls back.
 
     Returns:
         uint8 (T,) or (B, T): 0 none, 1 reason, 2 act. With `masks`, m_r and m_a as bool tensors of that shape.
@@ -91,6 +92,5 @@ def span_ids_from_offsets(
         if offsets.dim() == 3 and len(by_row) != len(offsets):
             remedy = "Give each row of offsets its own list, empty where it has no spans."
             raise InputError("spans", f"{len(offsets)} lists of spans, one per row of offsets", str(len(by_row)), remedy)
-        ragged = _ragged(by_row, offsets.device)
-    ids = op.span_ids_from_offsets(offsets, *ragged, backend)
-    return (ids == SpanKind.REASON, ids == SpanKind.ACT) if masks else ids
+        ragged = _ragged(by_row)
+    return op.span_ids_from_offsets(offsets, *ragged, masks=masks, check=check, backend=backend)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,15 +15,39 @@ from hypothesis import strategies as st
 import sad
 from sad import Span, span_ids_from_offsets
 from sadkernels import backends
+from sadkernels.ops import span_ids as op
+from tests.sadkernels.cuda import emulated
 
 R, A = Span.REASON, Span.ACT
-BACKENDS = ["reference", "cpu"]
+BACKENDS = ["reference", "cpu", "triton", "cuda"]
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    assert backends.why_not(request.param, "span_ids", torch.device("cpu")) is None  # the extension must be there
-    return request.param
+class Labels(NamedTuple):
+    """`span_ids_from_offsets` on one backend, from and to the CPU."""
+
+    backend: str
+    device: torch.device
+
+    def __call__(self, offsets, spans, **options):
+        if not isinstance(offsets, torch.Tensor):
+            offsets = torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2)
+        result = span_ids_from_offsets(offsets.to(self.device), spans, backend=self.backend, **options)
+        return tuple(x.cpu() for x in result) if isinstance(result, tuple) else result.cpu()
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def label(request) -> Iterator[Labels]:
+    """Every backend: Triton's interpreter and the emulated CUDA kernels where there is no GPU."""
+    backend = request.param
+    gpu = torch.cuda.is_available() and backend in ("triton", "cuda")
+    device = torch.device("cuda" if gpu else "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "cuda" and not gpu and "SAD_CUDA_EMULATED" not in os.environ:
+            patch.setenv("SAD_CUDA_EMULATED", str(emulated.library()))
+        if reason := backends.why_not(backend, "span_ids", device):
+            assert backend in ("triton", "cuda"), reason  # the CPU extension must be there
+            pytest.skip(reason)
+        yield Labels(backend, device)
 
 
 def oracle(offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
@@ -41,19 +68,36 @@ def disjoint_spans(draw) -> list[Span]:
 OFFSETS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda x: (x[0], x[0] + x[1])), max_size=30)
 
 
-@settings(deadline=None)  # the first call imports torch.compile's library
-@given(st.lists(st.tuples(OFFSETS, disjoint_spans()), min_size=1, max_size=3), st.sampled_from(BACKENDS))
-def test_agrees_with_counting_characters(rows, backend):
-    """Any tokens (unordered, overlapping, empty) and any disjoint spans; a batch equals its rows."""
-    single = [span_ids_from_offsets(offsets, spans, backend=backend).tolist() for offsets, spans in rows]
-    assert single == [oracle(offsets, spans) for offsets, spans in rows]
+@settings(deadline=None, max_examples=60)  # the first call imports torch.compile's library
+@given(st.lists(st.tuples(OFFSETS, disjoint_spans()), min_size=1, max_size=3))
+def test_agrees_with_counting_characters(label, rows):
+    """Any tokens (unordered, overlapping, empty) and any disjoint spans or none; a batch equals its rows, masks the ids."""
+    expected = [oracle(offsets, spans) for offsets, spans in rows]
+    assert label(*rows[0]).tolist() == expected[0]
     length = max(len(offsets) for offsets, _ in rows)
-    padded = torch.tensor([o + [(0, 0)] * (length - len(o)) for o, _ in rows], dtype=torch.int32).reshape(
-        len(rows), length, 2
-    )
-    batch = span_ids_from_offsets(padded, [spans for _, spans in rows], backend=backend)
+    padded = [o + [(0, 0)] * (length - len(o)) for o, _ in rows]
+    padded = torch.tensor(padded, dtype=torch.int32).reshape(len(rows), length, 2)
+    batch = label(padded, [spans for _, spans in rows])
     assert batch.dtype == torch.uint8
-    assert batch.tolist() == [ids + [0] * (length - len(ids)) for ids in single]
+    assert batch.tolist() == [ids + [0] * (length - len(ids)) for ids in expected]
+    reason, act = label(padded, [spans for _, spans in rows], masks=True)
+    assert reason.dtype == act.dtype == torch.bool
+    assert torch.equal(reason, batch == R) and torch.equal(act, batch == A)
+
+
+def test_a_whole_batch(label):
+    """64 trajectories of 512 tokens, 40 spans each but for some rows without any."""
+    widths = torch.randint(0, 7, (64, 512))
+    ends = widths.cumsum(1)
+    offsets = torch.stack([ends - widths, ends], dim=-1)
+    cuts = [torch.randperm(int(row[-1]))[:80].sort().values.tolist() for row in ends]
+    spans = [[Span(a, b, R if i % 2 else A) for i, (a, b) in enumerate(zip(c[::2], c[1::2]))] for c in cuts]
+    spans[0] = spans[7] = spans[63] = []
+    expected = span_ids_from_offsets(offsets, spans, backend="reference")
+    assert expected.unique().tolist() == [0, 1, 2]
+    assert torch.equal(label(offsets, spans), expected)
+    reason, act = label(offsets, spans, masks=True)
+    assert torch.equal(sad.span_ids_from_masks(reason, act), expected)
 
 
 @pytest.mark.parametrize(
@@ -76,26 +120,53 @@ def test_agrees_with_counting_characters(rows, backend):
         pytest.param([], [Span(0, 1, R)], [], id="no tokens"),
     ],
 )
-def test_the_rule(backend, offsets, spans, expected):
-    assert span_ids_from_offsets(offsets, spans, backend=backend).tolist() == expected
+def test_the_rule(label, offsets, spans, expected):
+    assert label(offsets, spans).tolist() == expected
 
 
-def test_masks_and_ragged_tensors(backend):
+def test_masks_and_ragged_tensors(label):
     offsets = torch.tensor([[[0, 4], [4, 8], [8, 9]], [[0, 2], [2, 4], [0, 0]]])
     ragged = tuple(map(torch.tensor, ([0, 5, 2], [4, 9, 4], [1, 2, 2], [0, 2, 3])))
-    ids = span_ids_from_offsets(offsets, ragged, backend=backend)
-    assert ids.tolist() == [[1, 2, 2], [0, 2, 0]]
-    reason, act = span_ids_from_offsets(offsets, ragged, masks=True, backend=backend)
-    assert torch.equal(sad.span_ids_from_masks(reason, act), ids)
+    there = tuple(x.to(label.device, torch.int32) for x in ragged)
+    for spans, check in ((ragged, True), (there, True), (there, False)):
+        ids = label(offsets, spans, check=check)
+        assert ids.tolist() == [[1, 2, 2], [0, 2, 0]]
+        reason, act = label(offsets, spans, masks=True, check=check)
+        assert torch.equal(sad.span_ids_from_masks(reason, act), ids)
+    for mask, expected in zip(label(offsets[0], [Span(0, 4, R)], masks=True), ([1, 0, 0], [0, 0, 0])):
+        assert mask.tolist() == expected  # (T, 2) gives (T,)
 
 
-def test_strided_offsets(backend):
+def test_strided_offsets(label):
     """A slice of the tokenizer's batch is not contiguous."""
     offsets = torch.arange(48).reshape(2, 12, 2)
     spans = [[Span(6, 20, R)], [Span(30, 31, A)]]
-    whole = span_ids_from_offsets(offsets, spans, backend=backend)
-    assert torch.equal(span_ids_from_offsets(offsets[:, ::2], spans, backend=backend), whole[:, ::2])
+    whole = label(offsets, spans)
+    assert torch.equal(label(offsets[:, ::2], spans), whole[:, ::2])
     assert whole.count_nonzero() == 8
+
+
+@pytest.mark.parametrize(
+    "numbers", [([], [], [], [0]), ([0], [3], [1], [0, 1]), (range(9), range(1, 10), [2] * 9, [0, 4, 9])]
+)
+def test_spans_go_to_the_device_in_one_copy(numbers):
+    ragged = tuple(torch.tensor(x, dtype=torch.int64) for x in numbers)
+    moved = op._to_device(ragged, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    assert [x.tolist() for x in moved] == [list(x) for x in numbers]
+    assert [x.dtype for x in moved] == [torch.int64, torch.int64, torch.uint8, torch.int64]
+    assert len({x.untyped_storage().data_ptr() for x in moved}) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nothing_waits_for_the_device():
+    offsets = torch.tensor([[0, 4], [4, 8]], device="cuda")
+    span_ids_from_offsets(offsets, [Span(0, 5, R)])  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ids = span_ids_from_offsets(offsets, [Span(0, 5, R)])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert ids.tolist() == [1, 1]
 
 
 def test_threads_do_not_change_the_answer():
@@ -165,7 +236,22 @@ def test_offsets_that_cannot_be():
         span_ids_from_offsets(torch.zeros(2, 4, 2, dtype=torch.int64), [[]])
 
 
-def test_the_op_is_sound(backend):
+def test_spans_of_another_device():
+    spans = tuple(torch.zeros(n, dtype=torch.int64, device="meta") for n in (1, 1, 1, 2))
+    with pytest.raises(ValueError, match="starts: expected all of starts, ends, kinds and row_splits on cpu, like offsets"):
+        span_ids_from_offsets([(0, 4)], spans)
+
+
+def test_values_are_trusted_only_on_demand():
+    ragged = tuple(map(torch.tensor, ([5, 0], [9, 4], [1, 2], [0, 2])))
+    with pytest.raises(ValueError, match="spans in order"):
+        span_ids_from_offsets([(0, 4)], ragged)
+    span_ids_from_offsets([(0, 4)], ragged, check=False)  # some label, no error
+
+
+@pytest.mark.parametrize("name", ["span_ids_from_offsets", "span_masks_from_offsets"])
+def test_the_op_is_sound(label, name):
     offsets = torch.tensor([[[0, 4], [4, 8]]])
     spans = [torch.tensor(x) for x in ([0], [5])] + [torch.tensor([1], dtype=torch.uint8), torch.tensor([0, 1])]
-    torch.library.opcheck(torch.ops.sad.span_ids_from_offsets, (offsets, *spans, backend))
+    arguments = [x.to(label.device) for x in (offsets, *spans)]
+    torch.library.opcheck(getattr(torch.ops.sad, name), (*arguments, label.backend))

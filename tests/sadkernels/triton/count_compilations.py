@@ -18,6 +18,7 @@ from triton.runtime import driver
 from sadkernels.comparison import Comparison
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
+from sadkernels.triton.span_ids import span_ids_launch
 from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
 
 
@@ -64,14 +65,27 @@ def launches(kernel: str) -> Iterator[Launch]:
             yield launch
 
 
+def span_ids_launches() -> Iterator[Launch]:
+    """Batches, tokens and spans of many sizes: none, 1, odd, divisible by 16."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    for b, t, m in ((1, 1, 1), (64, 512, 2560), (3, 1000, 0), (7, 77, 33), (16, 16, 16)):
+        given = (empty(b, t, 2), empty(m), empty(m), empty(m, dtype=torch.uint8), empty(b + 1))
+        masks = empty(b, t, dtype=torch.bool), empty(b, t, dtype=torch.bool)
+        yield span_ids_launch(*given, empty(b, t, dtype=torch.uint8), None, None)
+        yield span_ids_launch(*given, None, *masks)
+
+
 def main() -> None:
     driver.set_active(OfflineDriver())
     compiled: list[str] = []
     knobs.runtime.jit_cache_hook = lambda **about: compiled.append(about["repr"])  # None: go on and compile
     counts = {}
-    for kernel in ("forward_backward", "backward", "scale", "forward_backward out of phase", "slices"):
+    for kernel in ("forward_backward", "backward", "scale", "forward_backward out of phase", "slices", "span_ids"):
         before = len(compiled)
-        for launch in launches(kernel):
+        for launch in span_ids_launches() if kernel == "span_ids" else launches(kernel):
             launch.kernel.run(grid=(launch.programs,), warmup=True, **launch.arguments(), **launch.options())
         counts[kernel] = len(compiled) - before
     print(json.dumps(counts))

@@ -56,7 +56,7 @@ def test_the_sample_has_every_kernel_and_divergence(compiled):
     found = {(row["kernel"], row["divergence"]) for row in compiled}
     for kernel in ("forward", "forward_backward", "forward_backward, stats", "backward", "slice values"):
         assert {(kernel, divergence) for divergence in DIVERGENCES} <= found
-    for kernel in ("log_sum_exps", "slice totals", "combine slices, stats", "collect rows, stats", "scale"):
+    for kernel in ("log_sum_exps", "slice totals", "combine slices, stats", "collect rows, stats", "scale", "span ids"):
         assert (kernel, "any") in found
     assert {row["capped"] for row in compiled} == {"", "both"}
 
@@ -71,4 +71,5 @@ def test_sizes_do_not_recompile():
         "scale": 2,
         "forward_backward out of phase": 2,  # the teacher's rows begin elsewhere in their groups than the student's
         "slices": 3,  # totals, values, and what combines them; one tile
+        "span_ids": 2,  # the ids, the masks
     }

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace sad::cpu {
+namespace sad {
 
 struct Bfloat16 {
     std::uint16_t bits;
@@ -59,4 +59,4 @@ inline void from_float(float x, Float16& out) {  // round to nearest even
 }
 
 }  // namespace
-}  // namespace sad::cpu
+}  // namespace sad

@@ -1,0 +1,105 @@
+"""What nvcc makes of every CUDA kernel, for every architecture, without a GPU.
+
+    python benchmarks/cuda_build.py [--arch 80 90] [--out FILE]
+
+Compiles each file of `csrc/cuda` with the flags of `setup.py`, once per architecture, and writes what the assembler says:
+registers, spilled bytes, static shared memory and the stack of every kernel, and the seconds that the file took. Exits with
+1 when a kernel spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from harness import RESULTS, write_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import setup  # noqa: E402  where nvcc is and with which flags it is called
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+_KERNEL = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+def parse(report: str) -> Iterator[dict[str, object]]:
+    """The kernels in what `nvcc -Xptxas -v` prints."""
+    for found in _KERNEL.finditer(report):
+        shared = re.search(r"(\d+) bytes smem", found["rest"])
+        yield {
+            "kernel": found["name"],
+            "registers": int(found["registers"]),
+            "spilled_bytes": int(found["stores"]) + int(found["loads"]),
+            "stack_bytes": int(found["stack"]),
+            "shared_bytes": int(shared[1]) if shared else 0,
+        }
+
+
+def short_names(mangled: list[str]) -> list[str]:
+    """`gradient_kernel<Bfloat16, true>` for what the assembler calls `_ZN3sad4cuda...`."""
+    done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    names = []
+    for line in done.stdout.splitlines():
+        line = re.sub(r"sad::(cuda::)?(\(anonymous namespace\)::)?", "", line.removeprefix("void "))
+        names.append(re.sub(r"\(\w+\)(?=\d)", "", line).rpartition("(")[0])  # without the parameters
+    return names
+
+
+def compile_one(nvcc: str, source: Path, architecture: int) -> list[dict[str, object]]:
+    """Rows of the CSV, one per kernel of `source`."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, *setup.NVCC_FLAGS, *setup.gencode([f"sm_{architecture}"]), "-Xptxas=-v", "-c", str(source)]
+        done = subprocess.run([*command, "-o", f"{folder}/kernels.o"], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{source.name} for sm_{architecture} does not compile:\n{done.stderr}")
+    seconds = round(time.perf_counter() - began, 1)
+    where = {"file": source.name, "architecture": f"sm_{architecture}"}
+    rows = list(parse(done.stderr))
+    names = short_names([row["kernel"] for row in rows])
+    return [where | row | {"kernel": name, "build_seconds": seconds} for row, name in zip(rows, names)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, such as 80 90")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cuda_offline.csv")
+    options = parser.parse_args()
+    try:
+        nvcc = setup.find_nvcc()
+    except setup.Unavailable as reason:
+        raise SystemExit(str(reason)) from None
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    jobs = [(source, architecture) for architecture in options.arch for source in sources]
+    rows: list[dict[str, object]] = []
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        for found in pool.map(lambda job: compile_one(nvcc, *job), jobs):
+            rows += found
+            for row in found:
+                spilled = f", {row['spilled_bytes']} BYTES SPILLED" if row["spilled_bytes"] else ""
+                print(f"{row['architecture']} {row['kernel']}: {row['registers']} registers{spilled}", flush=True)
+    if not rows:
+        raise SystemExit(
+            "nvcc reported no kernel: the format of -Xptxas -v has changed, and benchmarks/cuda_build.py reads it"
+        )
+    write_csv(options.out, rows)
+    spilling = sum(row["spilled_bytes"] > 0 for row in rows)
+    print(f"{len(rows)} kernels, {spilling} that spill; {options.out}")
+    return 1 if spilling else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

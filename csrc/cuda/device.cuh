@@ -1,0 +1,199 @@
+// What device code needs of the hardware: 16-byte accesses, conversions, fast powers and logarithms, asynchronous copies to
+// shared memory, and clusters of blocks. The emulated twin of each is beside it; index arithmetic is nowhere here.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "half.h"
+#include "runtime.h"
+
+#if defined(SAD_EMULATED)
+#include <cmath>
+#else
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_pipeline_primitives.h>
+#endif
+
+namespace sad::cuda {
+
+constexpr unsigned all_lanes = 0xffffffffu;
+constexpr int warp_width = 32;
+
+// 16 bytes, moved at once from or to an address divisible by 16.
+struct alignas(16) Word16 {
+    std::uint32_t part[4];
+};
+
+#if defined(SAD_EMULATED)
+
+inline unsigned char* dynamic_shared() { return emulation::here.mine->shared.get(); }
+
+inline float power_of_2(float x) { return std::exp2(x); }
+inline float log_of_2(float x) { return std::log2(x); }
+
+inline float widen(Bfloat16 x) { return to_float(x); }
+inline float widen(Float16 x) { return to_float(x); }
+template <typename T>
+T narrow(float x) {
+    T out;
+    from_float(x, out);
+    return out;
+}
+template <typename T>
+std::uint32_t narrow_two(float low, float high) {
+    return narrow<T>(low).bits | static_cast<std::uint32_t>(narrow<T>(high).bits) << 16;
+}
+
+// Read once or twice soon, or written for nobody near: where in the caches it goes is left to the card.
+template <typename T>
+inline T load_once(const T* p) {
+    return *p;
+}
+template <typename T>
+inline void store_once(T* p, const T& x) {
+    *p = x;
+}
+
+inline void copy_async(Word16* to, const void* from) { emulation::here.batches.back().push_back({to, from}); }
+inline void commit_copies() { emulation::here.batches.emplace_back(); }
+template <int Left>  // until at most `Left` of the committed batches are still on their way
+inline void wait_for_copies() {
+    auto& batches = emulation::here.batches;
+    while (batches.size() > Left + 1) {
+        for (const auto& copy : batches.front()) std::memcpy(copy.to, copy.from, sizeof(Word16));
+        batches.erase(batches.begin());
+    }
+}
+
+inline unsigned cluster_rank() { return emulation::here.rank; }
+inline unsigned cluster_blocks() { return static_cast<unsigned>(emulation::here.cluster->blocks.size()); }
+inline void cluster_sync() { emulation::here.cluster->barrier.arrive_and_wait(); }
+template <typename T>
+inline const T* shared_of(const T* mine, unsigned rank) {
+    const auto offset = reinterpret_cast<const unsigned char*>(mine) - dynamic_shared();
+    return reinterpret_cast<const T*>(emulation::here.cluster->blocks[rank]->shared.get() + offset);
+}
+
+#else
+
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+    extern __shared__ __align__(16) unsigned char bytes[];
+    return bytes;
+}
+
+__device__ __forceinline__ float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float log_of_2(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float widen(Bfloat16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+__device__ __forceinline__ float widen(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+template <typename T>
+__device__ __forceinline__ T narrow(float x);
+template <>
+__device__ __forceinline__ float narrow<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ Bfloat16 narrow<Bfloat16>(float x) {
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+template <>
+__device__ __forceinline__ Float16 narrow<Float16>(float x) {
+    return {__half_as_ushort(__float2half_rn(x))};
+}
+template <typename T>
+__device__ __forceinline__ std::uint32_t narrow_two(float low, float high);  // one instruction
+template <>
+__device__ __forceinline__ std::uint32_t narrow_two<Bfloat16>(float low, float high) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return __bfloat16_as_ushort(both.x) | static_cast<std::uint32_t>(__bfloat16_as_ushort(both.y)) << 16;
+}
+template <>
+__device__ __forceinline__ std::uint32_t narrow_two<Float16>(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return __half_as_ushort(both.x) | static_cast<std::uint32_t>(__half_as_ushort(both.y)) << 16;
+}
+
+// Leaves first when room is needed in the caches.
+__device__ __forceinline__ Word16 load_once(const Word16* p) {
+    const uint4 x = __ldcs(reinterpret_cast<const uint4*>(p));
+    return {{x.x, x.y, x.z, x.w}};
+}
+__device__ __forceinline__ void store_once(Word16* p, const Word16& x) {
+    __stcs(reinterpret_cast<uint4*>(p), make_uint4(x.part[0], x.part[1], x.part[2], x.part[3]));
+}
+
+__device__ __forceinline__ void copy_async(Word16* to, const void* from) {
+    __pipeline_memcpy_async(to, from, sizeof(Word16));
+}
+__device__ __forceinline__ void commit_copies() { __pipeline_commit(); }
+template <int Left>
+__device__ __forceinline__ void wait_for_copies() {
+    __pipeline_wait_prior(Left);
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
+__device__ __forceinline__ unsigned cluster_blocks() { return cooperative_groups::this_cluster().num_blocks(); }
+__device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+template <typename T>
+__device__ __forceinline__ const T* shared_of(const T* mine, unsigned rank) {
+    return cooperative_groups::this_cluster().map_shared_rank(const_cast<T*>(mine), static_cast<int>(rank));
+}
+#else  // no clusters: a block is alone with its row
+__device__ __forceinline__ unsigned cluster_rank() { return 0; }
+__device__ __forceinline__ unsigned cluster_blocks() { return 1; }
+__device__ __forceinline__ void cluster_sync() { __syncthreads(); }
+template <typename T>
+__device__ __forceinline__ const T* shared_of(const T* mine, unsigned) {
+    return mine;
+}
+#endif
+
+#endif
+
+__device__ __forceinline__ float widen(float x) { return x; }
+
+// What one thread moves at once: 16 bytes of T.
+template <typename T>
+struct Group {
+    static constexpr int columns = 8;
+    static __device__ __forceinline__ void unpack(const Word16& w, float (&x)[8]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            x[2 * i] = widen(T{static_cast<std::uint16_t>(w.part[i] & 0xffff)});
+            x[2 * i + 1] = widen(T{static_cast<std::uint16_t>(w.part[i] >> 16)});
+        }
+    }
+    static __device__ __forceinline__ Word16 pack(const float (&x)[8]) {
+        Word16 w;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            w.part[i] = narrow_two<T>(x[2 * i], x[2 * i + 1]);
+        }
+        return w;
+    }
+};
+
+template <>
+struct Group<float> {
+    static constexpr int columns = 4;
+    static __device__ __forceinline__ void unpack(const Word16& w, float (&x)[4]) { memcpy(x, &w, sizeof w); }
+    static __device__ __forceinline__ Word16 pack(const float (&x)[4]) {
+        Word16 w;
+        memcpy(&w, x, sizeof w);
+        return w;
+    }
+};
+
+}  // namespace sad::cuda

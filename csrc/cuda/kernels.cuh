@@ -1,0 +1,20 @@
+// Instantiates the kernels of one dtype.
+#pragma once
+
+#include "kernels.h"
+#include "slice_kernels.cuh"
+
+namespace sad::cuda {
+
+template <typename S>
+Kernels kernels_for() {
+    return {
+        {&resident_rows_kernel<S, true, false>, &resident_rows_kernel<S, true, true>, &resident_rows_kernel<S, false, true>},
+        {&streamed_rows_kernel<S, true, false>, &streamed_rows_kernel<S, true, true>, &streamed_rows_kernel<S, false, true>},
+        {&slice_totals_kernel<S, false>, &slice_totals_kernel<S, true>},
+        {&slice_values_kernel<S, false>, &slice_values_kernel<S, true>},
+        {&gradient_kernel<S, false>, &gradient_kernel<S, true>},
+        &scale_rows_kernel<S>};
+}
+
+}  // namespace sad::cuda

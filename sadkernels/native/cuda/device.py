@@ -1,0 +1,70 @@
+"""Where the CUDA extension launches, and whether it can there."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import torch
+
+from sadkernels.native.extension import load
+
+
+def placement(device: torch.device) -> dict[str, int]:
+    """Device index and stream of a launch on tensors of `device`: PyTorch's current stream."""
+    if device.type == "cpu":  # emulated
+        return {"device": 0, "stream": 0}
+    return {"device": device.index, "stream": torch.cuda.current_stream(device).cuda_stream}
+
+
+def unusable(device: torch.device) -> str | None:
+    """Why the kernels, which are built, cannot run on tensors of `device`, with the remedy; None when they can."""
+    extension = load("cuda")
+    if extension.emulated():
+        return None if device.type == "cpu" else f"it is emulated and takes cpu tensors, these are on {device}"
+    reason = _no_device()
+    if device.type != "cuda":
+        return f"it takes cuda tensors, these are on {device}; {reason or 'move them to the GPU or use backend=auto'}"
+    return reason or _no_code(torch.cuda.get_device_capability(device))
+
+
+@functools.cache
+def _no_device() -> str | None:
+    extension = load("cuda")
+    driver, runtime = extension.driver_version(), extension.runtime_version()
+    if torch.version.hip is not None:
+        return "this PyTorch is for AMD GPUs and these kernels are for NVIDIA's; use backend='triton'"
+    if driver == 0:
+        return "there is no NVIDIA driver (libcuda.so.1 was not found); install one or use backend='auto'"
+    if driver // 1000 < runtime // 1000:
+        return (
+            f"the NVIDIA driver is for CUDA {_dotted(driver)} and older, the kernels were built with {_dotted(runtime)}; "
+            "update the driver or reinstall with an older nvcc"
+        )
+    if extension.device_count() == 0:
+        return "the NVIDIA driver shows no GPU; see `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use backend='auto'"
+    if not torch.cuda.is_available():
+        return "this PyTorch is built without CUDA; install one with it (pytorch.org) or use backend='auto'"
+    return None
+
+
+@functools.cache
+def _no_code(capability: tuple[int, int]) -> str | None:
+    """A binary runs on the same major version from its minor on, PTX on everything from its version on."""
+    built = load("cuda").architectures()
+    for name in built:
+        kind, major, minor = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name).groups()
+        version = (int(major), int(minor))
+        if version <= capability and (kind == "compute" or version[0] == capability[0]):
+            return None
+    wanted = f"{capability[0]}.{capability[1]}"
+    return (
+        f"it was built for {', '.join(built)} and this GPU has compute capability {wanted}; "
+        f"reinstall with TORCH_CUDA_ARCH_LIST={wanted}, or use backend='auto'"
+        if capability >= (8, 0)
+        else f"it needs compute capability 8.0 or newer, this GPU has {wanted}; use backend='reference'"
+    )
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"

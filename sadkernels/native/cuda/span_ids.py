@@ -1,0 +1,19 @@
+"""Launcher of `csrc/cuda/span_ids.cu`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sadkernels.native import params
+from sadkernels.native.cuda.device import placement
+from sadkernels.native.extension import load
+
+
+def span_ids_from_offsets(
+    offsets: Tensor, starts: Tensor, ends: Tensor, kinds: Tensor, row_splits: Tensor, *, masks: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `sadkernels.reference.span_ids.span_ids_from_offsets`, for CUDA tensors."""
+    spans = [x.contiguous() for x in (offsets, starts, ends, kinds, row_splits)]
+    labels = params.Labels.for_tokens(offsets, masks)
+    load("cuda").span_ids_from_offsets(**params.span_ids_params(*spans, labels), **placement(offsets.device))
+    return (labels.m_r, labels.m_a) if masks else labels.ids

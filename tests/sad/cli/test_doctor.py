@@ -1,0 +1,126 @@
+"""`sad doctor`: what it shows, and when it is not content."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sad.cli import doctor_facts
+from sad.cli.main import app
+from sadkernels import backends, selftest
+from sadkernels.native import extension
+
+
+@pytest.fixture
+def doctor(monkeypatch):
+    """doctor(*arguments) -> result, as where only `reference` and `cpu` run."""
+    assert backends.why_not("cpu", "span_kl", torch.device("cpu")) is None  # the extension must be there
+    everywhere = ("reference", "cpu")
+    monkeypatch.setattr(backends, "why_not", lambda name, *_: None if name in everywhere else f"not [today], {name}")
+    return lambda *arguments: CliRunner().invoke(app, ["doctor", *arguments], catch_exceptions=False)
+
+
+def test_plain_lines_where_there_is_no_terminal(doctor):
+    result = doctor()
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert any(line.split()[:2] == ["torch", torch.__version__] for line in lines)
+    assert any("CPU extension" in line and "portable" in line for line in lines)
+    assert any(line.startswith("  span_kl   cpu") and "right" in line and "7 of 7 cases agree" in line for line in lines)
+    assert any("triton" in line and line.endswith("cannot run here  not [today], triton") for line in lines)
+    assert lines[-1] == "All 4 that can run here are right."
+    assert "\x1b" not in result.output
+
+
+def test_tables_on_a_terminal(doctor, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(Console, "is_terminal", True)
+    output = doctor("--no-test").output
+    assert "│" in output and "not [today], triton" in output
+    assert "4 of 8 can run here; nothing was tested." in output
+
+
+def test_json(doctor):
+    result = doctor("--json")
+    found = json.loads(result.output)
+    assert found["healthy"] is True
+    assert found["packages"]["torch"] == {"version": torch.__version__}
+    assert found["packages"]["triton"]["for"] == "the triton backend"
+    assert found["hardware"]["threads"] == torch.get_num_threads()
+    assert "portable" in found["builds"]["cpu_instruction_sets"]
+    assert {(row["op"], row["backend"]) for row in found["backends"]} == {
+        (op, name) for op in selftest.OPS for name in backends.PACKAGES
+    }
+    for row in found["backends"]:
+        assert (row["self_test"] is None) == (row["backend"] in ("triton", "cuda")) == (row["why_not"] is not None)
+
+
+def test_a_wrong_backend(doctor, monkeypatch):
+    kernel = backends.implementation("cpu", "span_ids")
+    monkeypatch.setattr(
+        kernel, "span_ids_from_offsets", lambda offsets, *_, masks: torch.full(offsets.shape[:2], 7, dtype=torch.uint8)
+    )
+    result = doctor()
+    assert result.exit_code == 1
+    assert any("span_ids  cpu" in line and "WRONG" in line for line in result.output.splitlines())
+    assert "span_ids on cpu: SpanIdsCase(rows=5, tokens=77" in result.output
+    assert result.output.splitlines()[-1].startswith("Something is wrong: use another backend")
+    found = doctor("--json")
+    assert found.exit_code == 1
+    assert json.loads(found.output)["healthy"] is False  # an error of infinity is null: JSON has none
+
+
+def test_what_is_missing_is_said(doctor, monkeypatch):
+    monkeypatch.setattr(doctor_facts, "OPTIONAL", {"no-such-package": "nothing"})
+    monkeypatch.setattr(extension, "missing", lambda name: f"{name} was not built")
+    monkeypatch.setattr(doctor_facts.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor_facts.os, "access", lambda path, mode: False)
+    output = doctor("--no-test").output
+    for words in (
+        ["no-such-package", "not installed", "optional: nothing"],
+        ["C++ compiler", "none found"],
+        ["nvcc", "none found"],
+        ["CPU extension", "not built"],
+        ["CUDA extension", "not built"],
+    ):
+        assert any(all(word in line for word in words) for line in output.splitlines()), words
+
+
+def test_a_gpu_machine(doctor, monkeypatch):
+    """As an H100 with a driver for CUDA 13.1 would be shown."""
+    card = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30)
+    cuda = SimpleNamespace(
+        architectures=lambda: ["80", "90", "90+PTX"],
+        runtime_version=lambda: 13000,
+        driver_version=lambda: 13010,
+        emulated=lambda: False,
+    )
+    real = extension.load
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(extension, "missing", lambda name: None)
+    monkeypatch.setattr(extension, "load", lambda name: cuda if name == "cuda" else real(name))
+    output = doctor("--no-test").output
+    assert "NVIDIA H100, compute capability 9.0, 80 GiB" in output
+    assert "architectures 80, 90, 90+PTX; runtime 13.0, driver for 13.1\n" in output
+    cuda.emulated = lambda: True
+    assert "emulated on the CPU: SAD_CUDA_EMULATED is set\n" in doctor("--no-test").output
+
+
+def test_the_real_answers():
+    found = json.loads(CliRunner().invoke(app, ["doctor", "--json", "--no-test"], catch_exceptions=False).output)
+    runs = {row["backend"] for row in found["backends"] if row["why_not"] is None}
+    assert {"reference", "cpu"} <= runs
+    assert all(row["why_not"] is None or len(row["why_not"]) > 20 for row in found["backends"])
+
+
+def test_a_program_that_fails_says_nothing():
+    assert doctor_facts._lines("no-such-program-here") == []
+    assert doctor_facts._lines(sys.executable, "-c", "print(1); exit(3)") == []
+    assert doctor_facts._lines(sys.executable, "-c", "print(' a '); print(); print('b')") == ["a", "b"]

@@ -1,0 +1,132 @@
+"""What `setup.py` builds with nvcc and without, and what nvcc makes of the kernels."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import setup
+from tests.sadkernels.cuda.emulated import ROOT
+
+CODES = "sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_90a"  # of CUDA 12.0
+
+
+@pytest.fixture
+def older_nvcc(tmp_path) -> str:
+    """An nvcc that knows no Blackwell."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\nprintf '%s\\n' {CODES}\n")
+    nvcc.chmod(0o755)
+    return str(nvcc)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "targets"),
+    [
+        ("", ["sm_80", "sm_86", "sm_89", "sm_90", "compute_90"]),
+        ("8.6", ["sm_86"]),
+        ("8.0;8.6+PTX", ["sm_80", "sm_86", "compute_86"]),
+        ("7.5 8.0, 9.0a 12.0+PTX", ["sm_80", "sm_90a"]),
+    ],
+)
+def test_architectures_are_cut_to_what_nvcc_knows(monkeypatch, older_nvcc, wanted, targets):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    assert setup.cuda_targets(older_nvcc) == targets
+
+
+@pytest.mark.parametrize(("wanted", "message"), [("7.5 10.0", "no version from 8.0 on"), ("Hopper", "got 'Hopper'")])
+def test_architectures_that_cannot_be(monkeypatch, older_nvcc, wanted, message):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    with pytest.raises(setup.Unavailable, match=message):
+        setup.cuda_targets(older_nvcc)
+
+
+def test_cuda_home_comes_before_the_path(monkeypatch, older_nvcc):
+    monkeypatch.setenv("CUDA_HOME", str(Path(older_nvcc).parents[1]))
+    assert setup.find_nvcc() == older_nvcc
+
+
+def test_without_nvcc(monkeypatch, capsys):
+    monkeypatch.setattr(setup.os, "access", lambda path, mode: False)
+    monkeypatch.setenv("SAD_BUILD_CUDA", "auto")
+    assert [extension.name for extension in setup.extensions()] == ["sadkernels.native._cpu"]
+    assert "without its CUDA kernels: nvcc was not found; install the CUDA toolkit" in capsys.readouterr().out
+    monkeypatch.setenv("SAD_BUILD_CUDA", "1")
+    with pytest.raises(SystemExit, match="SAD_BUILD_CUDA=1: nvcc was not found"):
+        setup.extensions()
+    monkeypatch.setenv("SAD_BUILD_CUDA", "yes")
+    with pytest.raises(SystemExit, match="SAD_BUILD_CUDA: expected 0, 1 or auto, got 'yes'"):
+        setup.extensions()
+
+
+def wheel(folder: Path, **environment: str) -> Path:
+    """The unpacked wheel that pip builds from a copy of the sources; the CPU extension is left out to save time."""
+    copy = folder / "source"
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "README.md", "LICENSE"):
+        copy.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, copy)
+    for name in ("csrc", "sadkernels", "python"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir"]
+    done = subprocess.run(
+        [*command, "--disable-pip-version-check", "-w", str(folder), str(copy)],
+        env=os.environ | {"SAD_BUILD_CPU": "0"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    (built,) = folder.glob("*.whl")
+    zipfile.ZipFile(built).extractall(folder / "wheel")
+    return folder / "wheel"
+
+
+def test_a_wheel_without_cuda(tmp_path):
+    unpacked = wheel(tmp_path, SAD_BUILD_CUDA="0")
+    assert (unpacked / "sadkernels" / "native" / "cuda" / "span_kl.py").is_file()
+    assert not list(unpacked.rglob("*.so"))
+
+
+IMPORTED = """
+import sys
+sys.path.insert(0, {folder!r})
+import _cuda
+print(_cuda.architectures(), _cuda.emulated(), _cuda.runtime_version() >= 11080, _cuda.device_count() >= 0)
+if _cuda.driver_version() == 0:
+    try:
+        _cuda.span_ids_from_offsets(offsets=0, batch=1, tokens=1, starts=0, ends=0, kinds=0, row_splits=0, ids=0, m_r=0,
+                                    m_a=0, device=0, stream=0)
+    except RuntimeError as error:
+        assert "driver" in str(error)
+"""
+
+
+def test_a_wheel_with_cuda_imports_without_a_driver(tmp_path, nvcc):
+    unpacked = wheel(tmp_path, SAD_BUILD_CUDA="1", TORCH_CUDA_ARCH_LIST="8.6")
+    (library,) = unpacked.rglob("*.so")
+    assert library.name.startswith("_cuda.") and library.parent.name == "native"
+    code = IMPORTED.format(folder=str(library.parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['sm_86'] False True True\n"
+    if readelf := shutil.which("readelf"):
+        needed = subprocess.run([readelf, "-d", str(library)], capture_output=True, text=True, check=True).stdout
+        assert "libcudart" not in needed and "libcuda.so" not in needed  # the runtime is linked in, the driver looked up
+
+
+def test_no_kernel_spills(tmp_path, nvcc):
+    """On two architectures; the script does all of them."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "cuda_build.py"), "--arch", "86", "90"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "figures.csv")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = list(csv.DictReader((tmp_path / "figures.csv").open()))
+    assert {row["architecture"] for row in rows} == {"sm_86", "sm_90"}
+    assert {row["file"] for row in rows} == {path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    assert all(int(row["registers"]) <= 128 for row in rows), "two blocks of 256 threads, or one of 512, no longer fit an SM"

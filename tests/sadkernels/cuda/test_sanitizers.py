@@ -1,0 +1,101 @@
+"""The kernels under the compiler's sanitizers: no access out of bounds, no undefined behaviour, no race.
+
+The tests of the backend run again in a process of their own, with kernels that were compiled for it. An absent
+`__syncthreads` is a data race between two threads, which ThreadSanitizer reports.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.sadkernels.cuda import emulated
+
+ASAN, TSAN = "address,undefined", "thread"
+OPTIONS = {
+    ASAN: {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    TSAN: {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66:halt_on_error=1"},
+}
+PRELOADED = {ASAN: ("libasan.so", "libstdc++.so"), TSAN: ("libtsan.so",)}  # libstdc++: its exceptions are watched
+FOUND_BY_TSAN = 66
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sanitizers are preloaded as on Linux")
+
+
+def sanitized(sanitizer: str, arguments: list[str], defines: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Runs Python with `arguments` under a sanitizer."""
+    if reason := emulated.unbuildable():
+        pytest.skip(reason)
+    runtimes = []
+    for name in PRELOADED[sanitizer]:
+        done = subprocess.run([emulated.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        if not os.path.isabs(done.stdout.strip()):
+            pytest.skip(f"{emulated.compiler()} comes without {name}")
+        runtimes.append(done.stdout.strip())
+    environment = os.environ | OPTIONS[sanitizer] | {"LD_PRELOAD": " ".join(runtimes)}
+    environment |= {"SAD_CUDA_EMULATED": str(emulated.library(sanitizer, defines)), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"OMP_NUM_THREADS": "1"}  # the threads of PyTorch have barriers that ThreadSanitizer does not know
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=emulated.ROOT, capture_output=True, text=True, timeout=560)
+
+
+def selection(*files: str, select: str) -> list[str]:
+    """Arguments of a pytest that lets the sanitizer's report through."""
+    return ["-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-W", "ignore", *files, "-k", select]
+
+
+def end(done: subprocess.CompletedProcess) -> str:
+    return done.stdout[-3000:] + done.stderr[-6000:]
+
+
+KERNELS = "tests/sadkernels"
+LABELS_OF_TOKENS = "tests/sad/trajectories/test_spans.py"
+
+
+def test_accesses_are_in_bounds():
+    files = ("test_span_kl.py", "test_span_kl_divergences.py", "test_span_kl_inputs.py", "cuda/test_ways.py")
+    bodies = "test_sizes or test_long_rows or test_dtypes or test_shift or test_padded or test_strides or test_stats"
+    select = f"(cuda and ({bodies} or nothing_supervised or test_spans)) or test_ways"
+    done = sanitized(ASAN, selection(*(f"{KERNELS}/{name}" for name in files), LABELS_OF_TOKENS, select=select))
+    assert done.returncode == 0 and " passed" in done.stdout, end(done)
+
+
+def test_no_races():
+    select = "(cuda and (test_sizes or test_stats)) or (test_ways and float32)"
+    done = sanitized(TSAN, selection(f"{KERNELS}/test_span_kl.py", f"{KERNELS}/cuda/test_ways.py", select=select))
+    assert done.returncode == 0 and " passed" in done.stdout, end(done)
+
+
+def test_a_missing_barrier_is_found():
+    tests = selection(f"{KERNELS}/test_span_kl.py", select="cuda and test_sizes")
+    done = sanitized(TSAN, tests, ("SAD_TEST_DROP_BARRIER",))
+    assert done.returncode == FOUND_BY_TSAN and "data race" in done.stderr, end(done)
+
+
+ONE_CALL = """
+import torch
+from sadkernels.native import extension
+
+def address(*numbers, dtype=torch.int64):
+    keep.append(torch.tensor(numbers, dtype=dtype))
+    return keep[-1].data_ptr()
+
+keep, ids = [], torch.empty({bytes}, dtype=torch.uint8)
+extension.load("cuda").span_ids_from_offsets(
+    offsets=address(*range(514)), batch=1, tokens=256, starts=address(0), ends=address(99),
+    kinds=address(1, dtype=torch.uint8), row_splits=address(0, 1), ids=ids.data_ptr(), m_r=0, m_a=0, device=0, stream=0,
+)
+"""
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_byte_too_few_is_found(missing):
+    """The memory of tensors is watched as well: one byte behind its end stops the program."""
+    done = sanitized(ASAN, ["-c", ONE_CALL.format(bytes=256 - missing)])
+    if missing:
+        assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr, end(done)
+    else:
+        assert done.returncode == 0, end(done)

@@ -13,7 +13,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "sad.errors": ("InputError",),
-    "sad.losses": ("KindStats", "SpanStats", "fused_span_kl", "span_ids_from_masks"),
+    "sad.losses": (
+        "KindStats",
+        "SpanStats",
+        "fused_linear_span_kl",
+        "fused_span_kl",
+        "span_ids_from_masks",
+    ),
     "sad.trajectories.spans": ("Span", "SpanKind", "span_ids_from_offsets"),
     "sad.trajectories.segment": ("Segmentation", "Unparsed", "segment"),
     "sad.trajectories.formats": ("ChatFormat", "Format", "formats", "register_format"),

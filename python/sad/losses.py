@@ -7,10 +7,17 @@ from torch import Tensor
 
 from sadkernels import checks
 from sadkernels.kinds import SpanKind
+from sadkernels.ops.linear_span_kl import fused_linear_span_kl
 from sadkernels.ops.span_kl import fused_span_kl
 from sadkernels.stats import KindStats, SpanStats
 
-__all__ = ["KindStats", "SpanStats", "fused_span_kl", "span_ids_from_masks"]
+__all__ = [
+    "KindStats",
+    "SpanStats",
+    "fused_linear_span_kl",
+    "fused_span_kl",
+    "span_ids_from_masks",
+]
 
 
 def span_ids_from_masks(reason_mask: Tensor, act_mask: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ CPU = [
     _case( 1024,  50257, "fp16", 2 / 3),
     _case(  512, 151936, "fp32", 2 / 3),             # Qwen's vocabulary
     _case(    2, 151936, "fp32", 1.0),
-    _case(  512,  50257, "fp32", 0.2, (768, 1600)),  # GPT-2 small taught by GPT-2 XL
+    _case( 1024,  50257, "fp32", 2 / 3, (768, 1600)),  # GPT-2 small taught by GPT-2 XL
+    _case( 1024,  50257, "fp32", 0.2, (768, 1600)),
 ]
 GPU = [
     _case( 4096, 151936, "bf16", 0.2),

@@ -14,6 +14,7 @@ from sadkernels import backends
 from sadkernels.bench import peers
 from sadkernels.bench.cases import LINEAR, SPAN_KL, Case
 from sadkernels.bench.problem import LinearProblem, LogitsProblem, Problem
+from sadkernels.ops.linear_span_kl import fused_linear_span_kl
 from sadkernels.ops.span_kl import fused_span_kl
 
 BASELINE = "pytorch"
@@ -95,9 +96,8 @@ def _ours(problem: LogitsProblem, backend: str, in_place: bool) -> Tensor:
 
 
 def _ours_from_hidden(problem: LinearProblem, backend: str) -> Tensor:
-    """Supervised rows alone are projected; their logits belong to nobody else, so the gradient may overwrite them."""
-    rows = problem.ids.nonzero().squeeze(-1)
-    return fused_span_kl(*_logits(problem, rows), problem.ids[rows], inplace_backward=True, backend=backend)
+    student, teacher = (problem.student_hidden, problem.student_weight), (problem.teacher_hidden, problem.teacher_weight)
+    return fused_linear_span_kl(*student, *teacher, problem.ids, backend=backend)
 
 
 def _missing_backend(case: Case, device: torch.device, backend: str) -> str | None:
@@ -133,7 +133,7 @@ def _all() -> dict[str, list[Provider]]:
             run = functools.partial(_ours, backend=name, in_place=True)
             span_kl.append(Provider(f"sad-{name}-inplace", run, missing[name], buffers[name], in_place=True))
         run = functools.partial(_ours_from_hidden, backend=name)
-        linear.append(Provider(f"sad-{name}", run, missing[name], buffers[name] + 2, too_slow=too_slow.get(name)))
+        linear.append(Provider(f"sad-{name}", run, missing[name], buffers[name], too_slow=too_slow.get(name)))
     return {SPAN_KL: span_kl, LINEAR: linear}
 
 

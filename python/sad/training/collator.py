@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sad.errors import InputError
+from sad.training.labels import span_ids_of
+from sadkernels.kinds import SpanKind
 
 
 class SpanCollator:
@@ -40,24 +42,39 @@ class SpanCollator:
         """One batch.
 
         Args:
-            examples: B mappings with `input_ids` and `span_ids`, sequences or tensors of one length each; other keys
-                are left out.
+            examples: B mappings with `input_ids`, a sequence or tensor of T, and `span_ids` likewise. Or in place of these
+                `offsets` (T, 2) and `spans`, tuples (start, end, kind): then the batch is labelled here, in one call of
+                `sad.span_ids_from_offsets`. Other keys are left out.
 
         Returns:
             `input_ids` (B, T) int64, `attention_mask` (B, T) int64, `span_ids` (B, T) int8, T the longest example's
-            length rounded up.
+            length rounded up; and `loss_rows` (M,) int64, the positions in the flattened batch whose next token is
+            supervised, so that nobody has to look for them on a GPU.
+
+        Raises:
+            InputError: An example has no labels, or not one for each token.
         """
-        cut = slice(self.max_length)
-        rows = [(np.asarray(x["input_ids"])[cut], np.asarray(x["span_ids"])[cut]) for x in examples]
-        length = max(len(tokens) for tokens, _ in rows)
+        rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
+        labels = span_ids_of(examples, self.max_length)
+        length = max(map(len, rows))
         if self.pad_to_multiple_of:
             length += -length % self.pad_to_multiple_of
         shape = (len(rows), length)
         input_ids = np.full(shape, self.pad_token_id, np.int64)
         attention_mask, span_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int8)
-        for row, (tokens, labels) in enumerate(rows):
+        for row, (tokens, kinds) in enumerate(zip(rows, labels)):
+            if len(tokens) != len(kinds):
+                got = f"{len(kinds)} labels or offsets"
+                raise InputError(f"example {row}", f"{len(tokens)}, one per token", got, "Encode it with `sad.encode`.")
             input_ids[row, : len(tokens)] = tokens
-            span_ids[row, : len(tokens)] = labels
+            span_ids[row, : len(tokens)] = kinds
             attention_mask[row, : len(tokens)] = 1
-        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "span_ids": span_ids}
+        next_ids = np.pad(span_ids[:, 1:], ((0, 0), (0, 1)))
+        loss_rows = np.flatnonzero((next_ids == SpanKind.REASON) | (next_ids == SpanKind.ACT))
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "span_ids": span_ids,
+            "loss_rows": loss_rows.astype(np.int64),
+        }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -14,6 +14,7 @@ from sad.errors import InputError
 from sadkernels.backends import PACKAGES
 
 CURRICULUM_UNITS = ("relative", "raw")
+LOSS_FROM = ("auto", "hidden", "logits")
 _INHERITED = {item.name: item for item in dataclasses.fields(TrainingArguments)}
 
 
@@ -40,7 +41,10 @@ class SADConfig(TrainingArguments):
         temperature: T > 0, divides the logits of both models. The loss is not multiplied by T^2.
         max_length: Tokens a trajectory may have; longer ones are cut.
         backend: Of the loss: "auto", or one by name ("reference", "cpu", "triton").
-        inplace_backward: Write the gradient of the logits over the logits: one (batch, length, V) buffer less.
+        loss_from: "hidden": the loss projects supervised rows alone, a chunk at a time, and no logits of the batch exist;
+            "logits": from those of both models; "auto": "hidden" where both models come apart into body and head.
+        loss_chunk_bytes: Room for the logits of a chunk, of both models; None: as `sad.fused_linear_span_kl` chooses.
+        inplace_backward: From logits: write their gradient over them, one (batch, length, V) buffer less.
         pad_to_multiple_of: Pad batches to a multiple of this many tokens.
         curriculum: Feed trajectories from easy to hard (eq. 7). Off: a random order.
         curriculum_alpha: Weight of the number of reasoning tokens in the difficulty, >= 0.
@@ -76,6 +80,8 @@ class SADConfig(TrainingArguments):
     temperature: float = _new(1.0, "Divides the logits of teacher and student; the loss is not multiplied by T^2.")
     max_length: int = _new(512, "Tokens a trajectory may have; longer ones are cut.")
     backend: str = _new("auto", "Backend of the loss: auto, reference, cpu or triton.")
+    loss_from: str = _new("auto", "hidden: no logits of the batch exist; logits: of both models; auto: hidden if possible.")
+    loss_chunk_bytes: int | None = _new(None, "Room for the logits of a chunk in the loss from hidden states.")
     inplace_backward: bool = _new(True, "Write the gradient of the logits over the logits, which saves one buffer.")
     pad_to_multiple_of: int | None = _new(None, "Pad batches to a multiple of this many tokens.")
     curriculum: bool = _new(True, "Feed trajectories from easy to hard (paper eq. 7); off: random order.")
@@ -99,6 +105,9 @@ class SADConfig(TrainingArguments):
             raise InputError("lambda_act", "> 0 where lambda_reason is 0", "0", "Give one kind of span a weight.")
         self._check_choice("curriculum_units", CURRICULUM_UNITS)
         self._check_choice("backend", ("auto", *PACKAGES))
+        self._check_choice("loss_from", LOSS_FROM)
+        if self.loss_chunk_bytes is not None:
+            self._check_number("loss_chunk_bytes", "a whole number >= 1", lambda x: x >= 1 and x == int(x))
         if self.curriculum:
             self._check_curriculum()
         if self.label_smoothing_factor:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from sad.errors import InputError
 from sad.losses import fused_span_kl
 from sad.training.collator import SpanCollator
+from sad.training.labels import span_ids_of
 from sadkernels.kinds import SpanKind
 
 FILE_NAME = "curriculum.json"
@@ -40,13 +41,13 @@ class Rows(NamedTuple):
 
 
 def read_rows(dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> Rows:
-    """Reads a dataset of (input_ids, span_ids) once."""
+    """Reads a dataset of examples as `sad.SpanCollator` takes them once."""
     labels: list[NDArray[np.int8]] = []
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         example = dataset[index]
         tokens = np.asarray(example["input_ids"], dtype="<i8")[:max_length]
-        row = np.asarray(example["span_ids"], dtype=np.int8)[:max_length]
+        [row] = span_ids_of([example], max_length)
         if len(tokens) != len(row):
             where = f"span_ids of example {index}"
             raise InputError(where, f"{len(tokens)} ids, one per token", str(len(row)), "Encode it with `sad.encode`.")
@@ -103,6 +104,7 @@ def entropy_sums(
     for indices in batches:
         batch = {name: x.to(device) for name, x in collator([dataset[i] for i in indices]).items()}
         span_ids = batch.pop("span_ids")
+        batch.pop("loss_rows", None)
         logits = logits_of(batch)
         sums = []
         for row, labels in zip(logits, span_ids):

@@ -11,18 +11,21 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from sad.errors import InputError
-from sad.losses import fused_span_kl
+from sad.losses import SpanStats, fused_linear_span_kl, fused_span_kl
 from sad.training import difficulty
 from sad.training.collator import SpanCollator
 from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler, trajectory_scores
 from sad.training.meter import SpanMeter, mean_loss, span_metrics
+from sad.training.split_model import SplitModel, redirected, split_model
 from sadkernels import backends
 from sadkernels.kinds import SpanKind
 
 Dataset = Sequence[Mapping[str, Any]]
+logger = logging.get_logger(__name__)
 
 
 class _EpochSetter(TrainerCallback):
@@ -43,6 +46,25 @@ def _check_backend(args: SADConfig) -> None:
     except backends.BackendUnavailableError as error:
         remedy = "Use backend='auto', which takes what there is."
         raise InputError("backend", "one that runs here", f"{args.backend!r} ({error})", remedy) from error
+
+
+def _take_apart(student: nn.Module, teacher: nn.Module, loss_from: str) -> tuple[SplitModel, SplitModel] | None:
+    """Both models in two parts, for the loss from hidden states; None for the loss from logits."""
+    if loss_from == "logits":
+        return None
+    parts = []
+    for name, model in (("student", student), ("teacher", teacher)):
+        try:
+            parts.append(split_model(model))
+        except ValueError as error:
+            if loss_from == "hidden":
+                remedy = "Use loss_from='auto', which takes the logits where that is so."
+                raise InputError(
+                    "loss_from", "models of a body and a head", f"a {name} that is not: {error}", remedy
+                ) from error
+            logger.warning("The loss is computed from logits, since the %s does not come apart: %s.", name, error)
+            return None
+    return tuple(parts)
 
 
 class SADTrainer(Trainer):
@@ -88,6 +110,7 @@ class SADTrainer(Trainer):
         _check_backend(args)
         if data_collator is None:
             data_collator = SpanCollator(pad_to_multiple_of=args.pad_to_multiple_of, max_length=args.max_length)
+        self._parts = _take_apart(model, teacher, args.loss_from)
         super().__init__(
             model,
             args,
@@ -145,26 +168,61 @@ class SADTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The span loss of one batch, divided by the tokens of the whole step; its statistics go to the meter."""
-        batch = {name: x for name, x in inputs.items() if name not in ("span_ids", "skip_logits")}
-        teacher_logits = self.teacher_logits(batch)
-        outputs = model(**batch)
-        loss, stats = fused_span_kl(
-            outputs.logits,
-            teacher_logits,
-            inputs["span_ids"],
-            lambda_reason=self.args.lambda_reason,
-            lambda_act=self.args.lambda_act,
-            temperature=self.args.temperature,
-            normalizer=num_items_in_batch,
-            shift=True,
-            inplace_backward=self.args.inplace_backward and not return_outputs,
-            return_stats=True,
-            backend=self.args.backend,
-        )
+        batch = {name: x for name, x in inputs.items() if name not in ("span_ids", "loss_rows", "skip_logits")}
+        options = {
+            "lambda_reason": self.args.lambda_reason,
+            "lambda_act": self.args.lambda_act,
+            "temperature": self.args.temperature,
+            "normalizer": num_items_in_batch,
+            "shift": True,
+            "return_stats": True,
+            "backend": self.args.backend,
+        }
+        wants_logits = (return_outputs and self.compute_metrics is not None) or isinstance(model, nn.DataParallel)
+        if self._parts is None or wants_logits:
+            teacher_logits = self.teacher_logits(batch)
+            outputs = model(**batch)
+            in_place = self.args.inplace_backward and not return_outputs
+            given = (outputs.logits, teacher_logits, inputs["span_ids"])
+            loss, stats = fused_span_kl(*given, inplace_backward=in_place, **options)
+        else:
+            loss, stats = self._loss_from_hidden(model, batch, inputs, options)
+            outputs = {}
         self._meters["train" if model.training else "eval"].add(stats)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged, not added
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_from_hidden(
+        self, model: nn.Module, batch: dict[str, Tensor], inputs: dict[str, Tensor], options: dict[str, Any]
+    ) -> tuple[Tensor, SpanStats]:
+        """Inside the call of the wrapped model, whose hooks share its gradients with the other processes."""
+        student, teacher = self._parts
+        # Batches of iterable datasets may be cut by accelerate, which knows nothing of row numbers.
+        rows = inputs.get("loss_rows") if hasattr(self.train_dataset or self.eval_dataset, "__len__") else None
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher_hidden, teacher_head = teacher.hidden(batch), teacher.head()
+
+        def forward(**kwargs: Tensor) -> tuple[Tensor, SpanStats]:
+            with self.accelerator.autocast():
+                hidden, head = student.hidden(kwargs), student.head()
+                return fused_linear_span_kl(
+                    hidden,
+                    head.weight,
+                    teacher_hidden,
+                    teacher_head.weight,
+                    inputs["span_ids"],
+                    student_bias=head.bias,
+                    teacher_bias=teacher_head.bias,
+                    logit_scale=(head.scale, teacher_head.scale),
+                    logit_softcap=(head.softcap, teacher_head.softcap),
+                    rows=rows,
+                    chunk_bytes=self.args.loss_chunk_bytes,
+                    **options,
+                )
+
+        with redirected(self.accelerator.unwrap_model(model), forward):
+            return model(**batch)
 
     # --- the curriculum ---
 

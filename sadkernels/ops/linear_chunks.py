@@ -1,0 +1,202 @@
+"""The span divergences from hidden states, a chunk of rows at a time: what lies between the two heads and a kernel.
+
+Only supervised rows are gathered and projected. A chunk's student logits become their own gradient in place, are multiplied
+back onto hidden states and head while they are at hand, and make room for the next chunk: neither head is computed twice,
+and no buffer has N rows of V columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sadkernels.comparison import RowValues
+from sadkernels.ops.options import Options, kinds_to_read
+from sadkernels.ops.row_weights import RowWeights
+
+_FLOAT16_WEIGHT = 1024.0  # the largest row weight becomes this: a gradient of 6e-11 is kept, one of 60 does not overflow
+
+
+class Head(NamedTuple):
+    """Rows of hidden states (N, H) and what makes logits of them: weight (V, H), bias (V,) or None."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def columns(self, count: int) -> Head:
+        """The first `count` columns of the vocabulary alone."""
+        return Head(self.hidden, self.weight[:count], None if self.bias is None else self.bias[:count])
+
+    def project(self, rows: Tensor, out: Tensor) -> Tensor:
+        """Writes the logits of the given hidden states (n, H) to `out` (n, V)."""
+        if self.bias is None:
+            return torch.mm(rows, self.weight.t(), out=out)
+        return torch.addmm(self.bias, rows, self.weight.t(), out=out)
+
+
+class Gradients(NamedTuple):
+    """Where the gradients of the student's hidden states, weight and bias go; None for those that nobody wants."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class Chunk(NamedTuple):
+    """Some rows on their way: their numbers, hidden states of the student, and logits of both sides."""
+
+    rows: Tensor
+    hidden: Tensor
+    student: Tensor
+    teacher: Tensor
+
+
+def chunks(student: Head, teacher: Head, rows: Tensor, chunk_bytes: int) -> Iterator[Chunk]:
+    """Chunks of about equal size whose logits, of both sides, take at most `chunk_bytes` (but one row at least)."""
+    vocab = student.weight.shape[0]
+    row_bytes = vocab * (student.hidden.element_size() + teacher.hidden.element_size())
+    count = -(-len(rows) // max(1, chunk_bytes // row_bytes))
+    size = -(-len(rows) // max(1, count))
+    student_logits = student.hidden.new_empty((size, vocab))
+    teacher_logits = teacher.hidden.new_empty((size, vocab))
+    for some in rows.split(size) if size else ():
+        hidden = student.hidden.index_select(0, some)
+        student.project(hidden, student_logits[: len(some)])
+        teacher.project(teacher.hidden.index_select(0, some), teacher_logits[: len(some)])
+        yield Chunk(some, hidden, student_logits[: len(some)], teacher_logits[: len(some)])
+
+
+def new_gradients(student: Head, wants: list[bool]) -> Gradients:
+    """Zeros for the gradients that are wanted.
+
+    Sums over chunks are float32 for 16-bit weights. With float16 all are, until the loss scale is known.
+    """
+    dtype = student.hidden.dtype
+    summed = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    of_rows = torch.float32 if dtype == torch.float16 else dtype
+    hidden, weight, bias = wants
+    return Gradients(
+        torch.zeros_like(student.hidden, dtype=of_rows, memory_format=torch.contiguous_format) if hidden else None,
+        torch.zeros_like(student.weight, dtype=summed, memory_format=torch.contiguous_format) if weight else None,
+        torch.zeros_like(student.bias, dtype=summed) if bias and student.bias is not None else None,
+    )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, in the total's precision where the hardware can."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        total.add_(torch.mm(a, b, out_dtype=total.dtype))
+    elif a.dtype == torch.float16:  # whose range a sum over rows may leave
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+    else:
+        total.add_(torch.mm(a, b))
+
+
+def _multiply_back(chunk: Chunk, student: Head, into: Gradients, vocab: int) -> None:
+    """From the gradient of the logits, which is where the student's were, to those of everything before."""
+    of_logits = chunk.student
+    if into.hidden is not None:
+        into.hidden.index_copy_(0, chunk.rows, torch.mm(of_logits, student.weight).to(into.hidden.dtype))
+    if into.weight is not None:
+        _add_product(into.weight[:vocab], of_logits.t(), chunk.hidden)
+    if into.bias is not None:
+        into.bias[:vocab].add_(of_logits.sum(0, dtype=into.bias.dtype))
+
+
+class _Collected:
+    """The values of all rows, put together from those of chunks."""
+
+    def __init__(self) -> None:
+        self._parts: list[RowValues] = []
+
+    def add(self, values: RowValues) -> None:
+        self._parts.append(values)
+
+    def whole(self, like: Tensor, stats: bool) -> RowValues:
+        """Of all chunks, in their order; of no rows at all in the dtype of `like`."""
+        if not self._parts:
+            empty = like.new_empty(0)
+            pair = like.new_empty((2, 0)) if stats else None
+            return RowValues(empty, like.new_empty((3, 0)), pair, pair)
+        fields = zip(*self._parts)
+        return RowValues(*(None if field[0] is None else torch.cat(field, dim=-1) for field in fields))
+
+
+def forward(
+    kernel: ModuleType, student: Head, teacher: Head, rows: Tensor, of_rows: RowWeights, o: Options, chunk_bytes: int
+) -> RowValues:
+    """The values of `rows`, with the state that `backward` needs."""
+    found, how = _Collected(), o.comparison
+    kinds = kinds_to_read(of_rows, o)
+    for chunk in chunks(student.columns(o.vocab_size), teacher.columns(o.vocab_size), rows, chunk_bytes):
+        found.add(kernel.forward(chunk.student, chunk.teacher, kinds[chunk.rows], how, stats=o.stats))
+    return found.whole(of_rows.weights, o.stats)
+
+
+def backward(
+    kernel: ModuleType,
+    student: Head,
+    teacher: Head,
+    rows: Tensor,
+    of_rows: RowWeights,
+    state: Tensor,
+    o: Options,
+    chunk_bytes: int,
+    into: Gradients,
+) -> None:
+    """Adds the gradients for the weights of `of_rows`; `state` (3, M) is that of the M `rows`. Projects them once more."""
+    narrow = student.columns(o.vocab_size)
+    kinds = of_rows.kinds * (of_rows.weights != 0)
+    weights, unscale = _scaled(of_rows.weights, student.hidden.dtype)
+    done = 0
+    for chunk in chunks(narrow, teacher.columns(o.vocab_size), rows, chunk_bytes):
+        part = state[:, done : done + len(chunk.rows)].contiguous()
+        done += len(chunk.rows)
+        given = (kinds[chunk.rows], part, weights[chunk.rows], o.comparison)
+        kernel.backward(chunk.student, chunk.teacher, *given, grad=chunk.student)
+        _multiply_back(chunk, narrow, into, o.vocab_size)
+    _multiply(into, unscale)
+
+
+def forward_backward(
+    kernel: ModuleType,
+    student: Head,
+    teacher: Head,
+    rows: Tensor,
+    of_rows: RowWeights,
+    o: Options,
+    chunk_bytes: int,
+    into: Gradients,
+) -> RowValues:
+    """The values of `rows`, and the gradients from the same logits."""
+    found, narrow, how = _Collected(), student.columns(o.vocab_size), o.comparison
+    kinds = kinds_to_read(of_rows, o)
+    weights, unscale = _scaled(of_rows.weights, student.hidden.dtype)
+    for chunk in chunks(narrow, teacher.columns(o.vocab_size), rows, chunk_bytes):
+        given = (kinds[chunk.rows], weights[chunk.rows], how)
+        found.add(kernel.forward_backward(chunk.student, chunk.teacher, *given, stats=o.stats, grad=chunk.student))
+        _multiply_back(chunk, narrow, into, o.vocab_size)
+    _multiply(into, unscale)
+    return found.whole(of_rows.weights, o.stats)
+
+
+def _scaled(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Row weights under which float16 keeps small gradients, and the power of two that undoes it; None if not needed."""
+    if dtype != torch.float16:
+        return weights, None
+    largest = weights.abs().amax() if weights.numel() else weights.new_zeros(())
+    exponent = torch.where(largest > 0, torch.floor(torch.log2(_FLOAT16_WEIGHT / largest)), 0)
+    return weights * torch.exp2(exponent), torch.exp2(-exponent)
+
+
+def _multiply(gradients: Gradients, by: Tensor | None) -> None:
+    for gradient in gradients:
+        if gradient is not None and by is not None:
+            gradient.mul_(by)

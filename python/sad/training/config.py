@@ -55,6 +55,8 @@ class SADConfig(TrainingArguments):
             comparable; "raw" leaves tokens and nats as they are.
         curriculum_start: Share of the trajectories, the easiest, admitted when training begins.
         curriculum_end: Share of the training after which all are admitted; the admitted share grows linearly until then.
+        curriculum_window: Steps within which trajectories of like length are put together, so that little is padding;
+            1 keeps the order of the draws.
 
     Raises:
         InputError: A value is out of range, or fields contradict each other.
@@ -92,12 +94,15 @@ class SADConfig(TrainingArguments):
     curriculum_start: float = _new(0.2, "Share of the trajectories, the easiest, admitted at the beginning.")
     curriculum_end: float = _new(0.5, "Share of the training after which all trajectories are admitted.")
 
+    curriculum_window: int = _new(8, "Steps within which trajectories of like length are put together; 1: as drawn.")
+
     def __post_init__(self) -> None:
         for name in ("lambda_reason", "lambda_act", "curriculum_alpha", "curriculum_beta", "curriculum_gamma"):
             self._check_number(name, "a number >= 0", lambda x: x >= 0)
         self._check_number("temperature", "a number > 0", lambda x: x > 0)
         self._check_number("curriculum_start", "a share from 0 to 1", lambda x: 0 <= x <= 1)
         self._check_number("curriculum_end", "a share above 0, at most 1", lambda x: 0 < x <= 1)
+        self._check_number("curriculum_window", "a whole number >= 1", lambda x: x >= 1 and x == int(x))
         self._check_number("max_length", "a whole number >= 2", lambda x: x >= 2 and x == int(x))
         if self.pad_to_multiple_of is not None:
             self._check_number("pad_to_multiple_of", "a whole number >= 1", lambda x: x >= 1 and x == int(x))

@@ -74,26 +74,50 @@ class CurriculumSampler(Sampler[int]):
     The order is a function of (scores, seed, epoch) and the numbers above alone: a run that is resumed, and every process
     of a distributed run, finds the same one. Ties in score are broken by position.
 
+    Draws that follow each other differ in length, and a batch is as long as its longest. With `lengths`, the draws of every
+    `window` batches are sorted by length, cut into batches again, and the batches shuffled: what is drawn stays, and so does
+    the order from window to window. Batches are those of optimizer steps, so that the steps do not depend on how many
+    processes and accumulated parts make one; these parts, being neighbours in a sorted batch, have like lengths too.
+
     Args:
         scores: (n,) difficulties, as `trajectory_scores` gives.
         epochs: How many epochs of n draws the training has, any number > 0.
         start: Share admitted when training begins, 0 to 1; at least one trajectory always is.
         end: Progress from which on all are admitted, above 0, at most 1.
         seed: Of the draws.
+        lengths: (n,) tokens of each trajectory; None leaves the order of the draws as it is.
+        batch_size: Trajectories of an optimizer step.
+        window: Steps within which draws may change places.
 
     Raises:
         InputError: A number is out of range or a score is not finite.
     """
 
-    def __init__(self, scores: ArrayLike, *, epochs: float, start: float = 0.2, end: float = 0.5, seed: int = 0) -> None:
+    def __init__(
+        self,
+        scores: ArrayLike,
+        *,
+        epochs: float,
+        start: float = 0.2,
+        end: float = 0.5,
+        seed: int = 0,
+        lengths: ArrayLike | None = None,
+        batch_size: int = 1,
+        window: int = 8,
+    ) -> None:
         scores = np.asarray(scores, dtype=np.float64)
         if scores.ndim != 1 or not np.isfinite(scores).all():
             raise InputError("scores", "one finite number per trajectory", f"shape {scores.shape}", "See trajectory_scores.")
         ranges = {"epochs": (epochs, epochs > 0), "start": (start, 0 <= start <= 1), "end": (end, 0 < end <= 1)}
+        ranges |= {"batch_size": (batch_size, batch_size >= 1), "window": (window, window >= 1)}
         for name, (value, holds) in ranges.items():
             if not holds:
-                remedy = "epochs is > 0, start a share from 0 to 1, end one above 0."
+                remedy = "epochs is > 0, start a share from 0 to 1, end one above 0, batch_size and window are >= 1."
                 raise InputError(name, "a number in its range", repr(value), remedy)
+        if lengths is not None and np.shape(lengths) != scores.shape:
+            raise InputError("lengths", f"one number for each of {scores.shape}", str(np.shape(lengths)), "Count tokens.")
+        self._lengths = None if lengths is None else np.asarray(lengths)
+        self._batch_size, self._window = batch_size, window
         self._order: list[int] = np.argsort(scores, kind="stable").tolist()
         self._epochs, self._start, self._end, self._seed, self._epoch = epochs, start, end, seed, 0
 
@@ -109,6 +133,24 @@ class CurriculumSampler(Sampler[int]):
         return np.minimum(1.0, self._start + (1.0 - self._start) * np.asarray(progress) / self._end)
 
     def __iter__(self) -> Iterator[int]:
+        draws = list(self._draws())
+        if self._lengths is None:
+            yield from draws
+            return
+        size = self._batch_size * self._window
+        for first in range(0, len(draws), size):
+            yield from self._grouped(draws[first : first + size], first)
+
+    def _grouped(self, draws: list[int], first: int) -> Iterator[int]:
+        """The draws of one window, whose number in the epoch is `first`; a batch that is not full stays the last."""
+        by_length = np.asarray(draws)[np.argsort(self._lengths[draws], kind="stable")]
+        full = len(draws) // self._batch_size * self._batch_size
+        batches = by_length[:full].reshape(-1, self._batch_size)
+        order = np.random.default_rng((self._seed, self._epoch, first)).permutation(len(batches))
+        yield from batches[order].ravel().tolist()
+        yield from by_length[full:].tolist()
+
+    def _draws(self) -> Iterator[int]:
         n = len(self._order)
         progress = (self._epoch + np.arange(1, n + 1) / n) / self._epochs if n else np.zeros(0)
         # Rounded up, so that in a first and only epoch the pool is always ahead of the draws.

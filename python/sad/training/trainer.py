@@ -230,7 +230,8 @@ class SADTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.curriculum or dataset is None or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
-        args, measures = self.args, self._measures(dataset)
+        args, rows = self.args, difficulty.read_rows(dataset, self.args.max_length)
+        measures = self._measures(dataset, rows)
         scores = trajectory_scores(
             measures.reason_tokens,
             measures.act_tokens,
@@ -249,13 +250,15 @@ class SADTrainer(Trainer):
             start=args.curriculum_start,
             end=args.curriculum_end,
             seed=args.seed if args.data_seed is None else args.data_seed,
+            lengths=[len(row) for row in rows.span_ids],
+            batch_size=self.get_total_train_batch_size(args),
+            window=args.curriculum_window,
         )
         return self.curriculum_sampler
 
-    def _measures(self, dataset: Dataset) -> difficulty.Measures:
+    def _measures(self, dataset: Dataset, rows: difficulty.Rows) -> difficulty.Measures:
         """From the run folder, or measured now: each process takes every so many batches, and all get the sum."""
         path = Path(self.args.output_dir, difficulty.FILE_NAME)
-        rows = difficulty.read_rows(dataset, self.args.max_length)
         teacher = difficulty.model_digest(self.teacher) if self.args.curriculum_gamma else None
         found = difficulty.load(path, rows.digest, teacher)
         if found is not None:

@@ -18,6 +18,12 @@ from sad.training.curriculum import CurriculumSampler, trajectory_scores
 from tests.sad.training import tiny
 
 
+def measured(made, dataset=None) -> difficulty.Measures:
+    """What a trainer's curriculum is made from, measured or from the run folder."""
+    dataset = made.train_dataset if dataset is None else dataset
+    return made._measures(dataset, difficulty.read_rows(dataset, made.args.max_length))
+
+
 def drawn(sampler: CurriculumSampler, epoch: int) -> list[int]:
     sampler.set_epoch(epoch)
     return list(sampler)
@@ -74,6 +80,38 @@ def test_order_properties(scores, epochs, start, end, seed):
             assert (times == 1).all()
 
 
+def padding(order: list[int], lengths: np.ndarray, batch: int) -> float:
+    """The share of a training's tokens that only fills up batches."""
+    batches = [lengths[order[i : i + batch]] for i in range(0, len(order), batch)]
+    return 1 - sum(x.sum() for x in batches) / sum(len(x) * x.max() for x in batches)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 120), st.integers(1, 9), st.integers(1, 7), st.integers(0, 3))
+def test_grouping_by_length_changes_no_window(n, batch, window, epoch):
+    """The same draws in every window, whole batches of neighbours in length, the same order again."""
+    lengths = np.random.default_rng(n).integers(1, 500, n)
+    plain = CurriculumSampler(np.arange(n), epochs=4, seed=1)
+    grouped = CurriculumSampler(np.arange(n), epochs=4, seed=1, lengths=lengths, batch_size=batch, window=window)
+    before, after = drawn(plain, epoch), drawn(grouped, epoch)
+    assert after == drawn(grouped, epoch)
+    for first in range(0, n, batch * window):
+        part = slice(first, first + batch * window)
+        assert sorted(before[part]) == sorted(after[part])
+        full = len(before[part]) // batch * batch
+        spans = [(min(x), max(x)) for x in lengths[after[part][:full]].reshape(-1, batch).tolist()]
+        assert all(a[1] <= b[0] for a, b in zip(sorted(spans), sorted(spans)[1:]))
+
+
+def test_little_is_padding():
+    lengths = np.random.default_rng(0).integers(60, 512, 2000)
+    scores = lengths + np.random.default_rng(1).normal(0, 100, 2000)
+    plain = CurriculumSampler(scores, epochs=2)
+    grouped = CurriculumSampler(scores, epochs=2, lengths=lengths, batch_size=8)
+    for epoch in range(2):
+        assert padding(drawn(grouped, epoch), lengths, 8) < 0.1 < padding(drawn(plain, epoch), lengths, 8)
+
+
 def test_one_epoch_sees_everything_once_easy_ones_first():
     scores = np.random.default_rng(0).permutation(1000)
     order = drawn(CurriculumSampler(scores, epochs=1, start=0.2, end=1.0), 0)
@@ -118,7 +156,7 @@ def test_batches_hold_no_more_than_their_tokens_and_everything_once():
 def test_teacher_entropy_is_the_mean_over_supervised_tokens(trainer):
     """Against log_softmax, trajectory by trajectory, without padding."""
     made = trainer()
-    measures = made._measures(made.train_dataset)
+    measures = measured(made)
     for index, example in enumerate(made.train_dataset):
         with torch.no_grad():
             logits = made.teacher(torch.tensor([example["input_ids"]])).logits[0, :-1].double()
@@ -134,10 +172,10 @@ def test_the_teacher_runs_once_and_never_on_more_than_a_training_batch(trainer):
     made, seen = trainer(per_device_train_batch_size=2, max_length=40), []
     forward = made.teacher_logits
     made.teacher_logits = lambda batch: (seen.append(batch["input_ids"].numel()), forward(batch))[1]
-    first = made._measures(made.train_dataset)
+    first = measured(made)
     assert max(seen) <= 2 * 40
     calls = len(seen)
-    again = made._measures(made.train_dataset)  # from the run folder
+    again = measured(made)  # from the run folder
     assert len(seen) == calls
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a, b)
@@ -145,18 +183,18 @@ def test_the_teacher_runs_once_and_never_on_more_than_a_training_batch(trainer):
 
 def test_kept_difficulties_of_other_data_or_another_teacher_are_refused(trainer):
     made = trainer()
-    made._measures(made.train_dataset)
+    measured(made)
     path = Path(made.args.output_dir, difficulty.FILE_NAME)
     before = path.read_text()
     with pytest.raises(InputError, match="another data"):
-        made._measures(made.train_dataset[:-1])
+        measured(made, made.train_dataset[:-1])
     made.teacher = tiny.model(seed=5)
     with pytest.raises(InputError, match="another teacher"):
-        made._measures(made.train_dataset)
+        measured(made)
     assert path.read_text() == before
     path.write_text(json.dumps({"data": 1}))
     with pytest.raises(InputError, match=difficulty.FILE_NAME):
-        made._measures(made.train_dataset)
+        measured(made)
 
 
 def test_without_gamma_the_teacher_is_not_asked(trainer):

@@ -159,7 +159,7 @@ def test_no_supervised_token_in_a_step(trainer):
 
 def test_curriculum_orders_the_training(trainer):
     """The trajectories of the first steps are the easy ones; the log says how many are admitted."""
-    made, seen = trainer(max_steps=12, curriculum_start=0.2, curriculum_end=1.0), []
+    made, seen = trainer(max_steps=12, curriculum_start=0.2, curriculum_end=1.0, curriculum_window=2), []
     inner = made.compute_loss
 
     def spy(model, inputs, **options):

@@ -30,10 +30,12 @@ from harness import RESULTS, write_csv
 from machine_code import TYPES, figures
 
 from sadkernels.comparison import DIVERGENCES, Comparison
+from sadkernels.listed import ListedTarget, ListedValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
 from sadkernels.triton.span_ids import span_ids_launch
 from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
+from sadkernels.triton.topk_span_kl import topk_launches
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # that a block may have
@@ -107,6 +109,19 @@ def _scale(variant: Variant) -> list[Launch]:
     return scale_launches(_empty(_WHOLE, V, dtype=variant.dtypes[0]), _empty(_WHOLE, dtype=torch.uint8), _empty())
 
 
+def _topk(variant: Variant) -> list[Launch]:
+    n, k = _WHOLE, 64
+    problem = _problem(variant, n, "backward" in variant.kernel)
+    target = ListedTarget(_empty(n, k, dtype=torch.int32), _empty(n, k), _empty(n), _empty(n, dtype=torch.int32), 0.5)
+    values, given = ListedValues(_empty(n), _empty(2, n)), None
+    if "stats" in variant.kernel:
+        values = values._replace(entropy=_empty(n), argmax=_empty(n, dtype=torch.int32))
+    if variant.kernel == "top-k backward":
+        values, given = ListedValues(None, None), _empty(2, n)
+    of_gradient = {"grad": problem.grad, "weights": problem.weights, "state_given": given}
+    return topk_launches(problem.student, target, problem.kinds, problem.how, values, **of_gradient)
+
+
 def _span_ids(variant: Variant) -> list[Launch]:
     integers = [_empty(*shape, dtype=torch.int64) for shape in ((1, 512, 2), (40,), (40,), (2,))]
     outputs = [_empty(1, 512, dtype=dtype) for dtype in (torch.uint8, torch.bool, torch.bool)]
@@ -130,6 +145,10 @@ KERNELS = {  # who launches it, and under which name
     "combine slices, stats": (_sliced, "combine_slices_kernel"),
     "collect rows, stats": (_whole, "collect_rows_kernel"),
     "scale": (_scale, "scale_rows_kernel"),
+    "top-k forward, stats": (_topk, "topk_span_kl_kernel"),
+    "top-k forward_backward": (_topk, "topk_span_kl_kernel"),
+    "top-k forward_backward, stats": (_topk, "topk_span_kl_kernel"),
+    "top-k backward": (_topk, "topk_span_kl_kernel"),
     "span ids": (_span_ids, "span_ids_kernel"),
 }
 _ONE_DIVERGENCE = (
@@ -140,9 +159,14 @@ _ONE_DIVERGENCE = (
     "collect rows, stats",
     "scale",
     "span ids",
+    "top-k forward, stats",
+    "top-k forward_backward",
+    "top-k forward_backward, stats",
+    "top-k backward",
 )
 _NO_TILE = ("combine slices, stats", "collect rows, stats", "span ids")
 _NEVER_CAPPED = (*_NO_TILE, "scale")
+_ONE_DTYPE = ("scale", "top-k forward, stats", "top-k forward_backward", "top-k forward_backward, stats", "top-k backward")
 _STORES = ("backward", "gradient", "scale")  # in the name of kernels that write rows
 
 
@@ -158,6 +182,8 @@ def _tiles(variant: Variant) -> list[tiles.RowTile]:
         return []
     if variant.kernel in ("backward", "scale"):
         return list(tiles.one_pass_tiles(*variant.dtypes).values())
+    if variant.kernel.startswith("top-k"):
+        return list(tiles.two_pass_tiles(*variant.dtypes, lean=False).values())
     lean = "stats" not in variant.kernel and variant.divergence != "jsd" and not variant.capped
     two_pass = list(tiles.two_pass_tiles(*variant.dtypes, lean).values())
     return two_pass[1:2] if variant.kernel.startswith("slice") else two_pass
@@ -176,7 +202,7 @@ def _kinds_of_kernel() -> Iterator[tuple[str, str, bool]]:
 
 def _in_turn(i: int, variant: Variant) -> Variant:
     dtypes = DTYPES[i % len(DTYPES)]
-    if variant.kernel == "scale":
+    if variant.kernel in _ONE_DTYPE:
         dtypes = (dtypes[0], dtypes[0])
     variant = variant._replace(dtypes=dtypes)
     return variant._replace(tile=i // 2 % max(len(_tiles(variant)), 1))
@@ -221,6 +247,8 @@ def inspect(variant: Variant) -> dict[str, object]:
 def faults(row: dict[str, object]) -> list[str]:
     """What is wrong with a compiled kernel, in words."""
     wanted = {"spilled_bytes": 0, "local_accesses": 0, "narrowest_load_bits": 128, "narrowest_store_bits": 128}
+    if row["kernel"].startswith("top-k forward"):
+        wanted["narrowest_load_bits"] = 32  # the next listed column, in the loop over those of a block
     found = [f"{key} is {row[key]}, not {value}" for key, value in wanted.items() if row[key] != value]
     if row["tile"]:
         reads, writes = row["loads_in_loops"], row["stores_in_loops"]

@@ -7,6 +7,7 @@
 #include "dispatch.h"
 #include "span_ids.h"
 #include "span_kl_binding.h"
+#include "topk_span_kl.h"
 
 using namespace sad;
 using namespace sad::cpu;
@@ -20,6 +21,18 @@ const Kernels& require(const std::string& isa) {
 }
 
 void run_span_kl(const SpanKlParams& params, int threads, const std::string& isa) { span_kl(params, require(isa), threads); }
+
+void run_topk_span_kl(const SpanKlParams& params, std::int64_t listed, Address columns, Address log_p, Address log_tail,
+                      Address labels, float alpha, int threads, const std::string& isa) {
+    const TopkSpanKlParams all{params,
+                               listed,
+                               as_pointer<const std::int32_t>(columns),
+                               as_pointer<const float>(log_p),
+                               as_pointer<const float>(log_tail),
+                               as_pointer<const std::int32_t>(labels),
+                               alpha};
+    topk_span_kl(all, require(isa), threads);
+}
 
 void bind_scale_rows(std::int64_t rows, std::int64_t columns, const RowsTuple& grad, Address kinds, float factor,
                      int threads, const std::string& isa) {
@@ -47,6 +60,8 @@ PYBIND11_MODULE(_cpu, m) {
             return py::buffer_info(static_cast<std::uint8_t*>(b.data()), static_cast<py::ssize_t>(b.size()));
         });
     define_with_params(m, "span_kl", &run_span_kl, py::arg("threads"), py::arg("isa"));
+    define_with_params(m, "topk_span_kl", &run_topk_span_kl, py::arg("listed"), py::arg("columns"), py::arg("log_p"),
+                       py::arg("log_tail"), py::arg("labels"), py::arg("alpha"), py::arg("threads"), py::arg("isa"));
     m.def("scale_rows", &bind_scale_rows, py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"),
           py::arg("kinds"), py::arg("factor"), py::arg("threads"), py::arg("isa"));
     m.def(

@@ -34,6 +34,11 @@ struct LogSums {
     double student, teacher;
 };
 
+// Columns left out of a pass, ascending.
+struct Taken {
+    const std::int32_t *begin, *end;
+};
+
 struct Kernels {
     const char* isa;
     bool supported;
@@ -43,6 +48,11 @@ struct Kernels {
     Sums (*compare)(const SpanKlParams&, Piece, LogSums, bool with_grad);
     void (*gradient)(const SpanKlParams&, Piece, LogSums, double pull);
     void (*scale)(Rows<void> grad, std::int64_t row, std::int64_t columns, float factor);
+    // Of the student alone: the sum without some columns; the entropy in nats; and the gradient sign 2^(a - log_divisor),
+    // times dz / dx without the scale.
+    Summary (*summarize_others)(const SpanKlParams&, Piece, Taken);
+    double (*entropy)(const SpanKlParams&, Piece, double log_sum);
+    void (*spread)(const SpanKlParams&, Piece, double log_divisor, float sign);
 };
 
 Kernels portable_kernels();

@@ -71,16 +71,14 @@ std::int64_t find(const T* x, std::int64_t n, float value) {
     return std::find_if(x, x + n, [value](T element) { return to_float(element) == value; }) - x;
 }
 
-template <typename T>
-Summary summarize_as(const SpanKlParams& a, const Side& side, Piece piece) {
-    const SideReader reader(side, piece.row, a.temperature);
-    const float factor = reader.factor();
+// The sum over a piece whose blocks read(begin, n) returns, each asked for once and in order.
+template <typename T, typename Read>
+Summary summarize_blocks(float factor, Piece piece, const Read& read) {
     Summary result;
-    BlockBuffer buffer;
     bool empty = true;  // nothing but -inf so far
     for (std::int64_t begin = piece.begin; begin < piece.end; begin += block_columns) {
         const std::int64_t n = std::min(block_columns, piece.end - begin);
-        const T* x = reader.template read<T>(begin, n, buffer);
+        const T* x = read(begin, n);
         BlockSum block{-inf, 0.0f};
         if (empty) {
             block.best = largest(x, n);
@@ -99,6 +97,15 @@ Summary summarize_as(const SpanKlParams& a, const Side& side, Piece piece) {
         result.sum += block.sum;
     }
     return result;
+}
+
+template <typename T>
+Summary summarize_as(const SpanKlParams& a, const Side& side, Piece piece) {
+    const SideReader reader(side, piece.row, a.temperature);
+    BlockBuffer buffer;
+    return summarize_blocks<T>(reader.factor(), piece, [&](std::int64_t begin, std::int64_t n) {
+        return reader.template read<T>(begin, n, buffer);
+    });
 }
 
 Summary summarize(const SpanKlParams& a, const Side& side, Piece piece) {
@@ -121,7 +128,17 @@ Best best_column(const SpanKlParams& a, const Side& side, Piece piece) {
     });
 }
 
-// Two sides with their log-sum-exps, each in two floats, so that factor x - high - low keeps its digits.
+// factor x - sum, with the sum in two floats, so that the difference keeps its digits.
+struct LogProbability {
+    LogProbability(float c, double sum)
+        : factor(Vec::set(c)),
+          high(Vec::set(-static_cast<float>(sum))),
+          low(Vec::set(static_cast<float>(sum - static_cast<float>(sum)))) {}
+    Vec operator()(Vec x) const { return fma(x, factor, high) - low; }
+    Vec factor, high, low;
+};
+
+// Two sides with their log-sum-exps.
 class Pair {
  public:
     Pair(const SpanKlParams& a, std::int64_t row, LogSums sums)
@@ -136,14 +153,6 @@ class Pair {
     SideReader student, teacher;
 
  private:
-    struct LogProbability {
-        LogProbability(float c, double sum)
-            : factor(Vec::set(c)),
-              high(Vec::set(-static_cast<float>(sum))),
-              low(Vec::set(static_cast<float>(sum - static_cast<float>(sum)))) {}
-        Vec operator()(Vec x) const { return fma(x, factor, high) - low; }
-        Vec factor, high, low;
-    };
     LogProbability q_, p_;
 };
 

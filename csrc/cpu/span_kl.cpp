@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "dispatch.h"
 #include "threads.h"
+#include "zeros.h"
 
 namespace sad::cpu {
 namespace {
@@ -104,12 +104,6 @@ class RowInWork {
         if (a_.grad.data) fill_zeros(a_, n_, with_grad_ ? a_.vocab : 0);
     }
 
-    static void fill_zeros(const SpanKlParams& a, std::int64_t n, std::int64_t from_column) {
-        const std::size_t size = size_of(a.grad.dtype);
-        char* row = static_cast<char*>(a.grad.data) + static_cast<std::size_t>(a.grad.offset(n) + from_column) * size;
-        std::memset(row, 0, static_cast<std::size_t>(a.student_columns - from_column) * size);
-    }
-
  private:
     bool has(int stage) const {
         if (stage == summaries) return !a_.lse_given && !a_.state_given;
@@ -132,7 +126,7 @@ void leave_out(const SpanKlParams& a, std::int64_t n) {
     if (a.value) a.value[n] = 0.0f;
     for (int i = 0; a.state && i < (a.value ? 3 : 2); ++i) a.state[i * a.rows + n] = 0.0f;
     for (int i = 0; a.entropies && i < 2; ++i) a.entropies[i * a.rows + n] = 0.0f, a.argmax[i * a.rows + n] = 0;
-    if (a.grad.data) RowInWork::fill_zeros(a, n, 0);
+    if (a.grad.data) fill_zeros(a, n, 0);
 }
 
 // A row of its own for every thread: it stays in that thread's cache from stage to stage.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sadkernels.comparison import DIVERGENCES, Comparison, RowValues
+from sadkernels.listed import ListedTarget, ListedValues
 from sadkernels.rows import row_layout
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -54,6 +55,29 @@ def new_values(kinds: Tensor, *, stats: bool, state: bool) -> RowValues:
         torch.empty((3, n), device=device) if state else None,
         torch.empty((2, n), device=device) if stats else None,
         torch.empty((2, n), dtype=torch.int32, device=device) if stats else None,
+    )
+
+
+def listed_params(target: ListedTarget) -> dict[str, Any]:
+    """What `TopkSpanKlParams` has beyond `SpanKlParams`, by name; `target` outlives the call."""
+    return {
+        "listed": target.columns.shape[1],
+        "columns": target.columns.data_ptr(),
+        "log_p": target.log_p.data_ptr(),
+        "log_tail": target.log_tail.data_ptr(),
+        "labels": address(target.labels),
+        "alpha": target.alpha,
+    }
+
+
+def new_listed_values(kinds: Tensor, *, stats: bool) -> ListedValues:
+    """Memory for what a forward pass against a `ListedTarget` gives of N rows."""
+    n, device = kinds.numel(), kinds.device
+    return ListedValues(
+        torch.empty(n, device=device),
+        torch.empty((2, n), device=device),
+        torch.empty(n, device=device) if stats else None,
+        torch.empty(n, dtype=torch.int32, device=device) if stats else None,
     )
 
 

@@ -30,30 +30,30 @@ def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
 
 
-class _Logits(NamedTuple):
+class Logits(NamedTuple):
     """Rows as they are compared: z / T (N, V), and dz / dx, (N, V) or a number."""
 
     tempered: Tensor
     slope: Tensor | float
 
 
-def _read(x: Tensor, active: Tensor, how: Comparison, side: str, dtype: torch.dtype) -> _Logits:
+def read_rows(x: Tensor, active: Tensor, how: Comparison, side: str, dtype: torch.dtype) -> Logits:
     """The rows (N, V) of one side; those not active are read as zeros."""
     scale, cap = getattr(how, f"{side}_scale"), getattr(how, f"{side}_softcap")
     x = x[..., : how.vocab_size].reshape(-1, how.vocab_size)
     z = torch.where(active[:, None], x, 0).to(dtype) * scale
     if cap is None:
-        return _Logits(z / how.temperature, scale)
+        return Logits(z / how.temperature, scale)
     tanh = torch.tanh(z / cap)
-    return _Logits(cap * tanh / how.temperature, scale * (1 - tanh * tanh))
+    return Logits(cap * tanh / how.temperature, scale * (1 - tanh * tanh))
 
 
-def _both_sides(student: Tensor, teacher: Tensor, active: Tensor, how: Comparison) -> tuple[_Logits, _Logits]:
+def _both_sides(student: Tensor, teacher: Tensor, active: Tensor, how: Comparison) -> tuple[Logits, Logits]:
     dtype = accumulation_dtype(student, teacher)
-    return _read(student, active, how, "student", dtype), _read(teacher, active, how, "teacher", dtype)
+    return read_rows(student, active, how, "student", dtype), read_rows(teacher, active, how, "teacher", dtype)
 
 
-def _kl_terms(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
+def kl_terms(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
     """The non-negative a (expm1(r) - r), r = log b - log a; exact at the edges: a == 0 gives b, b == 0 < a gives +inf."""
     near = torch.where(r.abs() < 0.5, r, 0)
     h = torch.zeros_like(r)  # expm1(r) - r = r^2 (1/2! + r/3! + r^2/4! + ...), by Horner's rule
@@ -74,14 +74,14 @@ def _terms_and_pull(log_p: Tensor, log_q: Tensor, how: Comparison) -> tuple[Tens
     """By column, all (N, V): terms of the divergence; terms of E_q[G]; G itself (zeros where the gradient needs none)."""
     p, q, r = log_p.exp(), log_q.exp(), log_q - log_p
     if how.divergence == "forward_kl":
-        return _kl_terms(p, q, r), torch.zeros_like(r), torch.zeros_like(r)
+        return kl_terms(p, q, r), torch.zeros_like(r), torch.zeros_like(r)
     if how.divergence == "reverse_kl":
-        terms = _kl_terms(q, p, -r)
+        terms = kl_terms(q, p, -r)
         return terms, terms, r
     beta = how.beta
     m = beta * p + (1 - beta) * q
-    of_student = (1 - beta) * _kl_terms(q, m, _log_mixture_over(-r, beta))
-    of_teacher = beta * _kl_terms(p, m, _log_mixture_over(r, 1 - beta))
+    of_student = (1 - beta) * kl_terms(q, m, _log_mixture_over(-r, beta))
+    of_teacher = beta * kl_terms(p, m, _log_mixture_over(r, 1 - beta))
     return of_teacher + of_student, of_student, -(1 - beta) * _log_mixture_over(-r, beta)
 
 

@@ -11,21 +11,19 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import logging
 
 from sad.errors import InputError
-from sad.losses import SpanStats, fused_linear_span_kl, fused_span_kl
+from sad.losses import fused_span_kl
 from sad.training import difficulty
 from sad.training.collator import SpanCollator
 from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler, trajectory_scores
+from sad.training.hidden_loss import take_apart
 from sad.training.meter import SpanMeter, mean_loss, span_metrics
-from sad.training.split_model import SplitModel, redirected, split_model
 from sadkernels import backends
 from sadkernels.kinds import SpanKind
 
 Dataset = Sequence[Mapping[str, Any]]
-logger = logging.get_logger(__name__)
 
 
 class _EpochSetter(TrainerCallback):
@@ -46,25 +44,6 @@ def _check_backend(args: SADConfig) -> None:
     except backends.BackendUnavailableError as error:
         remedy = "Use backend='auto', which takes what there is."
         raise InputError("backend", "one that runs here", f"{args.backend!r} ({error})", remedy) from error
-
-
-def _take_apart(student: nn.Module, teacher: nn.Module, loss_from: str) -> tuple[SplitModel, SplitModel] | None:
-    """Both models in two parts, for the loss from hidden states; None for the loss from logits."""
-    if loss_from == "logits":
-        return None
-    parts = []
-    for name, model in (("student", student), ("teacher", teacher)):
-        try:
-            parts.append(split_model(model))
-        except ValueError as error:
-            if loss_from == "hidden":
-                remedy = "Use loss_from='auto', which takes the logits where that is so."
-                raise InputError(
-                    "loss_from", "models of a body and a head", f"a {name} that is not: {error}", remedy
-                ) from error
-            logger.warning("The loss is computed from logits, since the %s does not come apart: %s.", name, error)
-            return None
-    return tuple(parts)
 
 
 class SADTrainer(Trainer):
@@ -110,7 +89,7 @@ class SADTrainer(Trainer):
         _check_backend(args)
         if data_collator is None:
             data_collator = SpanCollator(pad_to_multiple_of=args.pad_to_multiple_of, max_length=args.max_length)
-        self._parts = _take_apart(model, teacher, args.loss_from)
+        self._parts = take_apart(model, teacher, args.loss_from)
         super().__init__(
             model,
             args,
@@ -186,43 +165,15 @@ class SADTrainer(Trainer):
             given = (outputs.logits, teacher_logits, inputs["span_ids"])
             loss, stats = fused_span_kl(*given, inplace_backward=in_place, **options)
         else:
-            loss, stats = self._loss_from_hidden(model, batch, inputs, options)
+            # Batches of iterable datasets may be cut by accelerate, which knows nothing of row numbers; evaluation may wait.
+            knows_rows = model.training and hasattr(self.train_dataset, "__len__")
+            options |= {"rows": inputs.get("loss_rows") if knows_rows else None, "chunk_bytes": self.args.loss_chunk_bytes}
+            loss, stats = self._parts.loss(model, batch, inputs["span_ids"], self.accelerator, **options)
             outputs = {}
         self._meters["train" if model.training else "eval"].add(stats)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged, not added
         return (loss, outputs) if return_outputs else loss
-
-    def _loss_from_hidden(
-        self, model: nn.Module, batch: dict[str, Tensor], inputs: dict[str, Tensor], options: dict[str, Any]
-    ) -> tuple[Tensor, SpanStats]:
-        """Inside the call of the wrapped model, whose hooks share its gradients with the other processes."""
-        student, teacher = self._parts
-        # Batches of iterable datasets may be cut by accelerate, which knows nothing of row numbers.
-        rows = inputs.get("loss_rows") if hasattr(self.train_dataset or self.eval_dataset, "__len__") else None
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher_hidden, teacher_head = teacher.hidden(batch), teacher.head()
-
-        def forward(**kwargs: Tensor) -> tuple[Tensor, SpanStats]:
-            with self.accelerator.autocast():
-                hidden, head = student.hidden(kwargs), student.head()
-                return fused_linear_span_kl(
-                    hidden,
-                    head.weight,
-                    teacher_hidden,
-                    teacher_head.weight,
-                    inputs["span_ids"],
-                    student_bias=head.bias,
-                    teacher_bias=teacher_head.bias,
-                    logit_scale=(head.scale, teacher_head.scale),
-                    logit_softcap=(head.softcap, teacher_head.softcap),
-                    rows=rows,
-                    chunk_bytes=self.args.loss_chunk_bytes,
-                    **options,
-                )
-
-        with redirected(self.accelerator.unwrap_model(model), forward):
-            return model(**batch)
 
     # --- the curriculum ---
 

@@ -16,10 +16,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from sadkernels.comparison import Comparison
+from sadkernels.listed import ListedTarget, ListedValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
 from sadkernels.triton.span_ids import span_ids_launch
 from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
+from sadkernels.triton.topk_span_kl import topk_launches
 
 
 class OfflineDriver:
@@ -78,14 +80,25 @@ def span_ids_launches() -> Iterator[Launch]:
         yield span_ids_launch(*given, None, *masks)
 
 
+def topk_launches_of_many_sizes() -> Iterator[Launch]:
+    for student, _, kinds in tensors():
+        n, v = student.shape
+        for k in (1, 5, 16, 33, 64):
+            columns, of_list, row = (torch.empty(shape, device="meta") for shape in ((n, k), (n, k), n))
+            target = ListedTarget(columns.int(), of_list, row, None, 1.0 if v % 2 else 0.5)
+            values = ListedValues(row, None)
+            yield from topk_launches(student, target, kinds, Comparison(v, 1.0 + v), values, grad=student, weights=row)
+
+
 def main() -> None:
     driver.set_active(OfflineDriver())
     compiled: list[str] = []
     knobs.runtime.jit_cache_hook = lambda **about: compiled.append(about["repr"])  # None: go on and compile
     counts = {}
-    for kernel in ("forward_backward", "backward", "scale", "forward_backward out of phase", "slices", "span_ids"):
+    for kernel in ("forward_backward", "backward", "scale", "forward_backward out of phase", "slices", "span_ids", "top-k"):
         before = len(compiled)
-        for launch in span_ids_launches() if kernel == "span_ids" else launches(kernel):
+        special = {"span_ids": span_ids_launches, "top-k": topk_launches_of_many_sizes}.get(kernel)
+        for launch in special() if special else launches(kernel):
             launch.kernel.run(grid=(launch.programs,), warmup=True, **launch.arguments(), **launch.options())
         counts[kernel] = len(compiled) - before
     print(json.dumps(counts))

@@ -1,0 +1,86 @@
+"""The span loss of a student and a teacher from their hidden states, inside the call of the wrapped student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from sad.errors import InputError
+from sad.losses import SpanStats, fused_linear_span_kl
+from sad.training.split_model import SplitModel, redirected, split_model
+
+logger = logging.get_logger(__name__)
+
+
+class HiddenLoss:
+    """Both models in two parts each.
+
+    Args:
+        student: Of the student before it is wrapped.
+        teacher: Of the teacher.
+    """
+
+    def __init__(self, student: SplitModel, teacher: SplitModel) -> None:
+        self._student, self._teacher = student, teacher
+
+    def loss(
+        self, model: nn.Module, batch: Mapping[str, Tensor], span_ids: Tensor, accelerator: Accelerator, **options: Any
+    ) -> tuple[Tensor, SpanStats]:
+        """Loss and statistics of one batch.
+
+        Args:
+            model: The student, wrapped or not: its hooks share the gradients with the other processes, so everything
+                happens inside its call.
+            batch: `input_ids` and `attention_mask`.
+            span_ids: (B, T).
+            accelerator: That wrapped it.
+            **options: Of `sad.fused_linear_span_kl`.
+        """
+        with torch.no_grad(), accelerator.autocast():
+            teacher_hidden, of_teacher = self._teacher.hidden(batch), self._teacher.head()
+
+        def forward(**batch: Tensor) -> tuple[Tensor, SpanStats]:
+            with accelerator.autocast():
+                hidden, of_student = self._student.hidden(batch), self._student.head()
+                return fused_linear_span_kl(
+                    hidden,
+                    of_student.weight,
+                    teacher_hidden,
+                    of_teacher.weight,
+                    span_ids,
+                    student_bias=of_student.bias,
+                    teacher_bias=of_teacher.bias,
+                    logit_scale=(of_student.scale, of_teacher.scale),
+                    logit_softcap=(of_student.softcap, of_teacher.softcap),
+                    **options,
+                )
+
+        with redirected(accelerator.unwrap_model(model), forward):
+            return model(**batch)
+
+
+def take_apart(student: nn.Module, teacher: nn.Module, loss_from: str) -> HiddenLoss | None:
+    """Both models in two parts, for the loss from hidden states; None for the loss from logits.
+
+    Raises:
+        InputError: `loss_from` is "hidden" and one of them does not come apart.
+    """
+    if loss_from == "logits":
+        return None
+    parts = []
+    for name, model in (("student", student), ("teacher", teacher)):
+        try:
+            parts.append(split_model(model))
+        except ValueError as error:
+            if loss_from == "hidden":
+                remedy = "Use loss_from='auto', which takes the logits where that is so."
+                got = f"a {name} that is not: {error}"
+                raise InputError("loss_from", "models of a body and a head", got, remedy) from error
+            logger.warning("The loss is computed from logits, since the %s does not come apart: %s.", name, error)
+            return None
+    return HiddenLoss(*parts)

@@ -102,6 +102,7 @@ class SADTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # before 5.19: what keeps the base class from dividing the loss once more
         self.teacher = self._place_teacher(teacher)
         self.curriculum_sampler: CurriculumSampler | None = None
+        self._outputs_are_read = True  # those that `compute_loss` is asked for
         self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:
             remedy = "The label of a row is that of the next token, which lies on another device. Use data parallelism."
@@ -157,7 +158,7 @@ class SADTrainer(Trainer):
             "return_stats": True,
             "backend": self.args.backend,
         }
-        wants_logits = (return_outputs and self.compute_metrics is not None) or isinstance(model, nn.DataParallel)
+        wants_logits = (return_outputs and self._outputs_are_read) or isinstance(model, nn.DataParallel)
         if self._parts is None or wants_logits:
             teacher_logits = self.teacher_logits(batch)
             outputs = model(**batch)
@@ -254,7 +255,11 @@ class SADTrainer(Trainer):
             span_ids = inputs["span_ids"].clone()
             span_ids[real:] = SpanKind.NONE
             inputs = {**inputs, "span_ids": span_ids}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        self._outputs_are_read = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._outputs_are_read = True
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Adds both span losses, and makes the loss the mean over tokens, whatever the batches and processes."""

@@ -127,3 +127,9 @@ def test_evaluation_with_metrics_sees_logits(trainer):
     made.compute_metrics = lambda result: seen.append(result.predictions.shape) or {}
     made.evaluate()
     assert seen[0][-1] == 300
+
+
+def test_predictions_are_logits(trainer):
+    made = trainer()
+    data = tiny.examples(4)
+    assert made.predict(data).predictions.shape == (4, max(len(x["input_ids"]) for x in data), 300)

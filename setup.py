@@ -32,9 +32,11 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 PYTHON_INCLUDES = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-pthread"]
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 ISA_FLAGS = {
     "span_kl_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "span_kl_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
+    "span_kl_avx512.cpp": AVX512_FLAGS,
+    "span_kl_avx512_bf16.cpp": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
 CUDA_ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"

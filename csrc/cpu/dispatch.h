@@ -59,6 +59,7 @@ Kernels portable_kernels();
 #if defined(SAD_X86)
 Kernels avx2_kernels();
 Kernels avx512_kernels();
+Kernels avx512_bf16_kernels();
 #endif
 
 // Best first; "portable" is always there and always supported.
@@ -66,9 +67,12 @@ inline const std::vector<Kernels>& all_kernels() {
     static const std::vector<Kernels> all = [] {
         std::vector<Kernels> list;
 #if defined(SAD_X86)
+        const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        list.push_back(avx512_bf16_kernels());
+        list.back().supported = avx512 && __builtin_cpu_supports("avx512bf16");
         list.push_back(avx512_kernels());
-        list.back().supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        list.back().supported = avx512;
         list.push_back(avx2_kernels());
         list.back().supported =
             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");

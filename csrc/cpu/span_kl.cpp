@@ -31,6 +31,14 @@ double log2_sum(const std::vector<Summary>& pieces) {
     return shift + std::log2(sum);
 }
 
+// A log-sum-exp as the state holds it, to base e, and back. Volatile, because GCC 12 vectorises two such round trips side
+// by side and leaves the rounding out.
+float kept(double log2_sum) {
+    volatile float rounded = static_cast<float>(log2_sum * ln2);
+    return rounded;
+}
+double log_sum_of(float kept) { return kept * log2e; }
+
 std::int32_t argmax(const std::vector<Best>& pieces) {
     const Best* best = &pieces.front();
     for (const Best& piece : pieces) {
@@ -50,9 +58,9 @@ class RowInWork {
         if (has(summaries)) student_.resize(pieces), teacher_.resize(pieces);
         if (a.argmax) student_best_.resize(pieces), teacher_best_.resize(pieces);
         if (has(comparison)) sums_.resize(pieces);
-        if (a.lse_given) log_sums_ = {a.lse_given[n] * log2e, a.lse_given[a.rows + n] * log2e};
+        if (a.lse_given) log_sums_ = {log_sum_of(a.lse_given[n]), log_sum_of(a.lse_given[a.rows + n])};
         if (a.state_given) {
-            log_sums_ = {a.state_given[n] * log2e, a.state_given[a.rows + n] * log2e};
+            log_sums_ = {log_sum_of(a.state_given[n]), log_sum_of(a.state_given[a.rows + n])};
             total_.pull = a.state_given[2 * a.rows + n];
         }
     }
@@ -78,7 +86,11 @@ class RowInWork {
     // After all pieces of a stage.
     void merge(int stage) {
         if (!has(stage)) return;
-        if (stage == summaries) log_sums_ = {log2_sum(student_), log2_sum(teacher_)};
+        if (stage == summaries) {
+            log_sums_ = {log2_sum(student_), log2_sum(teacher_)};
+            // Who keeps the state may ask for the gradient again, and gets the same bits.
+            if (a_.state) log_sums_ = {log_sum_of(kept(log_sums_.student)), log_sum_of(kept(log_sums_.teacher))};
+        }
         if (stage != comparison) return;
         for (const Sums& piece : sums_) {
             total_.value += piece.value;
@@ -91,8 +103,8 @@ class RowInWork {
     void finish() const {
         if (a_.value) a_.value[n_] = static_cast<float>(total_.value);
         if (a_.state) {
-            a_.state[n_] = static_cast<float>(log_sums_.student * ln2);
-            a_.state[a_.rows + n_] = static_cast<float>(log_sums_.teacher * ln2);
+            a_.state[n_] = kept(log_sums_.student);
+            a_.state[a_.rows + n_] = kept(log_sums_.teacher);
             if (a_.value) a_.state[2 * a_.rows + n_] = static_cast<float>(total_.pull);
         }
         if (a_.entropies) {

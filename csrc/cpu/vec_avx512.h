@@ -1,4 +1,4 @@
-// 16 floats in one AVX-512 register. Needs F, BW, DQ, VL.
+// 16 floats in one AVX-512 register. Needs F, BW, DQ, VL; uses BF16 where that is compiled for.
 #pragma once
 
 #include <immintrin.h>
@@ -62,8 +62,16 @@ struct Vec {
  private:
     static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
     static Vec padded(__m512 x, int n) { return {_mm512_mask_blend_ps(lanes(n), _mm512_set1_ps(-__builtin_inff()), x)}; }
-    static Vec widen(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
+    static Vec widen(__m256i bits) {
+        alignas(64) static constexpr std::uint16_t to_high_words[32] = {
+            0, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+        const __m512i words = _mm512_castsi256_si512(bits);
+        return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(to_high_words), words))};
+    }
     __m256i narrow() const {  // round to nearest even; a NaN is left as it is, quiet as arithmetic makes it
+#if defined(__AVX512BF16__)
+        return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));  // one instruction for five; denormals become 0
+#else
         const __m512i bits = _mm512_castps_si512(v);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
@@ -71,6 +79,7 @@ struct Vec {
         alignas(64) static constexpr std::uint16_t high_words[32] = {1,  3,  5,  7,  9,  11, 13, 15,
                                                                      17, 19, 21, 23, 25, 27, 29, 31};
         return _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_load_si512(high_words), rounded));
+#endif
     }
 };
 

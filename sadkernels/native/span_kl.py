@@ -61,8 +61,9 @@ class Launcher:
         *,
         stats: bool,
         grad: Tensor,
+        state: bool = False,
     ) -> RowValues:
-        """`forward` without the state, and `backward`, in one call."""
-        values = params.new_values(kinds, stats=stats, state=False)
+        """`forward`, without the state unless asked for, and `backward`, in one call."""
+        values = params.new_values(kinds, stats=stats, state=state)
         self._run(student, teacher, kinds, how, grad, weights=weights.contiguous(), **values._asdict())
         return values

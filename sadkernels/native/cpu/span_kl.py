@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import torch
@@ -55,3 +56,5 @@ def where() -> dict[str, object]:
 _launcher = Launcher(_run)
 log_sum_exps, forward, backward = _launcher.log_sum_exps, _launcher.forward, _launcher.backward
 forward_backward = _launcher.forward_backward
+# The gradient is bit for bit that of `backward` from the state.
+forward_backward_with_state = functools.partial(_launcher.forward_backward, state=True)

@@ -1,0 +1,11 @@
+#include "vec_avx512.h"
+// The order matters: the passes are written in terms of Vec.
+#include "listed_passes.h"
+
+namespace sad::cpu {
+
+Kernels avx512_bf16_kernels() {
+    return {"avx512_bf16", false, summarize, best_column, compare, gradient, scale, summarize_others, entropy, spread};
+}
+
+}  // namespace sad::cpu

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from sad.agents.envs import alfworld as _alfworld  # noqa: F401  registers itself
+from sad.agents.envs import hotpotqa as _hotpotqa  # noqa: F401  registers itself
 from sad.agents.envs import household as _household  # noqa: F401  registers itself
+from sad.agents.envs import webshop as _webshop  # noqa: F401  registers itself
 from sad.agents.envs.protocol import Env, Step, Task
 from sad.agents.envs.registry import make, names, register
 

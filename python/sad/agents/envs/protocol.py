@@ -28,7 +28,12 @@ class Step(NamedTuple):
         reward: What the action earned.
         done: Whether the episode is over.
         info: At least `won` (bool, judged by the state of the world) and `admissible_commands`
-            (list of str: every action that would do something now).
+            (list of str: every action that would do something now, or those of them that can be listed).
+            Where it can tell, also `valid` (bool): whether the world understood this action as one that does
+            something. Without it an action is valid if it was admissible before the step, so a world that takes
+            free text (`search[...]`), or several wordings of one action, says it itself.
+            Where it has them, also `metrics` (dict of str to float): figures of its own on the episode so far,
+            such as a score; those of the last step are kept and averaged over episodes.
     """
 
     observation: str
@@ -43,6 +48,10 @@ class Env(Protocol):
 
     A shallow copy (`copy.copy(env)`) is an independent seat: `reset` binds fresh state and nothing that copies share is
     ever changed, so many episodes can be played side by side.
+
+    A world with a scripted expert has one attribute more, `expert`: a function `(env, task, *, max_steps) -> Trajectory`
+    (in a class: a `staticmethod`) that plays `task` in `env` and writes as an agent writes. It should see what an agent
+    sees; one that knows more, as that of `hotpotqa` knows the answers, says so.
     """
 
     @property
@@ -56,7 +65,7 @@ class Env(Protocol):
         ...
 
     def reset(self, task: Task) -> str:
-        """Starts an episode of `task` and returns the first observation, which ends with the goal."""
+        """Starts an episode of `task` and returns the first observation, which names the goal."""
         ...
 
     def step(self, action: str) -> Step:

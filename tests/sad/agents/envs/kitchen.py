@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sad.agents.envs.household.catalog import HOLDS, traits_of
+from sad.agents.envs.household.dialect import NUMBERED, PLAIN
 from sad.agents.envs.household.env import HouseholdEnv
 from sad.agents.envs.household.game import Game
 from sad.agents.envs.household.goal import Goal
@@ -43,7 +44,7 @@ def kitchen(goal: Goal, *, loc_prefix: bool = False) -> HouseholdEnv:
         holds=HOLDS,
         start=7,
     )
-    return HouseholdEnv([Game(Task("kitchen", goal.type, "see to it."), scene, goal)], loc_prefix=loc_prefix)
+    return HouseholdEnv([Game(Task("kitchen", goal.type, "see to it."), scene, goal, NUMBERED if loc_prefix else PLAIN)])
 
 
 def read_gz(path: Path) -> Iterator[dict[str, Any]]:

@@ -182,4 +182,4 @@ def test_what_is_not_understood_changes_nothing(nonsense):
     before = env.admissible_commands
     step = env.step(nonsense)
     assert step.observation == NOTHING and not step.done and step.reward == 0.0
-    assert step.info == {"won": False, "admissible_commands": before}
+    assert step.info == {"won": False, "admissible_commands": before, "valid": False}

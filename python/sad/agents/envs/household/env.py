@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from os import PathLike
 
+from sad.agents.envs.household.dialect import NUMBERED, PLAIN
+from sad.agents.envs.household.expert import play_expert
 from sad.agents.envs.household.game import Game
 from sad.agents.envs.household.generator import SIZES, SPLITS, generate
 from sad.agents.envs.household.goal import PREAMBLE, TASK_TYPES
@@ -18,18 +20,19 @@ from sad.errors import InputError
 class HouseholdEnv:
     """Plays household games, whoever made their scenes.
 
-    A shallow copy is an independent seat: `reset` binds fresh state, and games are never changed.
+    Placing is understood both as `put X in/on Y` and as `move X to Y`. `help` is answered, but is no admissible command,
+    since it does nothing. A shallow copy is an independent seat: `reset` binds fresh state, and games are never changed.
 
     Args:
         games: What can be played.
-        loc_prefix: Begin the answer to `go to` with "You arrive at loc N.", as the original engine does and
-            ReAct-style transcripts do not.
     """
 
-    def __init__(self, games: Iterable[Game], *, loc_prefix: bool = False) -> None:
+    expert = staticmethod(play_expert)
+
+    def __init__(self, games: Iterable[Game]) -> None:
         self._games = {game.task.id: game for game in games}
         self._tasks = tuple(game.task for game in self._games.values())
-        self._loc_prefix = loc_prefix
+        self._dialect = PLAIN
         self._world: World | None = None
         self._commands: dict[str, Action] = {}
         self._done = False
@@ -44,6 +47,11 @@ class HouseholdEnv:
         """Every command that would do something now, sorted."""
         return sorted(self._commands)
 
+    @property
+    def placing(self) -> str:
+        """How the running game wants a thing to be placed: a command with `{thing}` and `{place}`."""
+        return self._dialect.place
+
     def reset(self, task: Task) -> str:
         """Starts an episode.
 
@@ -53,23 +61,20 @@ class HouseholdEnv:
         Raises:
             InputError: `task` is not one of `tasks`.
         """
-        game = self._games.get(task.id) if isinstance(task, Task) else None
+        game = self._game(task.id) if isinstance(task, Task) else None
         if game is None:
-            got = f"{task.id!r}" if isinstance(task, Task) else f"a {type(task).__name__}"
-            raise InputError("task", f"one of the {len(self._tasks)} tasks of this world", got, "Pick from env.tasks.")
-        self._goal, self._world = game.goal, World(game.scene)
-        self._commands = legal(self._world)
+            raise no_such_task(task, self._tasks)
+        self._goal, self._world, self._dialect = game.goal, World(game.scene), game.dialect
+        self._commands = legal(self._world, self._dialect)
         self._done = False
         return f"{introduction(self._world)}\n{PREAMBLE}{game.task.goal}"
 
     def step(self, action: str) -> Step:
         """Takes an action, worded as in the grammar; anything else is answered "Nothing happens.".
 
-        Placing is understood both as `put X in/on Y` and as `move X to Y`. `help` is answered, but is no
-        admissible command, since it does nothing.
-
         Returns:
-            The answer, with reward 1.0 and `done` as soon as the goal holds.
+            The answer, with reward 1.0 and `done` as soon as the goal holds; `info["valid"]` says whether the action
+            was understood.
 
         Raises:
             InputError: No episode is running, or `action` is not text.
@@ -79,27 +84,36 @@ class HouseholdEnv:
             raise InputError("env.step", "a running episode", got, "Call env.reset(task) first.")
         if not isinstance(action, str):
             raise InputError("action", "text", f"a {type(action).__name__}", "Pass a command such as 'look'.")
-        command = canonical(action)
-        taken = HELP if command == "help" else self._commands.get(command)
+        taken = self._understood(action.strip())
         if taken is None:
             observation, won = NOTHING_HAPPENS, False
         else:
             self._world.apply(taken)
-            self._commands = legal(self._world)
-            observation, won = answer(self._world, taken, self._loc_prefix), self._goal.holds(self._world)
+            self._commands = legal(self._world, self._dialect)
+            observation, won = answer(self._world, taken, self._dialect), self._goal.holds(self._world)
         self._done = won
-        info = {"won": won, "admissible_commands": self.admissible_commands}
+        info = {"won": won, "admissible_commands": self.admissible_commands, "valid": taken is not None}
         return Step(observation, float(won), won, info)
 
+    def _game(self, task_id: str) -> Game | None:
+        """The game of a task, if there is one."""
+        return self._games.get(task_id)
 
-def canonical(command: str) -> str:
-    """The wording of the grammar: without blanks around it, and `put X in/on Y` for `move X to Y`."""
-    command = command.strip()
-    if command.startswith("move "):
-        thing, to, place = command[len("move ") :].rpartition(" to ")
-        if to:
-            return f"put {thing} in/on {place}"
-    return command
+    def _understood(self, command: str) -> Action | None:
+        """The action that a command stands for now, if any."""
+        if command == "help":
+            return HELP
+        if command.startswith("move "):
+            thing, to, place = command[len("move ") :].rpartition(" to ")
+            if to:
+                command = self._dialect.place.format(thing=thing, place=place)
+        return self._commands.get(command)
+
+
+def no_such_task(task: object, tasks: Sequence[Task]) -> InputError:
+    """The error for a task that is not one of a world's."""
+    got = f"{task.id!r}" if isinstance(task, Task) else f"a {type(task).__name__}"
+    return InputError("task", f"one of the {len(tasks)} tasks of this world", got, "Pick from env.tasks.")
 
 
 @register("household")
@@ -113,7 +127,8 @@ class Household(HouseholdEnv):
         tasks: How many.
         size: `"full"`, rooms as in ALFWorld, or `"small"`, 4 to 6 receptacles and few things.
         types: The task types, in turn; None takes all six.
-        loc_prefix: See `HouseholdEnv`.
+        loc_prefix: Begin the answer to `go to` with "You arrive at loc N.", as the original engine does and
+            ReAct-style transcripts do not.
 
     Raises:
         InputError: An argument is not what is listed here.
@@ -140,7 +155,7 @@ class Household(HouseholdEnv):
             name, got = ("tasks", repr(tasks)) if types else ("types", "none")
             raise InputError(name, "at least one", got, "Ask for one or more.")
         games = (generate(types[index % len(types)], index, split=split, seed=seed, size=size) for index in range(tasks))
-        super().__init__(games, loc_prefix=loc_prefix)
+        super().__init__(game._replace(dialect=NUMBERED) if loc_prefix else game for game in games)
 
 
 def _choose(name: str, value: str, known: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sad.agents.envs.household.dialect import PLAIN, Dialect
 from sad.agents.envs.household.goal import Goal
 from sad.agents.envs.household.scene import Scene
 from sad.agents.envs.protocol import Task
@@ -16,8 +17,10 @@ class Game(NamedTuple):
         task: What the agent is told.
         scene: How things stand at the start.
         goal: What has to hold in the end.
+        dialect: The words in which it is played.
     """
 
     task: Task
     scene: Scene
     goal: Goal
+    dialect: Dialect = PLAIN

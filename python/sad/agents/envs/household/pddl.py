@@ -12,7 +12,7 @@ from sad.agents.envs.household.scene import Receptacle, Scene, Thing
 from sad.agents.envs.protocol import Task
 from sad.errors import InputError
 
-_FACT = re.compile(r"\((\w+)\s+([^()]*?)\s*\)")
+_FACT = re.compile(r"\((\w+)\s+([^()]*)\)")
 _TRAITS = {
     "pickupable": "pickupable",
     "cleanable": "cleanable",
@@ -36,15 +36,36 @@ def game_from_pddl(problem: str, task: str, name: str) -> Game:
     Raises:
         InputError: `problem` does not hold a scene and one of the six goals.
     """
-    head, found, goal_text = problem.lower().partition("(:goal")
-    init = head.partition("(:init")[2]
-    if not found or not init:
-        raise InputError(f"{name}: problem", "a PDDL problem with :init and :goal", repr(problem[:60]), "Check the file.")
+    goal = goal_from_pddl(problem, name)
+    init = problem.lower().partition("(:goal")[0].partition("(:init")[2]
     facts: dict[str, list[list[str]]] = defaultdict(list)
     for predicate, arguments in _FACT.findall(init):
         facts[predicate].append(arguments.split())
-    goal = _goal(goal_text, name)
-    return Game(Task(name, goal.type, task.rpartition(PREAMBLE)[2].strip()), _scene(facts), goal)
+    try:
+        scene = _scene(facts)
+    except (KeyError, IndexError, ValueError) as flaw:
+        raise InputError(f"{name}: problem", "a whole scene in :init", repr(flaw), "Check the file.") from None
+    return Game(Task(name, goal.type, task.rpartition(PREAMBLE)[2].strip()), scene, goal)
+
+
+def goal_from_pddl(problem: str, name: str) -> Goal:
+    """Reads the goal of one of ALFWorld's games, and nothing else.
+
+    Raises:
+        InputError: `problem` has no `:init`, or none of the six goals.
+    """
+    start = problem.lower().find("(:goal")
+    if start < 0 or "(:init" not in problem:
+        raise InputError(f"{name}: problem", "a PDDL problem with :init and :goal", repr(problem[:60]), "Check the file.")
+    text = problem[start:].lower()
+    try:
+        goal = _goal(text)
+    except (KeyError, IndexError, StopIteration):
+        goal = None
+    if goal is None:
+        got = repr(text.removeprefix("(:goal").strip()[:80])
+        raise InputError(f"{name}: goal", "one of the six goals of ALFWorld", got, "Leave this game out.")
+    return goal
 
 
 def _scene(facts: dict[str, list[list[str]]]) -> Scene:
@@ -98,8 +119,8 @@ def _numbered(ids: Iterable[str]) -> dict[str, str]:
     return {name: f"{kind} {len(members) - i}" for kind, members in by_kind.items() for i, name in enumerate(members)}
 
 
-def _goal(text: str, name: str) -> Goal:
-    """Recognizes which of the six formulas the goal is."""
+def _goal(text: str) -> Goal | None:
+    """Recognizes which of the six formulas the goal is; None if it is none of them."""
     facts = [(predicate, arguments.split()) for predicate, arguments in _FACT.findall(text)]
     things = [(row[0], row[1].removesuffix("type")) for predicate, row in facts if predicate == "objecttype"]
     places = [row[1].removesuffix("type") for predicate, row in facts if predicate == "receptacletype"]
@@ -111,6 +132,5 @@ def _goal(text: str, name: str) -> Goal:
         lamp = kinds.pop(lit)
         return Goal(LIGHT, next(iter(kinds.values())), lamp)
     if len(set(states)) > 1 or not things or len(set(places)) != 1:
-        got = repr(text.strip()[:80])
-        raise InputError(f"{name}: goal", "one of the six goals of ALFWorld", got, "Leave this game out.")
+        return None
     return Goal(task_type, things[0][1], places[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sad.agents.envs.household.dialect import PLAIN, Dialect
 from sad.agents.envs.household.world import Action, World
 
 NOTHING_HAPPENS = "Nothing happens."
@@ -39,20 +40,19 @@ def introduction(world: World) -> str:
     return f"You are in the middle of a room. Looking quickly around you, you see {everything}."
 
 
-def answer(world: World, action: Action, loc_prefix: bool = False) -> str:
+def answer(world: World, action: Action, dialect: Dialect = PLAIN) -> str:
     """What is said after `action` was applied to `world`.
 
     Args:
         world: The state after the action.
         action: A legal action that was just applied.
-        loc_prefix: Say "You arrive at loc N." first after going somewhere, as the original does.
+        dialect: The words of the game.
     """
     verb, t, r = action
     thing = "" if t is None else world.scene.things[t].name
     receptacle = "" if r is None else world.scene.receptacles[r].name
     if verb == "go":
-        seen = _receptacle(world, r)
-        return f"You arrive at loc {world.spot}. {seen}" if loc_prefix else seen
+        return dialect.arrival.format(place=receptacle, spot=world.spot) + _receptacle(world, r)
     if verb == "open":
         return f"You open the {receptacle}. {_receptacle(world, r)}"
     if verb == "close":
@@ -60,7 +60,7 @@ def answer(world: World, action: Action, loc_prefix: bool = False) -> str:
     if verb == "take":
         return f"You pick up the {thing} from the {receptacle}."
     if verb == "put":
-        return f"You put the {thing} in/on the {receptacle}."
+        return dialect.placed.format(thing=thing, place=receptacle)
     if verb in ("clean", "heat", "cool"):
         return f"You {verb} the {thing} using the {receptacle}."
     if verb == "use":
@@ -71,7 +71,7 @@ def answer(world: World, action: Action, loc_prefix: bool = False) -> str:
         return _thing(world, t) if r is None else _receptacle(world, r)
     if verb == "inventory":
         return _inventory(world)
-    return COMMANDS if verb == "help" else _look(world)
+    return dialect.help or COMMANDS if verb == "help" else _look(world)
 
 
 def _listing(world: World, things: Sequence[int]) -> str:

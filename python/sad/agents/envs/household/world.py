@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sad.agents.envs.household.dialect import PLAIN, Dialect
 from sad.agents.envs.household.scene import Scene
 
 SINKS = frozenset({"sink", "sinkbasin"})
@@ -95,10 +96,10 @@ class World:
             self.sliced.add(thing)
 
 
-def legal(world: World) -> dict[str, Action]:
-    """Every command that would do something now, with the action it stands for (`help` is not among them).
+def legal(world: World, dialect: Dialect = PLAIN) -> dict[str, Action]:
+    """Every admissible command with the action it stands for, in the words of the dialect.
 
-    Going to a receptacle at the agent's own spot changes nothing and is not among them.
+    Going to a receptacle at the agent's own spot changes nothing and is not among them; `help` is where the dialect has it.
     """
     scene, held = world.scene, world.held
     receptacles, things = scene.receptacles, scene.things
@@ -117,7 +118,7 @@ def legal(world: World) -> dict[str, Action]:
                 commands[f"use {things[t].name}"] = Action("use", t, r)
         if held is not None:
             if accessible and things[held].kind in scene.holds.get(kind, ()):
-                commands[f"put {things[held].name} in/on {name}"] = Action("put", held, r)
+                commands[dialect.place.format(thing=things[held].name, place=name)] = Action("put", held, r)
             for verb, trait, kinds in TREATMENTS:
                 if kind in kinds and trait in things[held].traits:
                     commands[f"{verb} {things[held].name} with {name}"] = Action(verb, held, r)
@@ -129,6 +130,8 @@ def legal(world: World) -> dict[str, Action]:
                     commands[f"slice {thing.name} with {things[held].name}"] = Action("slice", t)
     commands["look"] = LOOK
     commands["inventory"] = INVENTORY
+    if dialect.help:
+        commands["help"] = HELP
     return commands
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from sad.agents import metrics
@@ -24,7 +23,9 @@ class _Played(NamedTuple):
     success: bool
     steps: int
     actions: int
+    invalid: int | None
     reasoning: list[int]
+    metrics: dict[str, float]
 
 
 def evaluate(
@@ -38,15 +39,19 @@ def evaluate(
 
     Args:
         trajectories: One played trajectory per task, under the task's id and with `success`; `extra` may
-            hold the task's `type`, the `end` of the episode and the `decoding`, as `play` gives them.
+            hold the task's `type`, the `end` of the episode, the `decoding`, the number of `invalid_actions` and the
+            world's own `metrics`, as `play` gives them.
         tokenizer: Fast tokenizer; reasoning is counted and compared in its tokens, prefixes included.
         reference: The teacher's trajectories on (at least) the same tasks, for the CoT match.
         seed: Seed of the bootstrap.
 
     Returns:
-        A dictionary ready for JSON: `tasks`, `successes`, `success_rate`, `success_interval` (95 %),
+        A dictionary ready for JSON: `tasks`, `successes`, `success_rate`, `success_interval`,
         `reasoning_length` (tokens), `cot_match` (None without reference), `steps` (reasoning and action
-        steps), `actions`, `ends` (count per reason), `decoding`, and `by_type` with the same per type.
+        steps), `actions`, `invalid_actions` (None where not counted), `invalid_rate` (of all actions),
+        `metrics` (`mean` and `interval` of the world's own figures, an episode without counting 0), `ends` (count per
+        reason), `decoding`, and `by_type` with the same per type. `<name>_interval` beside a figure is its 95 % bootstrap
+        interval over tasks.
 
     Raises:
         InputError: If there are no trajectories, one has no verdict, a task was played twice or is missing
@@ -68,19 +73,28 @@ def evaluate(
     teacher = None
     if reference is not None:
         wanted = {one.id for one in played}
+        check_reference(reference, wanted)
         teacher = {t.id: _reduce(t, tokenizer).reasoning for t in reference if t.id in wanted}
-        if missing := sorted(wanted - set(teacher)):
-            raise InputError(
-                "reference",
-                "a trajectory for every task played",
-                f"none for {len(missing)} of them, such as {missing[0]!r}",
-                "Let the teacher play the same tasks.",
-            )
     summary = _summary(played, teacher, seed)
     summary["decoding"] = next(iter(decodings), None)
     types = sorted({one.type for one in played})
     summary["by_type"] = {name: _summary([p for p in played if p.type == name], teacher, seed) for name in types}
     return summary
+
+
+def check_reference(reference: Sequence[Trajectory], tasks: Collection[str]) -> None:
+    """Refuses a teacher's trajectories that leave out some of the tasks, given by their ids.
+
+    Raises:
+        InputError: Names one of them.
+    """
+    if missing := sorted(set(tasks) - {trajectory.id for trajectory in reference}):
+        raise InputError(
+            "reference",
+            "a trajectory for every task played",
+            f"none for {len(missing)} of them, such as {missing[0]!r}",
+            "Let the teacher play the same tasks.",
+        )
 
 
 def _reduce(trajectory: Trajectory, tokenizer: Any) -> _Played:
@@ -89,32 +103,63 @@ def _reduce(trajectory: Trajectory, tokenizer: Any) -> _Played:
         raise InputError(where, "a verdict in `success`", "none", "Let the environment judge it: `sad collect`.")
     tokens, segmentation = encode_with_segmentation(trajectory, tokenizer, add_eos=False)
     kinds = [span.kind for span in segmentation.spans]
+    extra = trajectory.extra
     return _Played(
         id=trajectory.id,
-        type=str(trajectory.extra.get("type", "all")),
-        end=trajectory.extra.get("end"),
-        decoding=trajectory.extra.get("decoding"),
+        type=str(extra.get("type", "all")),
+        end=extra.get("end"),
+        decoding=extra.get("decoding"),
         success=trajectory.success,
         steps=sum(kind is not SpanKind.NONE for kind in kinds),
         actions=kinds.count(SpanKind.ACT),
+        invalid=extra.get("invalid_actions"),
         reasoning=[t for t, kind in zip(tokens.input_ids, tokens.span_ids) if kind == SpanKind.REASON],
+        metrics=dict(extra.get("metrics") or {}),
     )
 
 
 def _summary(played: Sequence[_Played], teacher: dict[str, list[int]] | None, seed: int) -> dict[str, Any]:
     successes = [one.success for one in played]
-    reasoning = [one.reasoning for one in played]
-    match = None
-    if teacher is not None:
-        match = metrics.cot_match_rate(reasoning, [teacher[one.id] for one in played])
+    actions = [one.actions for one in played]
+    invalid = [one.invalid for one in played]
+    counted = all(number is not None for number in invalid)
+    names = dict.fromkeys(name for one in played for name in one.metrics)
     return {
         "tasks": len(played),
         "successes": sum(successes),
         "success_rate": metrics.success_rate(successes),
         "success_interval": list(metrics.success_interval(successes, seed=seed)),
-        "reasoning_length": metrics.average_reasoning_length(reasoning),
-        "cot_match": None if match is None or math.isnan(match) else match,
-        "steps": metrics.average_steps([one.steps for one in played]),
-        "actions": metrics.average_steps([one.actions for one in played]),
+        **_mean("reasoning_length", [len(one.reasoning) for one in played], seed),
+        **_mean("cot_match", _matches(played, teacher), seed),
+        **_mean("steps", [one.steps for one in played], seed),
+        **_mean("actions", actions, seed),
+        "invalid_actions": sum(invalid) if counted else None,
+        **_share("invalid_rate", invalid if counted else [], actions, seed),
+        "metrics": {name: _own(name, played, seed) for name in names},
         "ends": count_ends([one.end for one in played]),
     }
+
+
+def _matches(played: Sequence[_Played], teacher: dict[str, list[int]] | None) -> list[float]:
+    if teacher is None:
+        return []
+    return metrics.cot_match_rates([one.reasoning for one in played], [teacher[one.id] for one in played])
+
+
+def _mean(name: str, values: Sequence[float], seed: int) -> dict[str, Any]:
+    """A mean and its interval; None where there is nothing to average."""
+    if not values:
+        return {name: None, f"{name}_interval": None}
+    return {name: sum(values) / len(values), f"{name}_interval": list(metrics.mean_interval(values, seed=seed))}
+
+
+def _own(name: str, played: Sequence[_Played], seed: int) -> dict[str, Any]:
+    figures = _mean("mean", [float(one.metrics.get(name, 0.0)) for one in played], seed)
+    return {"mean": figures["mean"], "interval": figures["mean_interval"]}
+
+
+def _share(name: str, part: Sequence[int], whole: Sequence[int], seed: int) -> dict[str, Any]:
+    """Sum over sum and its interval; None where there is nothing to divide by."""
+    if not part or not sum(whole):
+        return {name: None, f"{name}_interval": None}
+    return {name: sum(part) / sum(whole), f"{name}_interval": list(metrics.ratio_interval(part, whole, seed=seed))}

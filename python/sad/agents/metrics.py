@@ -51,12 +51,73 @@ def success_interval(
         InputError: If there is no task or `level` is not inside (0, 1).
     """
     rate = success_rate(successes)
-    if not 0 < level < 1:
-        raise InputError("level", "a number between 0 and 1", repr(level), "0.95 is usual.")
+    _check_level(level)
     total = len(successes)
     drawn = np.random.default_rng(seed).binomial(total, rate, size=resamples) / total
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: Sequence[float], *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over tasks.
+
+    Args:
+        values: One number per task.
+        level: Coverage of the interval.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        InputError: If there is no task or `level` is not inside (0, 1).
+    """
+    return ratio_interval(values, [1] * len(values), level=level, resamples=resamples, seed=seed)
+
+
+def ratio_interval(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    level: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of sum(numerators) / sum(denominators): tasks are drawn again with replacement.
+
+    Args:
+        numerators: One number per task.
+        denominators: One number per task, none below 0.
+        level: Coverage of the interval.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the draws; the same seed and number of tasks draw the same tasks.
+
+    Returns:
+        Lower and upper end; draws whose denominators are all 0 are left out, NaN if all are.
+
+    Raises:
+        InputError: If there is no task, the two differ in length or `level` is not inside (0, 1).
+    """
+    _refuse_empty("numerators", numerators)
+    _check_level(level)
+    if len(numerators) != len(denominators):
+        got = f"{len(denominators)} for {len(numerators)} numerators"
+        raise InputError("denominators", "one for each numerator", got, "Pair them by task first.")
+    pairs = np.array([numerators, denominators], dtype=np.float64)  # (2, N)
+    random = np.random.default_rng(seed)
+    ratios: list[np.ndarray] = []
+    for drawn in range(0, resamples, 500):  # in parts: all draws of many tasks at once are a large table
+        tasks = random.integers(pairs.shape[1], size=(min(500, resamples - drawn), pairs.shape[1]))
+        above, below = (row[tasks].sum(1) for row in pairs)
+        ratios.append(above[below > 0] / below[below > 0])
+    found = np.concatenate(ratios)
+    if not len(found):
+        return math.nan, math.nan
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -92,6 +153,12 @@ def cot_match_rate(student: Sequence[Sequence[Hashable]], teacher: Sequence[Sequ
     Raises:
         InputError: If the two differ in length or are empty.
     """
+    rates = cot_match_rates(student, teacher)
+    return sum(rates) / len(rates) if rates else math.nan
+
+
+def cot_match_rates(student: Sequence[Sequence[Hashable]], teacher: Sequence[Sequence[Hashable]]) -> list[float]:
+    """|S ∩ T| / |T| of each trajectory in which the teacher reasons; arguments and errors of `cot_match_rate`."""
     _refuse_empty("student", student)
     if len(student) != len(teacher):
         raise InputError(
@@ -100,8 +167,7 @@ def cot_match_rate(student: Sequence[Sequence[Hashable]], teacher: Sequence[Sequ
             f"{len(teacher)}",
             "Pair the trajectories by task first.",
         )
-    rates = [(Counter(s) & Counter(t)).total() / len(t) for s, t in zip(student, teacher, strict=True) if len(t) > 0]
-    return sum(rates) / len(rates) if rates else math.nan
+    return [(Counter(s) & Counter(t)).total() / len(t) for s, t in zip(student, teacher, strict=True) if len(t) > 0]
 
 
 def average_steps(steps: Sequence[int]) -> float:
@@ -118,6 +184,11 @@ def average_steps(steps: Sequence[int]) -> float:
     """
     _refuse_empty("steps", steps)
     return sum(steps) / len(steps)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise InputError("level", "a number between 0 and 1", repr(level), "0.95 is usual.")
 
 
 def _refuse_empty(where: str, values: Sequence[object]) -> None:

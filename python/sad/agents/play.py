@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from sad.agents.cache import CachedBatch
-from sad.agents.codec import Codec
+from sad.agents.codec import ChatCodec, Codec
 from sad.agents.envs.protocol import Env, Task
 from sad.agents.episode import Episode
-from sad.agents.seat import Rules, Seat
+from sad.agents.match import Match, Rules
+from sad.agents.seat import Seat
 from sad.errors import InputError
-
-DECODINGS = ("free", "admissible")
 
 
 @torch.inference_mode()
@@ -29,10 +28,13 @@ def play(
     batch_size: int = 64,
     decoding: str = "free",
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     max_turn_tokens: int = 128,
     max_repeats: int = 5,
     max_length: int | None = None,
+    prompt: str = "",
+    chat: bool = False,
+    clean: bool = True,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
     """Plays `tasks` with a language model that writes `Reasoning:` and `Action:` lines (format `sad`).
@@ -51,36 +53,40 @@ def play(
         decoding: `"free"`: whatever the model writes is given to the environment. `"admissible"`: after
             `Action:` only tokens of commands that the environment admits. The two are not comparable.
         temperature: 0 for greedy; else tokens are sampled at this temperature.
-        seed: Seed of the sampling. A task's samples depend on it and on the task only.
+        seed: Seed of the sampling, or one for each task. A task's samples depend on it and on the task only.
         max_turn_tokens: Tokens the model may write before it must have acted.
         max_repeats: The episode ends when one action has given one answer this often in a row.
-        max_length: Tokens per episode; the model's context if that is shorter or nothing is given.
+        max_length: Tokens per episode, prompt included; the model's context if that is shorter or nothing is given.
+        prompt: What the model reads before the first observation, such as `sad.agents.prompts.prompt_text` gives. It is
+            no part of the transcript.
+        chat: Observations are the user's messages and turns the assistant's, by the tokenizer's chat template. Prompt
+            and first observation are one message.
+        clean: Mend the form of what is written (`sad.agents.cleaning.clean`), in what is played and what is kept.
         on_episode: Called with every finished episode, for progress displays.
 
     Returns:
         One episode per task, in the order of `tasks`; `Episode.end` says why it ended.
 
     Raises:
-        InputError: For an unknown decoding, a tokenizer without offsets or larger than the model's
-            vocabulary, or numbers out of range.
+        InputError: For an unknown decoding, a tokenizer without offsets, without the chat template asked for or
+            larger than the model's vocabulary, or numbers out of range.
     """
-    rules = Rules(
-        max_steps=max_steps,
-        max_turn_tokens=max_turn_tokens,
-        max_repeats=max_repeats,
-        max_length=_length_limit(model, max_length),
-        decoding=decoding,
-        temperature=temperature,
-        seed=seed,
-    )
-    _check(model, tokenizer, rules, batch_size)
-    codec = Codec(tokenizer)
+    rules = Rules(max_steps, max_turn_tokens, max_repeats, decoding, temperature, prompt, clean)
+    rules.check()
+    length = _length_limit(model, max_length)
+    _check(model, tokenizer, batch_size, length)
+    codec = (ChatCodec if chat else Codec)(tokenizer, _stops(model))
+    seeds = [seed] * len(tasks) if isinstance(seed, int) else seed
+    jobs = list(zip(tasks, seeds, strict=True))
     episodes: list[Episode] = []
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(tasks), batch_size):
-            seats = [Seat(copy.copy(env), task, codec, rules) for task in tasks[start : start + batch_size]]
+        for start in range(0, len(jobs), batch_size):
+            seats = [
+                Seat(Match(copy.copy(env), task, rules, own_seed), codec, rules, length)
+                for task, own_seed in jobs[start : start + batch_size]
+            ]
             _play_out(model, seats, on_episode)
             episodes += [seat.episode for seat in seats]
     finally:
@@ -127,9 +133,13 @@ def _length_limit(model: Any, max_length: int | None) -> int:
     return min(limits)
 
 
-def _check(model: Any, tokenizer: Any, rules: Rules, batch_size: int) -> None:
-    if rules.decoding not in DECODINGS:
-        raise InputError("decoding", " or ".join(map(repr, DECODINGS)), repr(rules.decoding), "Choose one.")
+def _stops(model: Any) -> list[int]:
+    """Tokens that end what the model writes, by its own configuration; instruction-tuned models have several."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+def _check(model: Any, tokenizer: Any, batch_size: int, length: int) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             "tokenizer", "a fast tokenizer, which knows offsets", type(tokenizer).__name__, "Load it with AutoTokenizer."
@@ -142,9 +152,6 @@ def _check(model: Any, tokenizer: Any, rules: Rules, batch_size: int) -> None:
             str(len(tokenizer)),
             "Use the tokenizer the model was trained with.",
         )
-    numbers = {"batch_size": batch_size, "max_steps": rules.max_steps, "max_turn_tokens": rules.max_turn_tokens}
-    for name, number in (numbers | {"max_repeats": rules.max_repeats, "max_length": rules.max_length}).items():
+    for name, number in {"batch_size": batch_size, "max_length": length}.items():
         if number < 1:
             raise InputError(name, "at least 1", str(number), "Raise it.")
-    if not 0 <= rules.temperature < float("inf"):
-        raise InputError("temperature", "0 (greedy) or a positive number", str(rules.temperature), "Use 0 to 1.")

@@ -42,7 +42,7 @@ def command(
     evaluations = results["evaluations"]
     console.print()
     title = f"{results['data']['unseen_tasks']} unseen tasks, greedy, free decoding"
-    console.print(table.rich_table(table.COLUMNS, table.comparison(evaluations), title))
+    console.print(table.rich_table(table.COLUMNS, table.comparison(evaluations), title, stacked=True))
     teacher, student = evaluations["teacher"], evaluations["SAD student"]
     sizes = {name: results["models"][name]["parameters"] for name in ("teacher", "student")}
     share = f", {student['successes'] / teacher['successes']:.0%} of the teacher's" if teacher["successes"] else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("agent", "success", "95 % interval", "reasoning tokens", "CoT match", "steps")
+COLUMNS = ("agent", "success", "95 % interval", "reasoning tokens", "CoT match", "steps", "invalid actions")
 _MISSING = "–"
 
 
@@ -35,6 +35,16 @@ def by_type(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], li
     return ["task type", *evaluations], rows
 
 
+def own_metrics(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The means of the world's own figures: a header row, then one row per figure."""
+    own = [figures.get("metrics", {}) for figures in evaluations.values()]
+    rows = []
+    for name in dict.fromkeys(name for figures in own for name in figures):
+        parts = [figures.get(name, {"mean": None, "interval": None}) for figures in own]
+        rows.append([name, *(_number(part["mean"], part["interval"], 3) for part in parts)])
+    return ["the world's mean", *evaluations], rows
+
+
 def ends(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """How many episodes ended for which reason: a header row, then one row per reason that occurred."""
     reasons = list(dict.fromkeys(reason for figures in evaluations.values() for reason in figures["ends"]))
@@ -42,28 +52,43 @@ def ends(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
     return ["episode ended", *evaluations], rows
 
 
-def rich_table(header: list[str] | tuple[str, ...], rows: list[list[str]], title: str | None = None) -> Table:
-    """The cells as a table for a rich console."""
+def rich_table(
+    header: list[str] | tuple[str, ...], rows: list[list[str]], title: str | None = None, *, stacked: bool = False
+) -> Table:
+    """The cells as a table for a rich console; `stacked` puts what stands in parentheses on a line of its own."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(cell.replace(" (", "\n(") if stacked and index else cell for index, cell in enumerate(row)))
     return table
 
 
 def _cells(figures: Mapping[str, Any]) -> list[str]:
     low, high = figures["success_interval"]
-    match = figures["cot_match"]
+
+    def cell(name: str, rate: bool = False) -> str:
+        return _number(figures.get(name), figures.get(f"{name}_interval"), 1, rate)
+
     return [
         f"{percent(figures['success_rate'])} ({figures['successes']} of {figures['tasks']})",
         f"{100 * low:.0f} to {100 * high:.0f} %",
-        f"{figures['reasoning_length']:.1f}",
-        _MISSING if match is None else percent(match, 1),
-        f"{figures['steps']:.1f}",
+        cell("reasoning_length"),
+        cell("cot_match", rate=True),
+        cell("steps"),
+        cell("invalid_rate", rate=True),
     ]
+
+
+def _number(value: float | None, interval: Sequence[float] | None, digits: int, rate: bool = False) -> str:
+    """A figure, with its 95 % interval in parentheses where there is one."""
+    if value is None:
+        return _MISSING
+    scale, unit = (100, " %") if rate else (1, "")
+    around = f" ({scale * interval[0]:.{digits}f} to {scale * interval[1]:.{digits}f})" if interval else ""
+    return f"{scale * value:.{digits}f}{unit}{around}"
 
 
 def percent(rate: float, digits: int = 0) -> str:

@@ -175,6 +175,19 @@ def _record(trajectory: Trajectory) -> dict[str, Any]:
     return record | {key: value for key, value in trajectory.extra.items() if key not in _FIELDS}
 
 
+def json_line(trajectory: Trajectory) -> bytes:
+    """A trajectory as a line of a file, with the line's end.
+
+    Raises:
+        InputError: It holds what JSON cannot.
+    """
+    try:
+        return (json.dumps(_record(trajectory), ensure_ascii=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        where = f"trajectory {trajectory.id!r}"
+        raise InputError(where, "values that JSON holds", str(error), "Convert or drop them.") from error
+
+
 def write_jsonl(path: str | os.PathLike[str], trajectories: Iterable[Trajectory], *, overwrite: bool = False) -> int:
     """Writes trajectories, one JSON object a line, gzipped if the name ends in `.gz`. All of them or none.
 
@@ -198,11 +211,7 @@ def write_jsonl(path: str | os.PathLike[str], trajectories: Iterable[Trajectory]
     try:
         with partial.open("wb") as raw, _compressed(raw) if path.suffix == ".gz" else raw as file:
             for trajectory in trajectories:
-                try:
-                    file.write((json.dumps(_record(trajectory), ensure_ascii=False) + "\n").encode())
-                except (TypeError, ValueError) as error:
-                    where = f"trajectory {trajectory.id!r}"
-                    raise InputError(where, "values that JSON holds", str(error), "Convert or drop them.") from error
+                file.write(json_line(trajectory))
                 count += 1
         os.replace(partial, path)
     finally:

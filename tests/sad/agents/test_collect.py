@@ -8,7 +8,10 @@ import sad
 from sad.agents.collect import choose_tasks, collect, collect_expert
 from sad.agents.envs.household.reading import goal_of
 from sad.agents.episode import observation_lines
+from sad.agents.prompts import PROMPTS, prompt_text
 from sad.errors import InputError
+from sad.trajectories.segment import segment
+from sad.trajectories.spans import SpanKind
 
 from .toy import Doors, ScriptedModel, tiny_model, toy_tokenizer
 
@@ -59,6 +62,38 @@ def test_a_model_that_repeats_the_expert_gets_the_experts_transcript() -> None:
         assert (played.success, played.id, played.task, played.format) == (True, expert.id, expert.task, "sad")
         assert played.extra["type"] == expert.extra["type"] and played.extra["steps"] == expert.extra["steps"]
         assert observation_lines(env.reset(task)) in played.text and goal_of(env.reset(task))
+
+
+def test_samples_that_are_there_are_not_played_again_and_the_others_stay_the_same(tokenizer) -> None:
+    env = Doors()
+    model = tiny_model("llama", len(tokenizer), acts=True, tokenizer=tokenizer)
+    options = {"samples": 3, "temperature": 1.0, "max_steps": 2, "max_turn_tokens": 16}
+    everything = collect(model, tokenizer, env, env.tasks[:4], **options)
+    done = {everything[k].id for k in (0, 3, 5, 6, 7, 10)}
+    rest = collect(model, tokenizer, env, env.tasks[:4], done=done, batch_size=3, **options)
+    assert rest == [trajectory for trajectory in everything if trajectory.id not in done]
+    assert collect_expert(HouseWithExpert(), env.tasks[:4], done={"open-2"}, max_steps=9) == ["open-1", "open-3", "open-4"]
+
+
+class HouseWithExpert(Doors):
+    @staticmethod
+    def expert(env, task, *, max_steps: int) -> str:
+        assert max_steps == 9 and isinstance(env, HouseWithExpert)
+        return task.id
+
+
+def test_prompts_are_there_for_each_world_and_of_the_shape_that_is_asked_for(tmp_path) -> None:
+    assert {"household", "alfworld", "webshop", "hotpotqa"} == set(PROMPTS)
+    for env in PROMPTS:
+        for name in ("paper", "world"):
+            text = prompt_text(name, env)
+            assert {span.kind for span in segment(text).spans} == {SpanKind.REASON, SpanKind.ACT}
+    assert prompt_text("none", "doors") == ""
+    (tmp_path / "own.txt").write_text("Be good.\n")
+    assert prompt_text(str(tmp_path / "own.txt"), "doors") == "Be good.\n"
+    for name in ("paper", str(tmp_path / "none.txt")):
+        with pytest.raises(InputError, match="prompt"):
+            prompt_text(name, "doors")
 
 
 def test_tasks_to_play() -> None:

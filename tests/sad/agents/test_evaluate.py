@@ -62,6 +62,27 @@ def test_cot_match_pairs_by_task_not_by_position(tokenizer) -> None:
     assert result["ends"] == {"won": 1, "max_steps": 1} and result["success_rate"] == 0.5
 
 
+def test_invalid_actions_own_metrics_and_intervals(tokenizer) -> None:
+    one, two = "Action: look\n", "Action: look\nNothing happens.\nAction: look\n"
+    played = [
+        episode("a", one, True, invalid_actions=0, metrics={"reward": 1.0}),
+        episode("b", two, False, "kind1", invalid_actions=1, metrics={"reward": 0.25}),
+        episode("c", "", False, "kind1", invalid_actions=0),  # never acted, so the world has said nothing
+    ]
+    result = evaluate(played, tokenizer)
+    assert (result["invalid_actions"], result["invalid_rate"]) == (1, 1 / 3)
+    assert result["invalid_rate_interval"] == [0.0, 0.5] and result["steps_interval"] == [0.0, 2.0]
+    assert result["metrics"]["reward"]["mean"] == pytest.approx(1.25 / 3)
+    assert (
+        result["metrics"]["reward"]["interval"] == [0.0, 1.0]
+        and result["by_type"]["kind1"]["metrics"]["reward"]["mean"] == 0.125
+    )
+    assert result["cot_match_interval"] is None
+    silent = evaluate([episode("a", "", False, invalid_actions=0)], tokenizer)
+    assert silent["invalid_rate"] is None and silent["actions"] == 0
+    assert evaluate(TEACHER, tokenizer)["invalid_actions"] is None, "not counted"
+
+
 @pytest.mark.parametrize(
     ("trajectories", "reference", "word"),
     [

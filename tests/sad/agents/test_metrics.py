@@ -64,6 +64,27 @@ def test_interval_is_seeded_and_honest_at_the_ends() -> None:
     assert wide[0] < narrow[0] and narrow[1] < wide[1]
 
 
+def test_interval_of_a_mean_is_that_of_the_success_rate_and_narrows_with_the_root_of_the_tasks() -> None:
+    import numpy as np
+
+    successes = [True] * 33 + [False] * 17
+    assert metrics.mean_interval(successes) == pytest.approx(metrics.success_interval(successes), abs=0.021)
+    values = np.random.default_rng(0).normal(10, 3, size=900)
+    low, high = metrics.mean_interval(values)
+    error = values.std() / 30  # of the mean of 900
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.15 * error)
+    assert metrics.mean_interval([4.0] * 5) == (4.0, 4.0)
+    assert metrics.mean_interval(values, seed=3) == metrics.mean_interval(values, seed=3) != (low, high)
+
+
+def test_interval_of_a_ratio_draws_both_sides_of_a_task_together() -> None:
+    assert metrics.ratio_interval([1, 2, 3], [2, 4, 6]) == (0.5, 0.5)  # a half in every task
+    low, high = metrics.ratio_interval([0, 10], [10, 10])
+    assert (low, high) == (0.0, 1.0)
+    assert metrics.ratio_interval([0, 3], [0, 6]) == (0.5, 0.5)  # draws of the idle task alone are left out
+    assert all(map(math.isnan, metrics.ratio_interval([0], [0])))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -72,6 +93,9 @@ def test_interval_is_seeded_and_honest_at_the_ends() -> None:
         lambda: metrics.average_reasoning_length([]),
         lambda: metrics.cot_match_rate([[1]], [[1], [2]]),
         lambda: metrics.success_interval([True], level=95),
+        lambda: metrics.mean_interval([]),
+        lambda: metrics.mean_interval([1.0], level=0),
+        lambda: metrics.ratio_interval([1, 2], [1]),
     ],
 )
 def test_refusals(call) -> None:

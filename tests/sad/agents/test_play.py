@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sad.agents.cache import CachedBatch
+from sad.agents.envs.protocol import Step
 from sad.agents.episode import End, observation_lines
 from sad.agents.play import play
 from sad.errors import InputError
@@ -61,7 +62,7 @@ def test_batched_cached_play_equals_plain_play(kind: str, tokenizer) -> None:
     model = tiny_model(kind, len(tokenizer), acts=True, tokenizer=tokenizer)
     env = Doors()
     limits = {"max_steps": 9, "max_turn_tokens": 24, "max_length": 180}
-    together = play(model, tokenizer, env, env.tasks, batch_size=5, max_repeats=100, **limits)
+    together = play(model, tokenizer, env, env.tasks, batch_size=5, max_repeats=100, clean=False, **limits)
     for episode, task in zip(together, env.tasks, strict=True):
         assert episode.token_ids == play_alone(model, tokenizer, env, task, **limits)
     assert max(len(e.actions) for e in together) >= 3, "the model never got past its first turns: the test shows little"
@@ -130,6 +131,8 @@ def test_transcript_holds_observations_and_lines_without_blank_ones(tokenizer) -
         ("Action: look\n", {"max_length": 10}, End.CONTEXT),
         ("Reasoning: hm\nAction: give up\n", {}, End.LOST),
         ("Answer: 42\nAction: look\n", {}, End.ANSWERED),
+        ("so on " * 5_000, {"max_length": 500}, End.ENDLESS),
+        ("Action: " + "open door 1 and " * 700, {"max_length": 500}, End.ENDLESS),
         ("Action: open door 2", {}, End.WON),  # an end of sequence ends the line, too
         ("Action: look\nAction: open door 2\n", {"max_length": 62}, End.WON),  # the context filled up on winning
     ],
@@ -142,7 +145,7 @@ def test_every_ending_has_its_reason(tokenizer, script: str, options: dict, end:
     if end is End.REPEATS:
         assert len(episode.actions) == options["max_repeats"]
     if end in (End.ENDLESS, End.NO_ACTION):
-        assert episode.actions == [] and "Reasoning:" in episode.text + "Reasoning:" * (not script)
+        assert episode.actions == [] and script[:10] in episode.text
 
 
 def test_admissible_decoding_keeps_a_babbler_within_the_commands(tokenizer) -> None:
@@ -198,6 +201,83 @@ def test_special_tokens_a_tokenizer_adds() -> None:
     assert episode.end is End.WON
     assert episode.token_ids[0] == tokenizer.bos_token_id
     assert tokenizer.eos_token_id not in episode.token_ids  # the template's EOS would end the prompt
+
+
+def test_a_model_may_stop_with_other_tokens_than_its_tokenizer_says(tokenizer) -> None:
+    env = Doors()
+    model = ScriptedModel(tokenizer, "Action: open door 1<bos>Action: look\n")  # as a template's end of turn
+    model.generation_config = SimpleNamespace(eos_token_id=[tokenizer.eos_token_id, tokenizer.bos_token_id])
+    (episode,) = play(model, tokenizer, env, env.tasks[:1])
+    assert episode.end is End.WON and episode.actions == ["open door 1"]
+
+
+def test_a_prompt_is_read_and_no_part_of_the_transcript(tokenizer) -> None:
+    prompt = "Your task is to: open door 9.\nAction: open door 9\n"
+    script = "Reasoning: Door 2 it is.\nAction: open door 2\n"
+    plain, prompted = scripted(tokenizer, script), scripted(tokenizer, script, prompt=prompt)
+    assert prompted.text == plain.text and prompted.end is End.WON
+    assert tokenizer.decode(prompted.token_ids) == f"{prompt}\n{plain.text}"
+    assert sum(prompted.written) == sum(plain.written)
+    assert scripted(tokenizer, script, prompt=prompt, max_length=len(plain.token_ids)).end is End.CONTEXT
+
+
+def test_a_conversation_is_what_the_chat_template_makes_of_it() -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>\n{% endfor %}"
+        "{% if add_generation_prompt %}<bos>assistant: {% endif %}"
+    )
+    turns = ["Reasoning: I look.\nAction: look", "Action: open door 2"]
+    episode = scripted(tokenizer, "<eos>".join(turns), prompt="Open it.", chat=True)
+    assert episode.end is End.WON and episode.actions == ["look", "open door 2"]
+    first = "You see door 1, door 2.\nYour task is to: open door 2."
+    answers = ["You see door 2, door 1.", "The door 2 is open.\nYou win."]
+    assert episode.text == f"{first}\n{turns[0]}\n{answers[0]}\n{turns[1]}\n{answers[1]}\n"
+    said = [f"Open it.\n\n{first}", turns[0], answers[0], turns[1], answers[1]]
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert tokenizer.decode(episode.token_ids) == rendered
+    with pytest.raises(InputError, match="chat template"):
+        scripted(toy_tokenizer(), "", chat=True)
+
+
+def test_lines_are_mended_before_they_are_played_unless_told_otherwise(tokenizer) -> None:
+    script = "**Thought:** Door 2. **Action:** `open door 2.`\n"
+    episode = scripted(tokenizer, script)
+    assert (episode.end, episode.actions, episode.invalid_actions) == (End.WON, ["open door 2"], 0)
+    assert "\nReasoning: Door 2.\nAction: open door 2\nThe door 2 is open.\n" in episode.text
+    raw = scripted(tokenizer, script, clean=False)
+    assert raw.end is End.NO_ACTION and raw.text.endswith(script)
+    raw = scripted(tokenizer, "Action: open door 2.\n", clean=False, max_steps=1)
+    assert (raw.end, raw.actions, raw.invalid_actions) == (End.STEPS, ["open door 2."], 1)
+
+
+def test_admissible_decoding_sees_a_command_coming_in_other_forms(tokenizer) -> None:
+    script = "Reasoning: So Action: jump\n"
+    episode = scripted(tokenizer, script, decoding="admissible", max_steps=1)
+    assert episode.actions[0] in Doors.commands(2)
+    assert "\nReasoning: So\nAction: " in episode.text
+
+
+class Shop(Doors):
+    """A world that takes free text, has figures of its own, and shows lines that look like an agent's."""
+
+    def step(self, action: str) -> Step:
+        valid = action.startswith("search[")
+        info = {"won": False, "admissible_commands": ["buy"], "valid": valid, "metrics": {"reward": len(action) / 10}}
+        return Step(" Action: a film\nAnswer:42\nan action: yes", 0.0, False, info)
+
+
+def test_a_world_says_what_is_valid_and_what_it_measures(tokenizer) -> None:
+    env = Shop()
+    model = ScriptedModel(tokenizer, "Action: search[x]\nAction: look\nAction: buy\n")
+    (episode,) = play(model, tokenizer, env, env.tasks[:1], max_steps=3)
+    extra = episode.trajectory().extra
+    assert (extra["steps"], extra["invalid_actions"], extra["metrics"]) == (3, 2, {"reward": 0.3})
+    # the page's lines are the environment's, for who reads the transcript too
+    assert "search[x]\nObservation:  Action: a film\nObservation: Answer:42\nan action: yes\n" in episode.text
+    spans = [episode.text[start:end] for start, end, _ in episode.trajectory().segmented().spans]
+    assert spans == ["Action: search[x]\n", "Action: look\n", "Action: buy\n"]
 
 
 def test_training_mode_is_given_back(tokenizer) -> None:

@@ -24,6 +24,7 @@ def figures(successes: int, match: float | None) -> dict:
         "reasoning_length": 123.456,
         "cot_match": match,
         "steps": 14.25,
+        "steps_interval": [12.0, 16.5],
         "actions": 7.0,
         "ends": {"won": successes, "repeats": 50 - successes},
     }
@@ -50,7 +51,7 @@ RESULTS = {
 
 def test_table_cells() -> None:
     rows = table.comparison(EVALUATIONS)
-    assert rows[1] == ["SAD student", "66 % (33 of 50)", "52 to 78 %", "123.5", "87.5 %", "14.2"]
+    assert rows[1] == ["SAD student", "66 % (33 of 50)", "52 to 78 %", "123.5", "87.5 %", "14.2 (12.0 to 16.5)", "–"]
     assert rows[2][4] == "–"
     header, types = table.by_type(EVALUATIONS)
     assert header == ["task type", *EVALUATIONS] and types[0] == ["look", *["3 of 7"] * 3]

@@ -1,0 +1,54 @@
+"""A small server on this machine that speaks the part of OpenAI's protocol that agents need."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = tuple[int, Any] | str  # status and body, or the text that the model writes
+
+
+def completion(path: str, text: str | None, finish: str = "stop") -> dict[str, Any]:
+    """The body of a successful answer."""
+    body: dict[str, Any] = {"id": "x", "created": 0, "model": "m", "object": "chat.completion"}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+    choice |= {"message": {"role": "assistant", "content": text}} if "chat" in path else {"text": text}
+    return body | {"choices": [choice]}
+
+
+@contextmanager
+def serving(answer: Callable[[str, dict[str, Any]], Answer]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server whose answers are those of `answer(path, request body)`; gives its URL and the requests as they come."""
+    requests: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            requests.append(body | {"key": self.headers["authorization"]})
+            said = answer(self.path, body)
+            status, content = (200, completion(self.path, said)) if isinstance(said, str) else said
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            try:
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.send_header("retry-after-ms", "1")
+                self.end_headers()
+                self.wfile.write(data)
+            except OSError:  # the client has gone, as one does whose time is up
+                pass
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", requests
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,144 @@
+"""A model behind a URL plays as one in memory does, and a server's troubles end in a retry or in one message."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+pytest.importorskip("openai", reason="the endpoint extra is not installed")
+
+import sad
+from sad.agents import endpoint as module
+from sad.agents.collect import collect_endpoint
+from sad.agents.endpoint import Endpoint, play_endpoint
+from sad.agents.episode import End
+from sad.errors import InputError
+
+from .server import completion, serving
+from .toy import Doors
+
+PROMPT = "Open what is asked for.\nReasoning: so\nAction: open door 99\n"
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_PAUSE", 0.0)
+
+
+def solver(path: str, body: dict) -> str:
+    """Looks once, then opens the door of its task; goes on writing, as models do that are not stopped."""
+    told = body["prompt"] if "prompt" in body else "\n".join(message["content"] for message in body["messages"])
+    door = re.findall(r"Your task is to: (.+)\.", told)[-1]
+    looked = "Action: look" in told
+    return f"**Thought:** I know.\nAction: {door if looked else 'look'}.\nYou see a dragon.\nAction: flee"
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_transcripts_messages_and_seeds(api: str, tmp_path) -> None:
+    env = Doors()
+    seen: list[str] = []
+    with serving(solver) as (url, requests):
+        asked = Endpoint(url, "teacher", api=api, api_key="secret")
+        kept = collect_endpoint(
+            asked, env, env.tasks[:3], env_name="doors", samples=2, batch_size=4, prompt=PROMPT, seed=7,
+            extra={"model": "teacher"}, on_trajectory=lambda t: seen.append(t.id),
+        )  # fmt: skip
+    assert [t.id for t in kept] == ["open-1", "open-2", "open-3", "open-1#1", "open-2#1", "open-3#1"]
+    assert sorted(seen) == sorted(t.id for t in kept)
+    assert kept[1].text == (
+        "You see door 1, door 2.\nYour task is to: open door 2.\nReasoning: I know.\nAction: look\n"
+        "You see door 2, door 1.\nReasoning: I know.\nAction: open door 2\nThe door 2 is open.\nYou win.\n"
+    )
+    facts = {"end": "won", "steps": 2, "invalid_actions": 0, "temperature": 0.2, "model": "teacher"}
+    assert all(t.success and facts.items() <= t.extra.items() for t in kept)
+    assert [t.extra["seed"] for t in kept] == [7, 7, 7, 8, 8, 8]
+    sad.write_jsonl(tmp_path / "kept.jsonl", kept)
+    assert sad.read_jsonl(tmp_path / "kept.jsonl") == kept
+    settings = {"model": "teacher", "temperature": 0.2, "top_p": 1.0, "max_tokens": 128, "key": "Bearer secret"}
+    assert len(requests) == 12 and all(settings.items() <= request.items() for request in requests)
+    assert len({request["seed"] for request in requests}) == 6, "a seed for each task and sample"
+    second = next(r for r in requests if "Action: look" in str(r) and "door 2." in str(r))
+    opening = f"{PROMPT}\nYou see door 1, door 2.\nYour task is to: open door 2."
+    turn, answer = "Reasoning: I know.\nAction: look", "You see door 2, door 1."
+    if api == "chat":
+        assert [(m["role"], m["content"]) for m in second["messages"]] == [
+            ("user", opening), ("assistant", turn), ("user", answer)
+        ]  # fmt: skip
+    else:
+        assert second["prompt"] == f"{opening}\n{turn}\n{answer}\n"
+
+
+def test_troubles_that_pass(monkeypatch) -> None:
+    troubles = [
+        (429, {"error": {"message": "slow down"}}),
+        (500, {}),
+        (200, b'{"choices": [{"mess'),
+        (200, {}),
+        (503, b"<html>"),
+    ]
+
+    def answer(path: str, body: dict):
+        return troubles.pop(0) if troubles else solver(path, body)
+
+    env = Doors()
+    with serving(answer) as (url, requests):
+        (episode,) = play_endpoint(Endpoint(url, "m", retries=3), env, env.tasks[:1], batch_size=1)
+    assert episode.won and len(requests) == 5 + 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "said"),
+    [
+        (lambda path, body: (401, {"error": {"message": "no such key"}}), {}, "no such key"),
+        (lambda path, body: (404, {"error": {"message": "no such model"}}), {}, "no such model"),
+        (lambda path, body: (500, {"error": {"message": "on fire"}}), {"retries": 1}, "on fire"),
+        (lambda path, body: (200, b"<html>welcome</html>"), {"retries": 1}, "OpenAI's API"),
+        (lambda path, body: time.sleep(0.4) or "x", {"retries": 0, "timeout": 0.1}, "imeout"),
+    ],
+)
+def test_troubles_that_stay_are_one_message(answer, options: dict, said: str) -> None:
+    env = Doors()
+    with serving(answer) as (url, requests), pytest.raises(InputError, match=said):
+        play_endpoint(Endpoint(url, "m", **options), env, env.tasks, batch_size=3)
+    assert len(requests) <= 3 * (options.get("retries", 0) + 1), "the other episodes are not begun"
+
+
+def test_no_server_and_bad_arguments() -> None:
+    env = Doors()
+    with pytest.raises(InputError, match="Connection"):
+        play_endpoint(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), env, env.tasks[:1])
+    for arguments in ({"url": "localhost:8000"}, {"api": "soap"}, {"timeout": 0.0}, {"retries": -1}):
+        with pytest.raises(InputError):
+            Endpoint(**({"url": "http://localhost/v1", "model": "m"} | arguments))
+    with pytest.raises(InputError, match="batch_size"):
+        play_endpoint(Endpoint("http://localhost/v1", "m"), env, env.tasks, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("said", "end", "actions", "invalid"),
+    [
+        ("I will not act.", End.NO_ACTION, 0, 0),
+        (None, End.NO_ACTION, 0, 0),
+        ("x" * 10_000, End.ENDLESS, 0, 0),
+        ("Reasoning: " + "so " * 4_000 + "\nAction: open door 1", End.ENDLESS, 0, 0),
+        (("Action: open door 1", "length"), End.ENDLESS, 0, 0),
+        ("Action: open door 1\n" * 500, End.WON, 1, 0),
+        ("Action: open sesame", End.REPEATS, 3, 3),
+        ("Answer: \ud83d what", End.ANSWERED, 1, 0),
+        ((400, {"error": {"message": "maximum context length is 5 tokens"}}), End.CONTEXT, 0, 0),
+    ],
+)
+def test_ends(said, end: End, actions: int, invalid: int, tmp_path) -> None:
+    def answer(path: str, body: dict):
+        if isinstance(said, tuple) and isinstance(said[0], int):
+            return said
+        return 200, completion(path, *(said if isinstance(said, tuple) else (said,)))
+
+    env = Doors()
+    with serving(answer) as (url, _):
+        (episode,) = play_endpoint(Endpoint(url, "m"), env, env.tasks[:1], max_repeats=3)
+    assert (episode.end, len(episode.actions), episode.invalid_actions) == (end, actions, invalid)
+    sad.write_jsonl(tmp_path / "one.jsonl", [episode.trajectory()])
+    assert sad.read_jsonl(tmp_path / "one.jsonl")[0].extra["end"] == end.value

@@ -54,37 +54,32 @@ class ListedTarget(NamedTuple):
 def listed_target(
     logprobs: Tensor | None,
     ids: Tensor | None,
-    target_ids: Tensor | None,
-    span_ids: Tensor,
+    labels: Tensor | None,
     *,
     vocab_size: int,
     tail: str,
     alpha: float,
-    shift: bool,
     dtype: torch.dtype,
 ) -> ListedTarget:
-    """From what the public functions take.
+    """From a list of columns, a label, or both, of N rows.
 
     Args:
         logprobs: (..., k), or None for labels alone.
         ids: (..., k) integers; those outside [0, vocab_size) are absent, whatever their log-probability.
-        target_ids: (...,) integers, or None; those outside [0, vocab_size) are no label.
-        span_ids: (...,), N of them in all.
+        labels: (N,), from `row_labels`, or None.
         vocab_size: Columns of the student's softmax.
         tail: "bucket": what is not listed has the remaining probability. "ignore": the listed are renormalised, and the tail
             has none. A row with nothing listed has a tail of 1, and so a KL of 0.
         alpha: Share of the KL.
-        shift: Whether row t takes the label of t + 1.
         dtype: Of the log-probabilities that come out.
     """
-    n = span_ids.numel()
-    labels = None if target_ids is None else _labels(target_ids, vocab_size, shift)
     if logprobs is None:
-        nothing = torch.zeros(n, dtype=dtype, device=span_ids.device)
-        columns = torch.empty((n, 0), dtype=torch.int32, device=span_ids.device)
+        nothing = torch.zeros(len(labels), dtype=dtype, device=labels.device)
+        columns = torch.empty((len(labels), 0), dtype=torch.int32, device=labels.device)
         return ListedTarget(columns, nothing[:, None][:, :0], nothing, labels, alpha)
     k = ids.shape[-1]
-    ids, logprobs = ids.reshape(n, k), logprobs.reshape(n, k)
+    ids, logprobs = ids.reshape(-1, k), logprobs.reshape(-1, k)
+    n = len(ids)
     columns = torch.empty((n, k), dtype=torch.int32, device=ids.device)
     log_p, log_tail = torch.empty((n, k), dtype=dtype, device=ids.device), torch.empty(n, dtype=dtype, device=ids.device)
     at_once = max(1, _SERIAL // k) if ids.device.type == "cpu" else max(1, n)
@@ -109,7 +104,8 @@ def _ordered(ids: Tensor, logprobs: Tensor, vocab_size: int, tail: str) -> tuple
     return columns, log_p, torch.where(mass == 0, 0.0, torch.where(mass.isnan(), mass, -torch.inf))
 
 
-def _labels(target_ids: Tensor, vocab_size: int, shift: bool) -> Tensor:
+def row_labels(target_ids: Tensor, vocab_size: int, shift: bool) -> Tensor:
+    """(N,) int32 from `target_ids` (...,): -1 for those outside [0, vocab_size). With `shift` row t takes that of t + 1."""
     ids = target_ids.to(torch.int64)
     labels = torch.where((ids >= 0) & (ids < vocab_size), ids, -1).to(torch.int32)
     if shift:

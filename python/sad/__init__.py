@@ -17,6 +17,7 @@ _HOMES = {
         "KindStats",
         "SpanStats",
         "fused_linear_span_kl",
+        "fused_linear_topk_span_kl",
         "fused_span_ce",
         "fused_span_kl",
         "fused_topk_span_kl",
@@ -30,6 +31,7 @@ _HOMES = {
     "sad.training.config": ("SADConfig",),
     "sad.training.collator": ("SpanCollator",),
     "sad.training.curriculum": ("CurriculumSampler", "trajectory_scores"),
+    "sad.training.teacher_cache.reader": ("TeacherCache",),
     "sad.training.trainer": ("SADTrainer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

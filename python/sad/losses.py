@@ -8,6 +8,7 @@ from torch import Tensor
 from sadkernels import checks
 from sadkernels.kinds import SpanKind
 from sadkernels.ops.linear_span_kl import fused_linear_span_kl
+from sadkernels.ops.linear_topk_span_kl import fused_linear_topk_span_kl
 from sadkernels.ops.span_kl import fused_span_kl
 from sadkernels.ops.topk_span_kl import fused_span_ce, fused_topk_span_kl
 from sadkernels.stats import KindStats, SpanStats
@@ -16,6 +17,7 @@ __all__ = [
     "KindStats",
     "SpanStats",
     "fused_linear_span_kl",
+    "fused_linear_topk_span_kl",
     "fused_span_ce",
     "fused_span_kl",
     "fused_topk_span_kl",

@@ -1,21 +1,21 @@
-"""The span divergences from hidden states, a chunk of rows at a time: what lies between the two heads and a kernel.
+"""The losses from hidden states, a chunk of rows at a time: what lies between the student's head and a kernel.
 
-Only supervised rows are gathered and projected. A chunk's student logits become their own gradient in place, are multiplied
-back onto hidden states and head while they are at hand, and make room for the next chunk: neither head is computed twice,
-and no buffer has N rows of V columns.
+Only supervised rows are gathered and projected; what they are compared with is a `Target`'s affair. A chunk's logits become
+their own gradient in place, are multiplied back onto hidden states and head while they are at hand, and make room for the
+next chunk: no head is computed twice, and no buffer has N rows of V columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import RowValues
-from sadkernels.ops.options import Options, kinds_to_read
+from sadkernels.comparison import Comparison, RowValues
+from sadkernels.ops.options import kinds_to_read
 from sadkernels.ops.row_weights import RowWeights
 
 _FLOAT16_WEIGHT = 1024.0  # the largest row weight becomes this: a gradient of 6e-11 is kept, one of 60 does not overflow
@@ -47,28 +47,56 @@ class Gradients(NamedTuple):
     bias: Tensor | None
 
 
+class Options(Protocol):
+    """What the ops' options tell this module."""
+
+    stats: bool
+    reduction: str
+    vocab_size: int
+
+    @property
+    def comparison(self) -> Comparison: ...
+
+
+class Target(Protocol):
+    """What the student's rows are compared with, known to the kernel as the argument behind the student's logits.
+
+    `state_rows` is how many numbers a row's state has, `row_bytes` what a row takes besides the student's logits.
+    """
+
+    kernel: ModuleType
+    state_rows: int
+    row_bytes: int
+
+    def of_rows(self, rows: Tensor, place: slice) -> Any:
+        """For the rows of these numbers (n,), which are at `place` among all that are projected; until the next call."""
+
+    def row_values(self, found: Any, target: Any) -> RowValues:
+        """What the kernel found when it compared with `target`, in the form that all losses share."""
+
+
 class Chunk(NamedTuple):
-    """Some rows on their way: their numbers, hidden states of the student, and logits of both sides."""
+    """Some rows on their way: their numbers, their place among those projected, hidden states, logits, and a target."""
 
     rows: Tensor
+    place: slice
     hidden: Tensor
-    student: Tensor
-    teacher: Tensor
+    logits: Tensor
+    target: Any
 
 
-def chunks(student: Head, teacher: Head, rows: Tensor, chunk_bytes: int) -> Iterator[Chunk]:
-    """Chunks of about equal size whose logits, of both sides, take at most `chunk_bytes` (but one row at least)."""
+def chunks(student: Head, target: Target, rows: Tensor, chunk_bytes: int) -> Iterator[Chunk]:
+    """Chunks of about equal size that take at most `chunk_bytes` (but one row at least)."""
     vocab = student.weight.shape[0]
-    row_bytes = vocab * (student.hidden.element_size() + teacher.hidden.element_size())
+    row_bytes = vocab * student.hidden.element_size() + target.row_bytes
     count = -(-len(rows) // max(1, chunk_bytes // row_bytes))
     size = -(-len(rows) // max(1, count))
-    student_logits = student.hidden.new_empty((size, vocab))
-    teacher_logits = teacher.hidden.new_empty((size, vocab))
-    for some in rows.split(size) if size else ():
+    logits = student.hidden.new_empty((size, vocab))
+    for number, some in enumerate(rows.split(size) if size else ()):
+        place = slice(number * size, number * size + len(some))
         hidden = student.hidden.index_select(0, some)
-        student.project(hidden, student_logits[: len(some)])
-        teacher.project(teacher.hidden.index_select(0, some), teacher_logits[: len(some)])
-        yield Chunk(some, hidden, student_logits[: len(some)], teacher_logits[: len(some)])
+        student.project(hidden, logits[: len(some)])
+        yield Chunk(some, place, hidden, logits[: len(some)], target.of_rows(some, place))
 
 
 def new_gradients(student: Head, wants: list[bool]) -> Gradients:
@@ -100,8 +128,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _multiply_back(chunk: Chunk, student: Head, into: Gradients, vocab: int) -> None:
-    """From the gradient of the logits, which is where the student's were, to those of everything before."""
-    of_logits = chunk.student
+    """From the gradient of the logits, which is where they were, to those of everything before."""
+    of_logits = chunk.logits
     if into.hidden is not None:
         into.hidden.index_copy_(0, chunk.rows, torch.mm(of_logits, student.weight).to(into.hidden.dtype))
     if into.weight is not None:
@@ -119,31 +147,29 @@ class _Collected:
     def add(self, values: RowValues) -> None:
         self._parts.append(values)
 
-    def whole(self, like: Tensor, stats: bool) -> RowValues:
+    def whole(self, like: Tensor, state_rows: int, stats: bool) -> RowValues:
         """Of all chunks, in their order; of no rows at all in the dtype of `like`."""
         if not self._parts:
             empty = like.new_empty(0)
             pair = like.new_empty((2, 0)) if stats else None
-            return RowValues(empty, like.new_empty((3, 0)), pair, pair)
+            return RowValues(empty, like.new_empty((state_rows, 0)), pair, pair)
         fields = zip(*self._parts)
         return RowValues(*(None if field[0] is None else torch.cat(field, dim=-1) for field in fields))
 
 
-def forward(
-    kernel: ModuleType, student: Head, teacher: Head, rows: Tensor, of_rows: RowWeights, o: Options, chunk_bytes: int
-) -> RowValues:
+def forward(student: Head, target: Target, rows: Tensor, of_rows: RowWeights, o: Options, chunk_bytes: int) -> RowValues:
     """The values of `rows`, with the state that `backward` needs."""
     found, how = _Collected(), o.comparison
     kinds = kinds_to_read(of_rows, o)
-    for chunk in chunks(student.columns(o.vocab_size), teacher.columns(o.vocab_size), rows, chunk_bytes):
-        found.add(kernel.forward(chunk.student, chunk.teacher, kinds[chunk.rows], how, stats=o.stats))
-    return found.whole(of_rows.weights, o.stats)
+    for chunk in chunks(student.columns(o.vocab_size), target, rows, chunk_bytes):
+        values = target.kernel.forward(chunk.logits, chunk.target, kinds[chunk.rows], how, stats=o.stats)
+        found.add(target.row_values(values, chunk.target))
+    return found.whole(of_rows.weights, target.state_rows, o.stats)
 
 
 def backward(
-    kernel: ModuleType,
     student: Head,
-    teacher: Head,
+    target: Target,
     rows: Tensor,
     of_rows: RowWeights,
     state: Tensor,
@@ -151,40 +177,31 @@ def backward(
     chunk_bytes: int,
     into: Gradients,
 ) -> None:
-    """Adds the gradients for the weights of `of_rows`; `state` (3, M) is that of the M `rows`. Projects them once more."""
+    """Adds the gradients for the weights of `of_rows`; `state` (K, M) is that of the M `rows`. Projects them once more."""
     narrow = student.columns(o.vocab_size)
     kinds = of_rows.kinds * (of_rows.weights != 0)
     weights, unscale = _scaled(of_rows.weights, student.hidden.dtype)
-    done = 0
-    for chunk in chunks(narrow, teacher.columns(o.vocab_size), rows, chunk_bytes):
-        part = state[:, done : done + len(chunk.rows)].contiguous()
-        done += len(chunk.rows)
-        given = (kinds[chunk.rows], part, weights[chunk.rows], o.comparison)
-        kernel.backward(chunk.student, chunk.teacher, *given, grad=chunk.student)
+    for chunk in chunks(narrow, target, rows, chunk_bytes):
+        given = (kinds[chunk.rows], state[:, chunk.place].contiguous(), weights[chunk.rows], o.comparison)
+        target.kernel.backward(chunk.logits, chunk.target, *given, grad=chunk.logits)
         _multiply_back(chunk, narrow, into, o.vocab_size)
     _multiply(into, unscale)
 
 
 def forward_backward(
-    kernel: ModuleType,
-    student: Head,
-    teacher: Head,
-    rows: Tensor,
-    of_rows: RowWeights,
-    o: Options,
-    chunk_bytes: int,
-    into: Gradients,
+    student: Head, target: Target, rows: Tensor, of_rows: RowWeights, o: Options, chunk_bytes: int, into: Gradients
 ) -> RowValues:
     """The values of `rows`, and the gradients from the same logits."""
     found, narrow, how = _Collected(), student.columns(o.vocab_size), o.comparison
     kinds = kinds_to_read(of_rows, o)
     weights, unscale = _scaled(of_rows.weights, student.hidden.dtype)
-    for chunk in chunks(narrow, teacher.columns(o.vocab_size), rows, chunk_bytes):
-        given = (kinds[chunk.rows], weights[chunk.rows], how)
-        found.add(kernel.forward_backward(chunk.student, chunk.teacher, *given, stats=o.stats, grad=chunk.student))
+    for chunk in chunks(narrow, target, rows, chunk_bytes):
+        given = (chunk.target, kinds[chunk.rows], weights[chunk.rows], how)
+        values = target.kernel.forward_backward(chunk.logits, *given, stats=o.stats, grad=chunk.logits)
+        found.add(target.row_values(values, chunk.target))
         _multiply_back(chunk, narrow, into, o.vocab_size)
     _multiply(into, unscale)
-    return found.whole(of_rows.weights, o.stats)
+    return found.whole(of_rows.weights, target.state_rows, o.stats)
 
 
 def _scaled(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

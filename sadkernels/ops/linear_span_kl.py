@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sadkernels import backends, checks
 from sadkernels.comparison import DIVERGENCES
-from sadkernels.ops.linear_span_kl_library import Inputs, linear_span_kl_op
+from sadkernels.ops import linear_library
+from sadkernels.ops.linear_arguments import check_chunk_bytes, check_head, check_rows, check_tokens
+from sadkernels.ops.linear_span_kl_library import NAME, Inputs
 from sadkernels.ops.options import Options
 from sadkernels.ops.row_weights import REDUCTIONS
 from sadkernels.stats import SpanStats, span_stats
-
-CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # enough rows for matrix products near their full speed
 
 
 def fused_linear_span_kl(
@@ -74,13 +73,9 @@ def fused_linear_span_kl(
         >>> hidden = student.model(x).last_hidden_state
         >>> loss = sad.fused_linear_span_kl(hidden, student.lm_head.weight, t_hidden, t_weight, span_ids, shift=True)
     """
-    student = _head("student", student_hidden, student_weight, student_bias)
-    teacher = _head("teacher", teacher_hidden, teacher_weight, teacher_bias)
-    lead, device = student_hidden.shape[:-1], student_hidden.device
-    if not lead:
-        checks.fail(
-            "student_hidden", "shape (..., H) with at least one dimension of tokens", tuple(student_hidden.shape), "Add it."
-        )
+    student = check_head("student", student_hidden, student_weight, student_bias)
+    teacher = check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
+    lead, device = check_tokens(student_hidden)
     if teacher_hidden.shape[:-1] != lead:
         got = f"{tuple(teacher_hidden.shape)} against {tuple(student_hidden.shape)}"
         checks.fail("teacher_hidden", "the student's shape except for H", got, "Run both models on the same tokens.")
@@ -94,7 +89,7 @@ def fused_linear_span_kl(
     checks.check_choice("divergence", divergence, DIVERGENCES)
     checks.check_choice("backend", backend, ("auto", *backends.PACKAGES))
     if rows is not None:
-        _check_rows(rows, device)
+        check_rows(rows, device)
     scales = checks.check_per_side("logit_scale", logit_scale, default=1.0)
     caps = checks.check_per_side("logit_softcap", logit_softcap, default=None)
     options = Options(
@@ -105,7 +100,7 @@ def fused_linear_span_kl(
         bool(return_stats),
         backend,
         "",
-        _vocab_size(vocab_size, student_weight, teacher_weight),
+        checks.check_vocab_size(vocab_size, student_weight.t(), teacher_weight.t()),  # their rows are the logits' columns
         checks.check_number("temperature", temperature, above=0.0),
         divergence,
         checks.check_beta(beta),
@@ -113,64 +108,7 @@ def fused_linear_span_kl(
         *caps,
     )
     normalizer = checks.check_normalizer(normalizer, reduction, device)
-    chunk_bytes = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) if chunk_bytes is None else _chunk_bytes(chunk_bytes)
+    chunk_bytes = check_chunk_bytes(chunk_bytes, device)
     inputs = Inputs(*student, *(None if x is None else x.detach() for x in teacher), span_ids, normalizer, rows)
-    loss, sums, counts = linear_span_kl_op(inputs, options, chunk_bytes)
+    loss, sums, counts = linear_library.apply(NAME, inputs, options, chunk_bytes)
     return (loss, span_stats(sums, counts)) if return_stats else loss
-
-
-def _head(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Hidden states, weight and bias of one side, checked, gathered and cast; the casts are differentiable."""
-    names = {f"{side}_hidden": hidden, f"{side}_weight": weight} | ({} if bias is None else {f"{side}_bias": bias})
-    weight, bias = _gathered(weight), _gathered(bias)
-    checks.check_logits(f"{side}_hidden", hidden)
-    for name, x in names.items():
-        if not isinstance(x, Tensor):
-            checks.fail(name, "a tensor", type(x).__name__, "Pass the head's parameter.", TypeError)
-        if x.device != hidden.device:
-            checks.fail(
-                name, f"a tensor on {hidden.device}, like {side}_hidden", f"one on {x.device}", "Move it with `.to(...)`."
-            )
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
-        expected = f"shape (V, {hidden.shape[-1]}), H that of {side}_hidden"
-        checks.fail(f"{side}_weight", expected, tuple(weight.shape), "Pass the head's `.weight`, as nn.Linear stores it.")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        checks.fail(f"{side}_bias", f"shape ({weight.shape[0]},)", tuple(bias.shape), "Pass the head's `.bias`.")
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        if hidden.dtype != torch.float64:
-            hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    for name, x in ((f"{side}_weight", weight), (f"{side}_bias", bias)):
-        if x is not None and x.dtype != hidden.dtype:
-            got = f"{x.dtype} beside hidden states of {hidden.dtype}"
-            checks.fail(
-                name, f"the dtype of {side}_hidden", got, "Convert one of them, or run under torch.autocast.", TypeError
-            )
-    return hidden, weight, bias
-
-
-def _gathered(x: Tensor | None) -> Tensor | None:
-    """The whole of a tensor that is spread over processes; others as they are."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
-def _check_rows(rows: Tensor, device: torch.device) -> None:
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
-        got = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        checks.fail(
-            "rows", "int64 of shape (M,)", got, "Flatten the mask of supervised rows: `.nonzero().squeeze(-1)`.", TypeError
-        )
-    if rows.device != device:
-        checks.fail("rows", f"a tensor on {device}", f"one on {rows.device}", "Move it with `.to(...)`.")
-
-
-def _vocab_size(vocab_size: int | None, student_weight: Tensor, teacher_weight: Tensor) -> int:
-    """As for logits, whose columns are the rows of the weights."""
-    return checks.check_vocab_size(vocab_size, student_weight.t(), teacher_weight.t())
-
-
-def _chunk_bytes(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        checks.fail("chunk_bytes", "a whole number >= 1", repr(value), "A GPU with 24 GB has room for 256 << 20.")
-    return value

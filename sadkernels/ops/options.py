@@ -83,10 +83,14 @@ def sums_by_kind(values: RowValues, rows: RowWeights) -> Tensor:
 
 
 def fake_results(student: Tensor, teacher: Tensor, span_ids: Tensor, o: Options) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = loss_dtype(student, teacher)
-    loss = student.new_empty(span_ids.shape if o.reduction == "none" else (), dtype=dtype)
-    sums = student.new_empty((2 if o.stats else 0, 4), dtype=dtype)
-    return loss, sums, student.new_empty((2,), dtype=torch.int64)
+    return fake_results_in(loss_dtype(student, teacher), span_ids, o)
+
+
+def fake_results_in(dtype: torch.dtype, span_ids: Tensor, o: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, sums and counts as fakes have them, for a loss of `dtype`."""
+    loss = span_ids.new_empty(span_ids.shape if o.reduction == "none" else (), dtype=dtype)
+    sums = span_ids.new_empty((2 if o.stats else 0, 4), dtype=dtype)
+    return loss, sums, span_ids.new_empty((2,), dtype=torch.int64)
 
 
 def graph_is_kept() -> bool:

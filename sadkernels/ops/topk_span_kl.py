@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from sadkernels import backends, checks
-from sadkernels.listed import TAILS
-from sadkernels.ops.row_weights import REDUCTIONS
-from sadkernels.ops.topk_span_kl_library import Options, Targets, topk_span_kl_op
+from sadkernels import checks
+from sadkernels.ops.topk_arguments import check_list, check_mixture, check_options, check_target_ids
+from sadkernels.ops.topk_span_kl_library import Targets, topk_span_kl_op
 from sadkernels.stats import SpanStats, span_stats
+
+_LIKE = "student_logits without V"
 
 
 def fused_topk_span_kl(
@@ -83,29 +86,24 @@ def fused_topk_span_kl(
         >>> loss = sad.fused_topk_span_kl(student(x).logits, logprobs, ids, span_ids, shift=True)
     """
     checks.check_logits("student_logits", student_logits)
-    _check_list(teacher_logprobs, teacher_ids, student_logits)
-    checks.check_choice("tail", tail, TAILS)
-    alpha = checks.check_number("alpha", alpha, at_least=0.0)
-    if alpha > 1.0:
-        checks.fail("alpha", "a number from 0 to 1", alpha, "It is the share of the KL.")
-    if target_ids is not None:
-        _check_target_ids(target_ids, student_logits)
-    elif alpha < 1.0:
-        checks.fail("target_ids", "a tensor with alpha < 1", None, "Pass the trajectory's tokens, or alpha=1.")
+    lead, device = student_logits.shape[:-1], student_logits.device
+    check_list(teacher_logprobs, teacher_ids, lead, device, "the student's shape except for k")
     return _loss(
         student_logits,
-        (teacher_logprobs, teacher_ids, target_ids if alpha < 1.0 else None),
+        (teacher_logprobs, teacher_ids, target_ids),
         span_ids,
-        (tail, alpha),
-        (lambda_reason, lambda_act),
+        normalizer,
+        inplace_backward,
+        tail=tail,
+        alpha=check_mixture(alpha, target_ids, lead, device, _LIKE),
+        lambda_reason=lambda_reason,
+        lambda_act=lambda_act,
         temperature=temperature,
         reduction=reduction,
-        normalizer=normalizer,
         shift=shift,
         vocab_size=vocab_size,
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
-        inplace_backward=inplace_backward,
         return_stats=return_stats,
         backend=backend,
     )
@@ -157,21 +155,23 @@ def fused_span_ce(
         >>> loss = sad.fused_span_ce(student(input_ids).logits, input_ids, span_ids, shift=True)
     """
     checks.check_logits("student_logits", student_logits)
-    _check_target_ids(target_ids, student_logits)
+    check_target_ids(target_ids, student_logits.shape[:-1], student_logits.device, _LIKE)
     return _loss(
         student_logits,
         (None, None, target_ids),
         span_ids,
-        ("ignore", 0.0),
-        (lambda_reason, lambda_act),
+        normalizer,
+        inplace_backward,
+        tail="ignore",
+        alpha=0.0,
+        lambda_reason=lambda_reason,
+        lambda_act=lambda_act,
         temperature=temperature,
         reduction=reduction,
-        normalizer=normalizer,
         shift=shift,
         vocab_size=vocab_size,
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
-        inplace_backward=inplace_backward,
         return_stats=return_stats,
         backend=backend,
     )
@@ -181,76 +181,19 @@ def _loss(
     student_logits: Tensor,
     targets: tuple[Tensor | None, Tensor | None, Tensor | None],
     span_ids: Tensor,
-    target: tuple[str, float],
-    lambdas: tuple[float, float],
-    *,
-    temperature: float,
-    reduction: str,
     normalizer: float | tuple[float, float] | Tensor | None,
-    shift: bool,
-    vocab_size: int | None,
-    logit_scale: float | None,
-    logit_softcap: float | None,
     inplace_backward: bool,
-    return_stats: bool,
-    backend: str,
+    **others: Any,
 ) -> Tensor | tuple[Tensor, SpanStats]:
-    """The checks of what both losses take, and the loss."""
+    """Either loss, the rest of its arguments checked; `others` are those of `check_options`."""
     checks.check_span_ids("span_ids", span_ids, student_logits.shape[:-1], student_logits.device, "student_logits")
-    checks.check_choice("reduction", reduction, REDUCTIONS)
-    checks.check_choice("backend", backend, ("auto", *backends.PACKAGES))
-    if shift and student_logits.dim() < 2:
+    if others["shift"] and student_logits.dim() < 2:
         checks.fail("shift", "logits of shape (..., T, V)", tuple(student_logits.shape), "Leave shift=False.")
-    options = Options(
-        checks.check_number("lambda_reason", lambdas[0], at_least=0.0),
-        checks.check_number("lambda_act", lambdas[1], at_least=0.0),
-        reduction,
-        bool(shift),
-        bool(return_stats),
-        backend,
-        *target,
-        checks.check_vocab_size(vocab_size, student_logits, student_logits),
-        checks.check_number("temperature", temperature, above=0.0),
-        1.0 if logit_scale is None else checks.check_number("logit_scale", logit_scale, above=0.0),
-        None if logit_softcap is None else checks.check_number("logit_softcap", logit_softcap, above=0.0),
-    )
-    normalizer = checks.check_normalizer(normalizer, reduction, student_logits.device)
+    options = check_options(student_logits, **others)
+    normalizer = checks.check_normalizer(normalizer, options.reduction, student_logits.device)
     if inplace_backward and torch.is_grad_enabled() and student_logits.requires_grad:
         checks.check_writable(student_logits)
-    everything = Targets(*targets, span_ids, normalizer)
+    logprobs, ids, target_ids = targets
+    everything = Targets(logprobs, ids, target_ids if options.alpha < 1.0 else None, span_ids, normalizer)
     loss, sums, counts = topk_span_kl_op(student_logits, everything, options, inplace_backward)
-    return (loss, span_stats(sums, counts)) if return_stats else loss
-
-
-def _check_list(logprobs: Tensor, ids: Tensor, student: Tensor) -> None:
-    if not isinstance(logprobs, Tensor):
-        checks.fail("teacher_logprobs", "a tensor", type(logprobs).__name__, "Pass log-probabilities (..., k).", TypeError)
-    if not logprobs.is_floating_point():
-        remedy = "Pass what `log_softmax(-1).topk(k)` gave."
-        checks.fail("teacher_logprobs", "float32, bfloat16, float16 or float64", logprobs.dtype, remedy, TypeError)
-    if logprobs.dim() < 1 or logprobs.shape[-1] < 1:
-        checks.fail("teacher_logprobs", "shape (..., k) with k >= 1", tuple(logprobs.shape), "List at least one column.")
-    if logprobs.shape[:-1] != student.shape[:-1]:
-        got = f"{tuple(logprobs.shape)} against {tuple(student.shape)}"
-        checks.fail("teacher_logprobs", "the student's shape except for k", got, "Give every row its k numbers.")
-    if logprobs.requires_grad:
-        checks.fail("teacher_logprobs", "a tensor without grad", "one that requires grad", "Pass `.detach()` of it.")
-    if logprobs.device != student.device:
-        got = f"one on {logprobs.device}"
-        checks.fail("teacher_logprobs", f"a tensor on {student.device}", got, "Move it with `.to(...)`.")
-    _check_integers("teacher_ids", ids, logprobs.shape, student.device, "teacher_logprobs")
-
-
-def _check_target_ids(target_ids: Tensor, student: Tensor) -> None:
-    _check_integers("target_ids", target_ids, student.shape[:-1], student.device, "student_logits without V")
-
-
-def _check_integers(name: str, ids: Tensor, shape: torch.Size, device: torch.device, like: str) -> None:
-    if not isinstance(ids, Tensor):
-        checks.fail(name, "an integer tensor", type(ids).__name__, "Use `torch.as_tensor(ids)`.", TypeError)
-    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
-        checks.fail(name, "an integer dtype", ids.dtype, "They are columns of the vocabulary.", TypeError)
-    if ids.shape != shape:
-        checks.fail(name, f"shape {tuple(shape)}, that of {like}", tuple(ids.shape), "Give every row its own.")
-    if ids.device != device:
-        checks.fail(name, f"a tensor on {device}", f"one on {ids.device}", "Move it with `.to(...)`.")
+    return (loss, span_stats(sums, counts)) if options.stats else loss

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sadkernels import backends
 from sadkernels.comparison import Comparison, RowValues
-from sadkernels.listed import ListedTarget, ListedValues, listed_target
-from sadkernels.ops.options import graph_is_kept, kinds_to_read, reduce_values, sums_by_kind
+from sadkernels.listed import ListedTarget, ListedValues, listed_target, row_labels
+from sadkernels.ops.options import fake_results_in, graph_is_kept, kinds_to_read, reduce_values, sums_by_kind
 from sadkernels.ops.row_weights import RowWeights, row_weights
 from sadkernels.rows import with_row_layout
 
@@ -52,11 +52,11 @@ class Options(NamedTuple):
         return Comparison(self.vocab_size, self.temperature, student_scale=self.scale, student_softcap=self.softcap)
 
 
-_TARGETS = "Tensor? logprobs, Tensor? ids, Tensor? target_ids, Tensor span_ids, Tensor? normalizer"
-_OPTIONS = (
+OPTIONS_SCHEMA = (
     "float lambda_reason, float lambda_act, str reduction, bool shift, bool stats, str backend, str tail, float alpha, "
     "SymInt vocab_size, float temperature, float scale, float? softcap"
 )
+_TARGETS = "Tensor? logprobs, Tensor? ids, Tensor? target_ids, Tensor span_ids, Tensor? normalizer"
 _N_TARGETS = len(Targets._fields)
 
 
@@ -64,11 +64,11 @@ def _dtypes(student: Tensor, t: Targets) -> tuple[torch.dtype, ...]:
     return (student.dtype,) if t.logprobs is None else (student.dtype, t.logprobs.dtype)
 
 
-def _loss_dtype(student: Tensor, t: Targets) -> torch.dtype:
+def loss_dtype(student: Tensor, t: Targets) -> torch.dtype:
     return torch.float64 if torch.float64 in _dtypes(student, t) else torch.float32
 
 
-def _kernel(student: Tensor, t: Targets, o: Options) -> ModuleType:
+def kernel_for(student: Tensor, t: Targets, o: Options) -> ModuleType:
     """The backend's module. Chosen inside the ops, where torch.compile does not look."""
     name = backends.resolve(o.backend, "topk_span_kl", student.device, *_dtypes(student, t), columns=o.vocab_size)
     return backends.implementation(name, "topk_span_kl")
@@ -76,31 +76,32 @@ def _kernel(student: Tensor, t: Targets, o: Options) -> ModuleType:
 
 def _rows(student: Tensor, t: Targets, o: Options) -> RowWeights:
     lambdas = (o.lambda_reason, o.lambda_act)
-    return row_weights(t.span_ids, t.normalizer, lambdas, o.reduction, o.shift, _loss_dtype(student, t))
+    return row_weights(t.span_ids, t.normalizer, lambdas, o.reduction, o.shift, loss_dtype(student, t))
 
 
 def _listed(student: Tensor, t: Targets, o: Options) -> ListedTarget:
-    return listed_target(
-        *t[:4], vocab_size=o.vocab_size, tail=o.tail, alpha=o.alpha, shift=o.shift, dtype=_loss_dtype(student, t)
-    )
+    labels = None if t.target_ids is None else row_labels(t.target_ids, o.vocab_size, o.shift)
+    how = {"vocab_size": o.vocab_size, "tail": o.tail, "alpha": o.alpha, "dtype": loss_dtype(student, t)}
+    return listed_target(t.logprobs, t.ids, labels, **how)
+
+
+def row_values(found: ListedValues, target: ListedTarget) -> RowValues:
+    """What all losses have in common, of the rows of one against listed columns."""
+    if found.entropy is None:
+        return RowValues(found.value, found.state)
+    entropies = torch.stack([target.entropy(), found.entropy])
+    return RowValues(found.value, found.state, entropies, torch.stack([found.argmax.int(), target.best()]))
 
 
 def _results(
     values: ListedValues, target: ListedTarget, rows: RowWeights, shape, o: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, sums (2, 4) and counts (2,)."""
-    of_rows = RowValues(values.value, None)
-    if o.stats:
-        entropies = torch.stack([target.entropy(), values.entropy])
-        of_rows = RowValues(values.value, None, entropies, torch.stack([values.argmax.int(), target.best()]))
-    return reduce_values(values.value, rows, shape, o), sums_by_kind(of_rows, rows), rows.counts
+    return reduce_values(values.value, rows, shape, o), sums_by_kind(row_values(values, target), rows), rows.counts
 
 
 def _fakes(student: Tensor, t: Targets, o: Options) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _loss_dtype(student, t)
-    loss = student.new_empty(t.span_ids.shape if o.reduction == "none" else (), dtype=dtype)
-    sums = student.new_empty((2 if o.stats else 0, 4), dtype=dtype)
-    return loss, sums, student.new_empty((2,), dtype=torch.int64)
+    return fake_results_in(loss_dtype(student, t), t.span_ids, o)
 
 
 # --- two passes: an op with its gradient registered ---
@@ -109,13 +110,13 @@ def _fakes(student: Tensor, t: Targets, o: Options) -> tuple[Tensor, Tensor, Ten
 @torch.library.custom_op(
     "sad::topk_span_kl",
     mutates_args=(),
-    schema=f"(Tensor student, {_TARGETS}, {_OPTIONS}, bool inplace_backward) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor student, {_TARGETS}, {OPTIONS_SCHEMA}, bool inplace_backward) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _topk_span_kl(student, *arguments):
     """Loss, sums, counts, and the state (2, N) that the backward needs."""
     t, o = Targets(*arguments[:_N_TARGETS]), Options(*arguments[_N_TARGETS:-1])
     rows, target = _rows(student, t, o), _listed(student, t, o)
-    values = _kernel(student, t, o).forward(
+    values = kernel_for(student, t, o).forward(
         with_row_layout(student), target, kinds_to_read(rows, o), o.comparison, stats=o.stats
     )
     return *_results(values, target, rows, t.span_ids.shape, o), values.state
@@ -132,7 +133,7 @@ def _backward(grad: Tensor, student: Tensor, t: Targets, state: Tensor, upstream
     rows = _rows(student, t, o)
     weights = torch.where(rows.weights != 0, rows.weights * upstream.reshape(-1).to(rows.weights.dtype), 0)
     kinds = rows.kinds * (rows.weights != 0)
-    _kernel(student, t, o).backward(
+    kernel_for(student, t, o).backward(
         with_row_layout(student), _listed(student, t, o), kinds, state, weights, o.comparison, grad=grad
     )
 
@@ -140,12 +141,12 @@ def _backward(grad: Tensor, student: Tensor, t: Targets, state: Tensor, upstream
 @torch.library.custom_op(
     "sad::topk_span_kl_backward",
     mutates_args=(),
-    schema=f"(Tensor student, {_TARGETS}, Tensor state, Tensor upstream, {_OPTIONS}) -> Tensor",
+    schema=f"(Tensor student, {_TARGETS}, Tensor state, Tensor upstream, {OPTIONS_SCHEMA}) -> Tensor",
 )
 def _topk_span_kl_backward(student, *arguments):
     t, (state, upstream, *options) = Targets(*arguments[:_N_TARGETS]), arguments[_N_TARGETS:]
     o = Options(*options)
-    grad = _kernel(student, t, o).new_gradient(student)
+    grad = kernel_for(student, t, o).new_gradient(student)
     _backward(grad, student, t, state, upstream, o)
     return grad
 
@@ -158,7 +159,7 @@ def _(student, *arguments):
 @torch.library.custom_op(
     "sad::topk_span_kl_backward_",
     mutates_args=("student",),
-    schema=f"(Tensor(a!) student, {_TARGETS}, Tensor state, Tensor upstream, {_OPTIONS}) -> ()",
+    schema=f"(Tensor(a!) student, {_TARGETS}, Tensor state, Tensor upstream, {OPTIONS_SCHEMA}) -> ()",
 )
 def _topk_span_kl_backward_(student, *arguments):
     t, (state, upstream, *options) = Targets(*arguments[:_N_TARGETS]), arguments[_N_TARGETS:]
@@ -197,7 +198,7 @@ _topk_span_kl.register_autograd(_two_pass_backward, setup_context=_setup_context
 def _forward_backward(grad: Tensor, student: Tensor, arguments: tuple) -> tuple[Tensor, Tensor, Tensor]:
     t, o = Targets(*arguments[:_N_TARGETS]), Options(*arguments[_N_TARGETS:])
     rows, target = _rows(student, t, o), _listed(student, t, o)
-    values = _kernel(student, t, o).forward_backward(
+    values = kernel_for(student, t, o).forward_backward(
         with_row_layout(student), target, kinds_to_read(rows, o), rows.weights, o.comparison, stats=o.stats, grad=grad
     )
     return _results(values, target, rows, t.span_ids.shape, o)
@@ -206,11 +207,11 @@ def _forward_backward(grad: Tensor, student: Tensor, arguments: tuple) -> tuple[
 @torch.library.custom_op(
     "sad::topk_span_kl_with_grad",
     mutates_args=(),
-    schema=f"(Tensor student, {_TARGETS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor student, {_TARGETS}, {OPTIONS_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _topk_span_kl_with_grad(student, *arguments):
     t, o = Targets(*arguments[:_N_TARGETS]), Options(*arguments[_N_TARGETS:])
-    grad = _kernel(student, t, o).new_gradient(student)
+    grad = kernel_for(student, t, o).new_gradient(student)
     return *_forward_backward(grad, student, arguments), grad
 
 
@@ -223,7 +224,7 @@ def _(student, *arguments):
 @torch.library.custom_op(
     "sad::topk_span_kl_with_grad_",
     mutates_args=("student",),
-    schema=f"(Tensor(a!) student, {_TARGETS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor(a!) student, {_TARGETS}, {OPTIONS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 def _topk_span_kl_with_grad_(student, *arguments):
     return _forward_backward(student, student, arguments)

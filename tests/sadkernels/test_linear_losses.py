@@ -1,0 +1,176 @@
+"""What holds for every loss from hidden states: against the same on logits, in float64 and by autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sadkernels.ops import linear_chunks
+from tests.sadkernels.linear_cases import Dense, Listed, V, assert_close, assert_gradients_close
+from tests.sadkernels.topk_cases import has_kernel
+
+both = pytest.mark.parametrize("make", [Dense, Listed])
+
+
+@pytest.fixture(autouse=True)
+def _with_kernel(request):
+    if "backend" in request.fixturenames and request.getfixturevalue("make") is Listed:
+        has_kernel(request.getfixturevalue("backend"))
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_dtypes(backend, make, dtype):
+    problem = make(dtype=dtype, device=backend.device)
+    loss = problem.linear(backend.name, chunk_bytes=5 * 4 * V)
+    assert loss.dtype == torch.float32
+    assert_close((loss.detach(), problem.gradients(loss)), problem.exact(), dtype)
+
+
+@both
+def test_float64(make):
+    problem = make(dtype=torch.float64)
+    loss = problem.linear("reference")
+    assert_close((loss.detach(), problem.gradients(loss)), problem.exact(), torch.float64)
+
+
+@both
+def test_small_gradients_of_float16_survive(make):
+    """What a loss scale is for: a mean over a million tokens has gradients far below the range of float16."""
+    problem = make(dtype=torch.float16)
+    got = problem.gradients(problem.linear(normalizer=1e6), upstream=2.0**16)
+    assert_gradients_close(got, problem.exact(2.0**16, normalizer=1e6)[1], torch.float16)
+
+
+@both
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_chunks_do_not_change_the_loss(make, rows):
+    problem = make()
+    whole = problem.linear()
+    parts = problem.linear(chunk_bytes=rows * 8 * V)
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
+    assert_close((parts.detach(), problem.gradients(parts)), problem.exact())
+
+
+@both
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_rows_by_number(make, reduction):
+    """Whoever knows the supervised rows names them; others among them change nothing."""
+    problem = make()
+    index = (problem.ids > 0).flatten().nonzero().squeeze(-1)
+    extra = (problem.ids == 0).flatten().nonzero().squeeze(-1)[:2]
+    exact = problem.exact(reduction=reduction)
+    for rows in (index, torch.cat([index.flip(0), extra])):
+        loss = problem.linear(rows=rows, reduction=reduction, chunk_bytes=5 * 8 * V)
+        assert_close((loss.detach(), problem.gradients(loss)), exact)
+
+
+@both
+def test_statistics_are_those_of_the_logits(backend, make):
+    problem = make(device=backend.device)
+    _, stats = problem.linear(backend.name, return_stats=True, chunk_bytes=5 * 8 * V)
+    hidden, weight, bias = (x.detach() for x in problem.leaves)
+    _, expected = problem.on_logits((hidden @ weight.T + bias).double(), return_stats=True)
+    for got, exact in zip(stats, expected):
+        for ours, theirs in zip(got, exact):
+            torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5)
+
+
+@both
+def test_nothing_supervised(backend, make):
+    problem = make(supervised=0.0, device=backend.device)
+    loss, stats = problem.linear(backend.name, return_stats=True)
+    assert loss == 0 and stats.reason.tokens == stats.act.tokens == 0
+    assert not any(g.any() for g in problem.gradients(loss))
+
+
+@both
+def test_unsupervised_rows_are_not_read(make):
+    problem = make()
+    with torch.no_grad():
+        problem.leaves[0][problem.ids == 0] = torch.nan
+    problem.poison(problem.ids == 0)
+    gradients = problem.gradients(problem.linear())
+    assert all(g.isfinite().all() for g in gradients)
+    assert not gradients[0][problem.ids == 0].any()
+
+
+@both
+def test_a_frozen_head_costs_no_gradient(make, monkeypatch):
+    problem = make()
+    problem.leaves[1].requires_grad_(False)
+    problem.leaves[2].requires_grad_(False)
+    made = []
+    monkeypatch.setattr(linear_chunks, "_add_product", lambda *_: made.append("of the weight"))
+    problem.linear().backward()
+    torch.testing.assert_close(problem.leaves[0].grad.double(), problem.exact()[1][0], rtol=1e-5, atol=1e-6)
+    assert made == [] and problem.leaves[1].grad is None and problem.leaves[2].grad is None
+
+
+@both
+def test_autocast(make):
+    """Under autocast the products are bfloat16's, and gradients arrive in float32."""
+    problem = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = problem.linear()
+    gradients = problem.gradients(loss)
+    exact_loss, exact = problem.exact()
+    torch.testing.assert_close(loss.detach().double(), exact_loss, rtol=2e-2, atol=0)
+    for g, e in zip(gradients, exact):
+        assert g.dtype == torch.float32
+        torch.testing.assert_close(g.double(), e, rtol=0, atol=5e-2 * float(e.abs().max()))
+
+
+@both
+def test_two_backwards(make):
+    problem = make()
+    loss = problem.linear()
+    loss.backward(retain_graph=True)
+    once = [leaf.grad.clone() for leaf in problem.leaves]
+    loss.backward(torch.tensor(2.0))
+    for leaf, g in zip(problem.leaves, once):
+        torch.testing.assert_close(leaf.grad, 3 * g)
+
+
+@both
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiles_without_a_break(make, reduction):
+    torch.compiler.reset()
+    problem = make()
+    compiled = torch.compile(lambda: problem.linear(reduction=reduction).sum(), fullgraph=True, backend="aot_eager")
+    loss = compiled()
+    exact_loss, exact = problem.exact(reduction=reduction)
+    assert_close((loss.detach(), problem.gradients(loss)), (exact_loss.sum(), exact))
+
+
+DENSE_OPTIONS = (1.0, 0.5, "mean", False, True, "cpu", "", V, 2.0, "jsd", 0.4, 1.0, 0.9, None, 30.0)
+LISTED_OPTIONS = (1.0, 0.5, "mean", False, True, "cpu", "bucket", 0.6, V, 2.0, 0.9, 30.0)
+
+
+@both
+def test_opcheck(make):
+    """Schema, fake tensors and AOT dispatch of every op."""
+    problem, ops = make(), torch.ops.sad
+    leaves = [leaf.detach() for leaf in problem.leaves]
+    if make is Dense:
+        name, inputs, options = "linear_span_kl", (*leaves, *problem.teacher, problem.ids, None, None), DENSE_OPTIONS
+    else:
+        targets = (*problem.teacher, problem.mixture["target_ids"])
+        name, inputs, options = "linear_topk_span_kl", (*leaves, *targets, problem.ids, None, None), LISTED_OPTIONS
+    settings = (*options, 5 * 8 * V)
+    torch.library.opcheck(getattr(ops, name).default, (*inputs, *settings))
+    loss, _, _, state = getattr(ops, name)(*inputs, *settings)
+    for wants in ([True, True, True], [True, False, False]):
+        torch.library.opcheck(getattr(ops, f"{name}_with_grad").default, (*inputs, *settings, wants))
+        of_backward = (*inputs, state, torch.ones_like(loss), *settings, wants)
+        torch.library.opcheck(getattr(ops, f"{name}_backward").default, of_backward)
+
+
+@both
+def test_no_buffer_of_all_rows(make):
+    """Nothing that is allocated, inside of the op as well, is as large as a quarter of the rows' logits."""
+    problem = make(shape=(400,), supervised=1.0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        problem.linear(chunk_bytes=8 * 10 * V).backward()
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 10 * V * 4 <= largest <= 400 * V * 4 / 4

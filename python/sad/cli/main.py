@@ -9,7 +9,7 @@ import typer
 
 from sad.errors import InputError
 
-COMMANDS = ("demo", "collect", "inspect", "plan", "train", "eval", "bench", "doctor")
+COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "train", "eval", "bench", "doctor")
 
 app = typer.Typer(
     name="sad",

@@ -44,6 +44,9 @@ class SADConfig(TrainingArguments):
         loss_from: "hidden": the loss projects supervised rows alone, a chunk at a time, and no logits of the batch exist;
             "logits": from those of both models; "auto": "hidden" where both models come apart into body and head.
         loss_chunk_bytes: Room for the logits of a chunk, of both models; None: as `sad.fused_linear_span_kl` chooses.
+        contrastive_weight: Weight of the trajectory-level contrastive term (`sad.training.contrastive`), >= 0; the paper's
+            is 0.3. Needs the loss from hidden states.
+        contrastive_temperature: Of its softmax over trajectories, > 0.
         inplace_backward: From logits: write their gradient over them, one (batch, length, V) buffer less.
         pad_to_multiple_of: Pad batches to a multiple of this many tokens.
         curriculum: Feed trajectories from easy to hard (eq. 7). Off: a random order.
@@ -84,6 +87,8 @@ class SADConfig(TrainingArguments):
     backend: str = _new("auto", "Backend of the loss: auto, reference, cpu or triton.")
     loss_from: str = _new("auto", "hidden: no logits of the batch exist; logits: of both models; auto: hidden if possible.")
     loss_chunk_bytes: int | None = _new(None, "Room for the logits of a chunk in the loss from hidden states.")
+    contrastive_weight: float = _new(0.0, "Weight of the trajectory-level contrastive term (the paper's: 0.3); 0: none.")
+    contrastive_temperature: float = _new(0.07, "Of the contrastive term's softmax over the trajectories of a batch.")
     inplace_backward: bool = _new(True, "Write the gradient of the logits over the logits, which saves one buffer.")
     pad_to_multiple_of: int | None = _new(None, "Pad batches to a multiple of this many tokens.")
     curriculum: bool = _new(True, "Feed trajectories from easy to hard (paper eq. 7); off: random order.")
@@ -99,7 +104,9 @@ class SADConfig(TrainingArguments):
     def __post_init__(self) -> None:
         for name in ("lambda_reason", "lambda_act", "curriculum_alpha", "curriculum_beta", "curriculum_gamma"):
             self._check_number(name, "a number >= 0", lambda x: x >= 0)
-        self._check_number("temperature", "a number > 0", lambda x: x > 0)
+        self._check_number("contrastive_weight", "a number >= 0", lambda x: x >= 0)
+        for name in ("temperature", "contrastive_temperature"):
+            self._check_number(name, "a number > 0", lambda x: x > 0)
         self._check_number("curriculum_start", "a share from 0 to 1", lambda x: 0 <= x <= 1)
         self._check_number("curriculum_end", "a share above 0, at most 1", lambda x: 0 < x <= 1)
         self._check_number("curriculum_window", "a whole number >= 1", lambda x: x >= 1 and x == int(x))
@@ -111,6 +118,9 @@ class SADConfig(TrainingArguments):
         self._check_choice("curriculum_units", CURRICULUM_UNITS)
         self._check_choice("backend", ("auto", *PACKAGES))
         self._check_choice("loss_from", LOSS_FROM)
+        if self.contrastive_weight and self.loss_from == "logits":
+            remedy = "Use loss_from='auto' or 'hidden', or contrastive_weight=0."
+            raise InputError("contrastive_weight", "0 where the loss is from logits", str(self.contrastive_weight), remedy)
         if self.loss_chunk_bytes is not None:
             self._check_number("loss_chunk_bytes", "a whole number >= 1", lambda x: x >= 1 and x == int(x))
         if self.curriculum:

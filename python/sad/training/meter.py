@@ -30,6 +30,25 @@ class SpanMeter:
         return sums.view(2, 5)
 
 
+class MeanMeter:
+    """The mean of a scalar between two logs, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+
+    def add(self, value: Tensor) -> None:
+        """One value, whose gradient is of no interest."""
+        self._sum, self._count = self._sum + value.detach(), self._count + 1
+
+    def take(self, device: torch.device) -> Tensor:
+        """(2,), the sum and the number of values, and begins anew."""
+        taken = torch.tensor([0.0, self._count], device=device)
+        taken[0] = self._sum
+        self._sum, self._count = 0.0, 0
+        return taken
+
+
 def span_metrics(sums: Tensor) -> dict[str, float]:
     """Names for a log: means per token of each kind. Waits for the device once.
 

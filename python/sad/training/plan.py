@@ -152,7 +152,7 @@ def plan(question: Question) -> Plan:
     usable = usable_bytes(question.gpu)
     outcomes = {mode: _outcome(mode, teacher, student, question, usable) for mode in MODES}
     mode = next((mode for mode in ("linear", "cached") if outcomes[mode].fits), None)
-    command = _command(question, mode, outcomes[mode]) if mode else None
+    command = _command(question, student, mode, outcomes[mode]) if mode else None
     notes = tuple(_notes(question, teacher, student, outcomes, mode))
     return Plan(question, teacher, student, usable, outcomes, mode, command, notes)
 
@@ -202,8 +202,8 @@ def _outcome(mode: str, teacher: ModelShape, student: ModelShape, question: Ques
     return replace(smallest, levers=())
 
 
-def _command(question: Question, mode: str, outcome: Outcome) -> str:
-    """`sad train`, or the config for Python, where caches and adapters are."""
+def _command(question: Question, student: ModelShape, mode: str, outcome: Outcome) -> str:
+    """`sad train`, from a cache after `sad cache`."""
     setup = outcome.setup
     settings: dict[str, Any] = {
         "max_length": setup.seq,
@@ -216,16 +216,25 @@ def _command(question: Question, mode: str, outcome: Outcome) -> str:
         settings["gradient_checkpointing"] = True
     if setup.optimizer != "adamw":  # the default of `SADConfig`
         settings["optim"] = setup.optimizer
-    if mode == "cached" or question.lora:
-        fields = {"output_dir": "runs/first"} | settings
-        return "sad.SADConfig(" + ", ".join(f"{name}={x!r}" for name, x in fields.items()) + ")"
-    words = ["sad", "train", "--teacher", question.teacher, "--student", question.student]
-    words += ["--data", "trajectories.jsonl", "--out", "runs/first"]
-    if question.teacher_bits == 16:  # a quantized teacher's folder says so itself
-        words += ["--teacher-dtype", "bfloat16"]
+    teacher, data, before = ["--teacher", question.teacher], ["--data", "trajectories.jsonl"], ""
+    loading = ["--teacher-dtype", "bfloat16"]
+    if question.teacher_bits < 16:
+        loading += ["--teacher-quantization", f"{question.teacher_bits}bit"]
+    if mode == "cached":
+        sizes = ["--top-k", str(question.top_k), "--max-length", str(setup.seq)]
+        before = shlex.join(["sad", "cache", *teacher, *data, "--out", "teacher-cache", *loading, *sizes]) + "\n"
+        teacher, loading = ["--teacher-cache", "teacher-cache"], []
+    words = ["sad", "train", *teacher, "--student", question.student, *data, "--out", "runs/first", *loading]
+    if question.lora:
+        words += ["--lora-rank", str(question.lora)]
+        if question.lora_target != "all":  # the default
+            names = {matrix.name.rpartition(".")[2] for matrix in student.adapted(question.lora_target)}
+            words += ["--lora-targets", ",".join(sorted(names))]
+        if setup.dtype == "bf16":
+            words += ["--student-dtype", "bfloat16"]
     for name, x in settings.items():
         words += [f"--{name.replace('_', '-')}"] + ([] if x is True else [str(x)])
-    return shlex.join(words)
+    return before + shlex.join(words)
 
 
 def _notes(
@@ -237,14 +246,15 @@ def _notes(
     names = sorted({x for x in (question.teacher, question.student) if not Path(x).is_dir()})
     if mode is not None and names:
         yield f"Names stand for folders with the models, made by: hf download NAME --local-dir DIR ({', '.join(names)})."
-    if mode is not None and question.lora:
-        yield f"Adapters: give sad.SADTrainer a PEFT model of rank {question.lora}, its frozen weights in the dtype planned."
     if mode is not None and outcomes[mode].setup.optimizer == "adamw_8bit":
         yield "8-bit AdamW is that of bitsandbytes: pip install bitsandbytes."
-    if mode == "linear" and question.teacher_bits < 16:
-        yield f"The teacher's folder must hold it quantized to {question.teacher_bits} bits, as bitsandbytes saves it."
+    if mode is not None and question.teacher_bits < 16:
+        yield "The teacher is quantized by bitsandbytes: pip install 'structured-agent-distillation[quantized]'."
     if mode == "cached":
-        yield "The loss from a cache is sad.fused_topk_span_kl; `sad train` runs a live teacher."
+        yield (
+            "The cache is made first, by the teacher alone: elsewhere or with fewer bits (--teacher-quantization) where it "
+            "does not fit on this GPU."
+        )
     if mode is None:
         least = min(("linear", "cached"), key=lambda name: outcomes[name].peak)
         short = (outcomes[least].peak - usable_bytes(question.gpu)) / 10**9

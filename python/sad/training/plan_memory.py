@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sad.training.plan_shape import ModelShape
-from sadkernels.ops import linear_span_kl
+from sadkernels.ops import linear_arguments
 
 MODES = ("naive", "linear", "cached")
 DTYPES = ("bf16", "fp32")
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
 TEACHER_BITS = (16, 8, 4)
-CHUNK_BYTES = linear_span_kl.CHUNK_BYTES["cuda"]
+CHUNK_BYTES = linear_arguments.CHUNK_BYTES["cuda"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Setup:
 
     Args:
         mode: "naive": both models' logits and PyTorch's KL. "linear": sad.fused_linear_span_kl. "cached": the teacher's top
-            k from disk, and the student's logits.
+            k from disk, and sad.fused_linear_topk_span_kl.
         micro_batch: Sequences at a time.
         seq: Tokens of each.
         dtype: "bf16": autocast over float32 weights. "fp32": no autocast.
@@ -208,15 +208,15 @@ def phases(student: ModelShape, teacher: ModelShape | None, how: Setup) -> list[
         again = 0
     from_teacher = _teacher_output(teacher, how)
     loss, kept_by_loss = _loss(student, teacher, how)
-    cached = copies if how.checkpointing else 0  # until autocast ends, which of the linear loss is after the loss
+    cached = copies if how.checkpointing else 0  # until autocast ends, which from hidden states is after the loss
     found = [
         Phase("forward", kept + cached + _forward_working(student, how), from_teacher),
-        Phase("loss", kept + (cached if how.mode == "linear" else 0), from_teacher + loss),
+        Phase("loss", kept + (0 if how.mode == "naive" else cached), from_teacher + loss),
         Phase("backward", kept + again + _backward_working(student, how), kept_by_loss),
         Phase("end of the backward", 0, _embedding_gradients(student, how)),
         Phase("optimizer", 0, 12 * student.largest if how.optimizer == "adafactor" and not how.lora_rank else 0),
     ]
-    if how.mode != "linear":  # still under autocast
+    if how.mode == "naive":  # still under autocast
         logits = how.c * how.tokens * student.vocab + (2 * student.head if how.copies else 0)
         found.insert(1, Phase("logits", kept + cached, from_teacher + logits))
     if teacher is not None and how.mode != "cached":
@@ -231,7 +231,7 @@ def _teacher_working(teacher: ModelShape, how: Setup) -> int:
 
 def _teacher_output(teacher: ModelShape | None, how: Setup) -> int:
     if how.mode == "cached" or teacher is None:
-        return how.tokens * how.top_k * 8  # an index and a float32
+        return how.supervised_rows * how.top_k * 8  # an index and a float32
     return 2 * how.tokens * (teacher.vocab if how.mode == "naive" else teacher.width)
 
 
@@ -240,16 +240,14 @@ def _loss(student: ModelShape, teacher: ModelShape | None, how: Setup) -> tuple[
     logits = how.tokens * student.vocab
     head = 0 if how.lora_rank else student.head
     tied = 4 * head if student.tied else 0
-    if how.mode == "linear":
+    if how.mode != "naive":
         hidden = how.c * how.tokens * student.width
-        rows = min(CHUNK_BYTES, how.supervised_rows * student.vocab * (how.c + 2))
+        rows = min(CHUNK_BYTES, how.supervised_rows * student.vocab * (how.c + (2 if how.mode == "linear" else 0)))
         summed = (8 if how.copies else 4) * head  # the sum, and a chunk's product where it is not added in place
         cast = 2 * head + hidden if how.copies else 0
         return rows + summed + cast + hidden, tied + hidden
-    head_copy = 2 * head if how.copies else 0
-    if how.mode == "naive":  # logits and log-softmax of the student, softmax of the teacher, three products of kl_div
-        return 24 * logits + head_copy, tied
-    return (4 + (2 if how.dtype == "bf16" else 0)) * logits + head_copy, tied
+    # Logits and log-softmax of the student, softmax of the teacher, three products of kl_div.
+    return 24 * logits + (2 * head if how.copies else 0), tied
 
 
 def _embedding_gradients(student: ModelShape, how: Setup) -> int:

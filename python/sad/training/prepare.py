@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sad.errors import InputError
+from sad.training.adapters import check_package, check_quantization, quantization_config
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+_ADAPTER = "adapter_config.json"
 _SHOWN = 3
 
 
@@ -47,9 +50,16 @@ def check_dtype(name: str, dtype: str) -> None:
 
 
 def load_model(
-    name: str, path: str | Path, *, dtype: str = "auto", from_config: bool = False, seed: int = 0
+    name: str,
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    from_config: bool = False,
+    seed: int = 0,
+    quantization: str | None = None,
+    device: torch.device | str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model from a folder.
+    """A causal language model from a folder, or from a folder of LoRA adapters, which name the folder of theirs.
 
     Args:
         name: What the user calls it, for messages.
@@ -57,11 +67,14 @@ def load_model(
         dtype: A name in `DTYPES`; "auto" is that of the saved weights.
         from_config: Start from random weights, drawn with `seed`; the folder needs no weights then.
         seed: Of the random weights.
+        quantization: "8bit" or "4bit": weights of linear layers, except the head, are made so while loading.
+        device: Where a quantized model goes.
 
     Raises:
-        InputError: The folder holds no model that can be loaded.
+        InputError: The folder holds no model that can be loaded, or a package for it is missing.
     """
-    path = check_model_dir(name, path)
+    path = _check_adapter_dir(name, path) if Path(path, _ADAPTER).is_file() else check_model_dir(name, path)
+    check_quantization(quantization)
     check_dtype(f"{name}_dtype", dtype)
     try:
         if from_config:
@@ -74,12 +87,25 @@ def load_model(
             if name == "student":
                 remedy = "Add --from-config to start from random weights, or save weights there."
             raise InputError(name, "a folder with model weights", f"only a config in {str(path)!r}", remedy)
-        return AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], local_files_only=True)
+        options = {"dtype": DTYPES[dtype], "local_files_only": True}
+        if quantization is not None:
+            options |= {"quantization_config": quantization_config(quantization, DTYPES[dtype]), "device_map": {"": device}}
+        return AutoModelForCausalLM.from_pretrained(path, **options)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         remedy = "Load it with AutoModelForCausalLM.from_pretrained to see the whole error."
         raise InputError(name, f"a causal language model in {str(path)!r}", str(error), remedy) from error
+
+
+def _check_adapter_dir(name: str, path: str | Path) -> Path:
+    """The folder, where peft is installed and the model that the adapters belong to is in its place."""
+    check_package(name, "peft", "lora")
+    base = json.loads(Path(path, _ADAPTER).read_text()).get("base_model_name_or_path")
+    if base is None or not Path(base).is_dir():
+        remedy = f"Write where it is as base_model_name_or_path in {Path(path, _ADAPTER)}."
+        raise InputError(name, "adapters of a model in a folder", f"adapters of {base!r}, which is none", remedy)
+    return Path(path)
 
 
 def load_tokenizer(name: str, path: str | Path) -> PreTrainedTokenizerBase | None:

@@ -14,15 +14,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sad
 from sad.errors import InputError
-from sad.training import difficulty, prepare
+from sad.training import adapters, difficulty, prepare
 from sad.training.config import SADConfig
 from sad.training.run_folder import MetricsWriter, RunFolder
 from sad.training.settings import as_yaml, make_config
+from sad.training.teacher_cache.reader import TeacherCache
 from sad.training.trainer import SADTrainer
 from sad.trajectories.encode import EncodedCorpus, encode_all
 from sad.trajectories.trajectory import read_jsonl
 
 _PROBES = 8  # trajectories on which the two tokenizers must agree
+_KINDS = {
+    "from_config": (bool, "true or false"),
+    "lora_rank": (int, "a whole number"),
+    "lora_alpha": ((int, float), "a number"),
+}  # of the options that are no strings
 
 
 @dataclass
@@ -30,40 +36,59 @@ class RunOptions:
     """What a run needs besides `SADConfig`.
 
     Args:
-        teacher: Folder of the teacher.
+        teacher: Folder of the teacher, or None with a cache.
         student: Folder of the student.
         data: File of trajectories.
         eval_data: File of trajectories to evaluate on.
+        teacher_cache: Folder or URL of a teacher cache, in place of the teacher.
         format: How they are written, where the file does not say.
         from_config: Give the student random weights.
         teacher_dtype: A name in `prepare.DTYPES`.
         student_dtype: Likewise. AdamW at small learning rates loses its updates in 16 bits: use `bf16` of `SADConfig`
             for speed, not this.
+        teacher_quantization: "8bit" or "4bit": the teacher's linear layers are made so by bitsandbytes.
+        lora_rank: Train adapters of this rank on a frozen student, which `student_dtype` may then have in 16 bits.
+        lora_alpha: What they add is scaled by alpha / rank; twice the rank if not given.
+        lora_targets: Names of layers with commas between; every linear layer except the head if not given.
 
     Raises:
         InputError: A path is missing or a value is of the wrong type.
     """
 
-    teacher: str
+    teacher: str | None
     student: str
     data: str
     eval_data: str | None = None
+    teacher_cache: str | None = None
     format: str | None = None
     from_config: bool = False
     teacher_dtype: str = "auto"
     student_dtype: str = "float32"
+    teacher_quantization: str | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: str | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is None and item.name in ("teacher", "student", "data"):
+            replaced = item.name == "teacher" and self.teacher_cache is not None
+            if value is None and item.name in ("teacher", "student", "data") and not replaced:
                 remedy = f"Give --{item.name}, or `{item.name}:` in the file of --config."
                 raise InputError(item.name, "a path", "nothing", remedy)
-            kind, name = (bool, "true or false") if item.name == "from_config" else (str, "a string")
-            if value is not None and not isinstance(value, kind):
+            kind, name = _KINDS.get(item.name, (str, "a string"))
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
                 raise InputError(item.name, name, repr(value), "Mend the value.")
+        beside = self.teacher or self.teacher_quantization
+        if self.teacher_cache is not None and beside is not None:
+            raise InputError("teacher_cache", "no teacher beside it", repr(beside), "Give a teacher, or a cache of one.")
         for name in ("teacher_dtype", "student_dtype"):
             prepare.check_dtype(name, getattr(self, name))
+        adapters.check_quantization(self.teacher_quantization)
+        adapters.check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
+        if self.lora_rank is not None and self.from_config:
+            remedy = "Save that student first: its random weights would be lost, and the adapters with them."
+            raise InputError("from_config", "a student with saved weights under adapters", "true", remedy)
 
 
 def distil(
@@ -97,15 +122,20 @@ def distil(
         run.check_resumable()
     else:
         run.check_new()
-    for name in ("teacher", "student"):
+    cache = None if options.teacher_cache is None else TeacherCache(options.teacher_cache)
+    models = ("teacher", "student") if cache is None else ("student",)
+    for name in models:
         prepare.check_model_dir(name, getattr(options, name))
     config = make_config(settings, out)
     main = config.process_index == 0
     files = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
     probes = [trajectory.text for trajectory in files["data"] if trajectory.text][:_PROBES]
-    tokenizer = prepare.shared_tokenizer(
-        *(prepare.load_tokenizer(name, getattr(options, name)) for name in ("teacher", "student")), probes
-    )
+    tokenizers = {name: prepare.load_tokenizer(name, getattr(options, name)) for name in models}
+    tokenizer = prepare.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
+    if cache is not None:
+        cache.check_tokenizer(tokenizer)
+        if main:
+            say(f"{cache.path}: {cache}")
     corpora: dict[str, EncodedCorpus] = {}
     for name, trajectories in files.items():
         corpora[name] = encode_all(trajectories, tokenizer, format=options.format, max_length=config.max_length)
@@ -118,6 +148,11 @@ def distil(
     if resume:
         run.check_same_data(digest)
     teacher, student = _models(options, config, tokenizer, say if main else lambda message: None)
+    if options.lora_rank is not None:
+        lora = (options.lora_rank, options.lora_alpha, options.lora_targets)
+        student = adapters.add_adapters(student, options.student, *lora, seed=config.seed)
+        if main:
+            say(f"adapters: {student.get_nb_trainable_parameters()[0]:,} parameters are trained")
 
     PartialState().wait_for_everyone()  # every process has seen the folder empty before one writes into it
     trainer = SADTrainer(
@@ -127,6 +162,7 @@ def distil(
         train_dataset=corpora["data"].examples,
         eval_dataset=corpora["eval_data"].examples if "eval_data" in corpora else None,
         processing_class=tokenizer,
+        teacher_cache=cache,
         callbacks=[MetricsWriter(run.metrics)],
     )
     if main:
@@ -138,25 +174,31 @@ def distil(
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(run.model))
     if main:
-        say(f"saved the student in {run.model}")
+        say(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
     return trainer
 
 
 def _models(
     options: RunOptions, config: SADConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
-) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Teacher and student, loaded, checked against the tokenizer and announced."""
-    models = (
-        prepare.load_model("teacher", options.teacher, dtype=options.teacher_dtype),
-        prepare.load_model(
-            "student", options.student, dtype=options.student_dtype, from_config=options.from_config, seed=config.seed
-        ),
+) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+    """Teacher, if there is one, and student, loaded, checked against the tokenizer and announced."""
+    models = {}
+    if options.teacher is not None:
+        models["teacher"] = prepare.load_model(
+            "teacher",
+            options.teacher,
+            dtype=options.teacher_dtype,
+            quantization=options.teacher_quantization,
+            device=config.device,
+        )
+    models["student"] = prepare.load_model(
+        "student", options.student, dtype=options.student_dtype, from_config=options.from_config, seed=config.seed
     )
-    for name, model in zip(("teacher", "student"), models):
+    for name, model in models.items():
         prepare.check_fits(name, model, tokenizer, config.max_length)
         dtype = str(model.dtype).removeprefix("torch.")
         say(f"{name}: {type(model).__name__}, {model.num_parameters():,} parameters, {dtype}")
-    return models
+    return models.get("teacher"), models["student"]
 
 
 def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str) -> dict[str, Any]:

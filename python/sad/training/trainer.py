@@ -14,12 +14,15 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sad.errors import InputError
 from sad.losses import fused_span_kl
-from sad.training import difficulty
-from sad.training.collator import SpanCollator
+from sad.training.collator import LABELS, SpanCollator
 from sad.training.config import SADConfig
-from sad.training.curriculum import CurriculumSampler, trajectory_scores
+from sad.training.curriculum import CurriculumSampler
+from sad.training.curriculum_of_run import sampler_of
 from sad.training.hidden_loss import take_apart
-from sad.training.meter import SpanMeter, mean_loss, span_metrics
+from sad.training.meter import MeanMeter, SpanMeter, mean_loss, span_metrics
+from sad.training.teacher_cache.loss import CachedLoss
+from sad.training.teacher_cache.reader import TeacherCache, open_cache
+from sad.training.throughput import Throughput, speed_metrics
 from sadkernels import backends
 from sadkernels.kinds import SpanKind
 
@@ -47,7 +50,7 @@ def _check_backend(args: SADConfig) -> None:
 
 
 class SADTrainer(Trainer):
-    r"""Distils a student from a live teacher on the labelled tokens of agent trajectories.
+    r"""Distils a student from a live teacher, or a cache of one, on the labelled tokens of agent trajectories.
 
         L = (lambda_r sum_r KL(p_T || p_S) + lambda_a sum_a KL(p_T || p_S)) / (n_r + n_a)         (eqs. 4 to 6)
 
@@ -57,12 +60,15 @@ class SADTrainer(Trainer):
     Args:
         model: The student, a causal language model. May be a PEFT model.
         teacher: A causal language model of the same tokenizer; its head may be padded to another size. It is put into
-            eval mode and, unless it was loaded with a device map, onto the training device, once per process.
+            eval mode and, unless it was loaded with a device map, onto the training device, once per process. None with a
+            cache.
         args: `SADConfig`.
         train_dataset: Indexable, of mappings with `input_ids` and `span_ids` (what `sad.encode_all` gives).
         eval_dataset: The same, or a dict of such.
-        data_collator: Default: `SpanCollator` with the lengths of `args`.
+        data_collator: Default: `SpanCollator` with the lengths of `args`. With a cache it must be one that reads it.
         processing_class: The tokenizer, to be saved with the model.
+        teacher_cache: `sad.TeacherCache` or its path, in place of the teacher, of which the KL then knows the likeliest
+            tokens (`sad.fused_topk_span_kl`). Must hold the examples of both datasets.
         **kwargs: Passed on to `transformers.Trainer`.
 
     Raises:
@@ -74,22 +80,40 @@ class SADTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module,
-        args: SADConfig,
+        teacher: nn.Module | None = None,
+        args: SADConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         data_collator: Callable | None = None,
         processing_class: Any = None,
+        *,
+        teacher_cache: TeacherCache | str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, SADConfig):
             raise InputError("args", "a sad.SADConfig", type(args).__name__, "Build one: SADConfig(output_dir=...).")
         if teacher is model:
             raise InputError("teacher", "another model than the student", "the same object", "Pass a copy of it.")
+        if (teacher is None) == (teacher_cache is None):
+            got = "neither" if teacher is None else "both"
+            raise InputError("teacher", "a teacher or a teacher_cache", got, "Pass one of them.")
         _check_backend(args)
+        cache = None if teacher_cache is None else open_cache(teacher_cache)
         if data_collator is None:
-            data_collator = SpanCollator(pad_to_multiple_of=args.pad_to_multiple_of, max_length=args.max_length)
-        self._parts = take_apart(model, teacher, args.loss_from)
+            lengths = {"pad_to_multiple_of": args.pad_to_multiple_of, "max_length": args.max_length}
+            data_collator = SpanCollator(**lengths, teacher_cache=cache)
+        self.teacher_cache = cache
+        self._cached = None if cache is None else CachedLoss(model, cache, args, data_collator)
+        self._parts = None if teacher is None else take_apart(model, teacher, args.loss_from)
+        if cache is not None:
+            named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+            for name, dataset in {"train_dataset": train_dataset, **named}.items():
+                if dataset is not None:
+                    cache.check_examples(dataset, args.max_length, name)
+        elif args.contrastive_weight and (self._parts is None or args.n_gpu > 1):
+            got = f"{args.contrastive_weight} with a loss from logits"
+            remedy = "It needs models of a body and a head, and one process for each GPU; or set it to 0."
+            raise InputError("contrastive_weight", "a loss from hidden states for it", got, remedy)
         super().__init__(
             model,
             args,
@@ -100,14 +124,16 @@ class SADTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True  # before 5.19: what keeps the base class from dividing the loss once more
-        self.teacher = self._place_teacher(teacher)
+        self.teacher = None if teacher is None else self._place_teacher(teacher)
         self.curriculum_sampler: CurriculumSampler | None = None
         self._outputs_are_read = True  # those that `compute_loss` is asked for
         self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
+        self._contrastive, self._throughput = MeanMeter(), Throughput(args.device)
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:
             remedy = "The label of a row is that of the next token, which lies on another device. Use data parallelism."
             raise InputError("parallelism_config", "whole sequences on each device", "a split sequence", remedy)
         self.add_callback(_EpochSetter(self))
+        self.add_callback(self._throughput)
 
     # --- the teacher ---
 
@@ -147,8 +173,12 @@ class SADTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The span loss of one batch, divided by the tokens of the whole step; its statistics go to the meter."""
-        batch = {name: x for name, x in inputs.items() if name not in ("span_ids", "loss_rows", "skip_logits")}
+        """The span loss of one batch, divided by the tokens of the whole step; its statistics go to the meter.
+
+        With `contrastive_weight`, and only in training, plus that term of the batch, divided by the number of batches that
+        this process accumulates: over the step it is the mean of all batches of all processes.
+        """
+        batch = {name: x for name, x in inputs.items() if name not in LABELS | {"skip_logits"}}
         options = {
             "lambda_reason": self.args.lambda_reason,
             "lambda_act": self.args.lambda_act,
@@ -158,22 +188,39 @@ class SADTrainer(Trainer):
             "return_stats": True,
             "backend": self.args.backend,
         }
+        contrastive = None
         wants_logits = (return_outputs and self._outputs_are_read) or isinstance(model, nn.DataParallel)
-        if self._parts is None or wants_logits:
+        in_place = self.args.inplace_backward and not return_outputs
+        if self._cached is not None and (wants_logits or not self._cached.from_hidden):
+            outputs = model(**batch)
+            loss, stats = self._cached.from_logits(outputs.logits, inputs, inplace_backward=in_place, **options)
+        elif self._cached is not None:
+            options["chunk_bytes"] = self.args.loss_chunk_bytes
+            loss, stats = self._cached.loss(model, batch, inputs, self.accelerator, **options)
+            outputs = {}
+        elif self._parts is None or wants_logits:
             teacher_logits = self.teacher_logits(batch)
             outputs = model(**batch)
-            in_place = self.args.inplace_backward and not return_outputs
             given = (outputs.logits, teacher_logits, inputs["span_ids"])
             loss, stats = fused_span_kl(*given, inplace_backward=in_place, **options)
         else:
             # Batches of iterable datasets may be cut by accelerate, which knows nothing of row numbers; evaluation may wait.
             knows_rows = model.training and hasattr(self.train_dataset, "__len__")
             options |= {"rows": inputs.get("loss_rows") if knows_rows else None, "chunk_bytes": self.args.loss_chunk_bytes}
-            loss, stats = self._parts.loss(model, batch, inputs["span_ids"], self.accelerator, **options)
+            if self.args.contrastive_weight and model.training:
+                options["contrastive_temperature"] = self.args.contrastive_temperature
+            given = (model, batch, inputs["span_ids"], self.accelerator)
+            loss, stats, contrastive = self._parts.loss(*given, **options)
             outputs = {}
         self._meters["train" if model.training else "eval"].add(stats)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged, not added
+        if contrastive is not None:
+            self._contrastive.add(contrastive)
+            loss = loss + self.args.contrastive_weight / self.current_gradient_accumulation_steps * contrastive
+        if model.training:
+            mask = batch.get("attention_mask")
+            self._throughput.add(torch.ones_like(batch["input_ids"]) if mask is None else mask)
         return (loss, outputs) if return_outputs else loss
 
     # --- the curriculum ---
@@ -182,61 +229,8 @@ class SADTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.curriculum or dataset is None or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
-        args, rows = self.args, difficulty.read_rows(dataset, self.args.max_length)
-        measures = self._measures(dataset, rows)
-        scores = trajectory_scores(
-            measures.reason_tokens,
-            measures.act_tokens,
-            measures.reason_tokens * 0.0 if measures.teacher_entropy is None else measures.teacher_entropy,
-            alpha=args.curriculum_alpha,
-            beta=args.curriculum_beta,
-            gamma=args.curriculum_gamma,
-            units=args.curriculum_units,
-        )
-        epochs = float(args.num_train_epochs)
-        if args.max_steps > 0:
-            epochs = args.max_steps / -(-len(dataset) // self.get_total_train_batch_size(args))
-        self.curriculum_sampler = CurriculumSampler(
-            scores,
-            epochs=epochs,
-            start=args.curriculum_start,
-            end=args.curriculum_end,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            lengths=[len(row) for row in rows.span_ids],
-            batch_size=self.get_total_train_batch_size(args),
-            window=args.curriculum_window,
-        )
+        self.curriculum_sampler = sampler_of(self, dataset)
         return self.curriculum_sampler
-
-    def _measures(self, dataset: Dataset, rows: difficulty.Rows) -> difficulty.Measures:
-        """From the run folder, or measured now: each process takes every so many batches, and all get the sum."""
-        path = Path(self.args.output_dir, difficulty.FILE_NAME)
-        teacher = difficulty.model_digest(self.teacher) if self.args.curriculum_gamma else None
-        found = difficulty.load(path, rows.digest, teacher)
-        if found is not None:
-            return found
-        entropy = self._entropy_sums(dataset, rows) if teacher else None
-        measures = difficulty.measure(rows, entropy)
-        self.accelerator.wait_for_everyone()  # nobody may find the file of a process that was faster
-        if self.is_world_process_zero():
-            difficulty.save(path, measures, rows.digest, teacher)
-        return measures
-
-    def _entropy_sums(self, dataset: Dataset, rows: difficulty.Rows) -> Tensor:
-        """One forward pass of the teacher over the data, in batches no larger than a training batch."""
-        max_tokens = self.args.per_device_train_batch_size * self.args.max_length
-        batches = difficulty.batches_by_length([len(row) for row in rows.span_ids], max_tokens)
-        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        device = self.args.device
-        sums = torch.zeros(len(dataset), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-        collator = SpanCollator(pad_to_multiple_of=self.args.pad_to_multiple_of, max_length=self.args.max_length)
-        measured = difficulty.entropy_sums(
-            self.teacher_logits, dataset, mine, collator=collator, device=device, backend=self.args.backend
-        )
-        show = not self.args.disable_tqdm and self.is_local_process_zero()
-        for indices, values in difficulty.with_progress(measured, len(mine), show):
-            sums[torch.tensor(indices, device=device)] = values.to(sums.dtype)
-        return self.accelerator.reduce(sums, reduction="sum")
 
     # --- evaluation and logs ---
 
@@ -264,7 +258,8 @@ class SADTrainer(Trainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Adds both span losses, and makes the loss the mean over tokens, whatever the batches and processes."""
         self._meters["eval"] = SpanMeter()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with self._throughput.paused():
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums = self._taken("eval")
         loss = mean_loss(sums, self.args.lambda_reason, self.args.lambda_act)
         output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
@@ -272,13 +267,22 @@ class SADTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to a training log what the meter holds: both span losses, agreement, entropies, tokens."""
+        """Adds to a training log what the meters hold: both span losses, agreement, entropies, tokens, speed and memory."""
         if "loss" in logs:
-            logs = {**logs, **span_metrics(self._taken("train"))}
+            sums, taken = self._taken("train"), self.accelerator.gather(self._throughput.take()).view(-1, 3)
+            logs = {**logs, **span_metrics(sums)}
+            if self.args.contrastive_weight:
+                total, batches = self.accelerator.reduce(self._contrastive.take(self.args.device), reduction="sum").tolist()
+                logs["contrastive_loss"] = total / max(batches, 1)
+            logs |= speed_metrics(taken, sums[:, 1].sum().item(), self.get_tp_size())
             if self.curriculum_sampler is not None and self.state.max_steps:
                 progress = self.state.global_step / self.state.max_steps
                 logs["curriculum_share"] = float(self.curriculum_sampler.admitted_share(progress))
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
 
     def _taken(self, mode: str) -> Tensor:
         """The meter's sums over all processes."""

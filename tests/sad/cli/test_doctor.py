@@ -32,9 +32,11 @@ def test_plain_lines_where_there_is_no_terminal(doctor):
     lines = result.output.splitlines()
     assert any(line.split()[:2] == ["torch", torch.__version__] for line in lines)
     assert any("CPU extension" in line and "portable" in line for line in lines)
-    assert any(line.startswith("  span_kl   cpu") and "right" in line and "7 of 7 cases agree" in line for line in lines)
+    for op, cases in (("span_kl", 8), ("topk_span_kl", 7)):
+        agree = f"{cases} of {cases} cases agree"
+        assert any(line.split()[:3] == [op, "cpu", "right"] and agree in line for line in lines)
     assert any("triton" in line and line.endswith("cannot run here  not [today], triton") for line in lines)
-    assert lines[-1] == "All 4 that can run here are right."
+    assert lines[-1] == "All 6 that can run here are right."
     assert "\x1b" not in result.output
 
 
@@ -43,7 +45,7 @@ def test_tables_on_a_terminal(doctor, monkeypatch):
     monkeypatch.setattr(Console, "is_terminal", True)
     output = doctor("--no-test").output
     assert "│" in output and "not [today], triton" in output
-    assert "4 of 8 can run here; nothing was tested." in output
+    assert "6 of 12 can run here; nothing was tested." in output
 
 
 def test_json(doctor):
@@ -68,7 +70,7 @@ def test_a_wrong_backend(doctor, monkeypatch):
     )
     result = doctor()
     assert result.exit_code == 1
-    assert any("span_ids  cpu" in line and "WRONG" in line for line in result.output.splitlines())
+    assert any(line.split()[:3] == ["span_ids", "cpu", "WRONG"] for line in result.output.splitlines())
     assert "span_ids on cpu: SpanIdsCase(rows=5, tokens=77" in result.output
     assert result.output.splitlines()[-1].startswith("Something is wrong: use another backend")
     found = doctor("--json")

@@ -73,7 +73,15 @@ def test_options_reach_the_plan(sad_plan):
     )
     assert found["lora"] == 8 and found["lora_target"] == "all" and found["checkpointing"] is False
     assert (found["dtype"], found["optimizer"], found["teacher_bits"], found["supervised"]) == ("fp32", "adafactor", 4, 0.2)
-    assert found["command"].startswith("sad.SADConfig(") and "bf16" not in found["command"]
+    assert found["command"].startswith("sad train ") and "bf16" not in found["command"]
+    assert "--teacher-quantization 4bit --lora-rank 8 --" in found["command"]
+
+
+def test_adapters_in_the_command(sad_plan):
+    """On queries and values, by the names that the student's layers have; frozen weights in 16 bits."""
+    for student, names in (("gpt2", "c_attn"), ("opt-125m", "q_proj,v_proj")):
+        command = json.loads(sad_plan(*GPT2, "--student", student, "--lora", "8", "--json")[1])["command"]
+        assert f"--lora-rank 8 --lora-targets {names} --student-dtype bfloat16 --" in command
 
 
 @pytest.mark.parametrize(

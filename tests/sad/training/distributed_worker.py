@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from sad.training.config import SADConfig
 from sad.training.trainer import SADTrainer
-from tests.sad.training import tiny
+from tests.sad.training import teacher_cached, tiny
 
 STOP = 4  # in the second epoch of three steps
 
@@ -23,7 +23,7 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step >= STOP
 
 
-def trainer(folder: Path, batch: int) -> SADTrainer:
+def trainer(folder: Path, batch: int, **fields) -> SADTrainer:
     """SGD, so that weights stay as close as gradients; a curriculum that grows to the end."""
     config = SADConfig(
         output_dir=str(folder),
@@ -39,6 +39,7 @@ def trainer(folder: Path, batch: int) -> SADTrainer:
             "save_steps": 2,
             "save_total_limit": None,
             "per_device_eval_batch_size": batch,
+            **fields,
         },
     )
     teacher, student = tiny.model(seed=1, sharpness=30), tiny.model(seed=2)
@@ -54,8 +55,23 @@ def record(made: SADTrainer) -> dict:
     """Everything that should not depend on the number of processes."""
     names = ("loss", "loss_reason", "loss_act", "tokens_reason", "tokens_act", "grad_norm")
     logs = [{name: log[name] for name in names} for log in made.state.log_history if "loss" in log]
+    # Both speeds have the same seconds, so that their quotient is that of two counts.
+    speeds = [
+        (log["supervised_tokens_per_second"], log["tokens_per_second"]) for log in made.state.log_history if "loss" in log
+    ]
+    shares = [supervised / all_tokens for supervised, all_tokens in speeds]
     evaluated = {name: x for name, x in made.evaluate().items() if "loss" in name or "tokens" in name}
-    return {"weights": weights(made), "logs": logs, "eval": evaluated}
+    return {"weights": weights(made), "logs": logs, "eval": evaluated, "shares": shares}
+
+
+def contrastive(folder: Path, accumulate: int) -> dict:
+    """With the contrastive term over two trajectories; on two processes they are the batches that one accumulates."""
+    fields = {"contrastive_weight": 0.3, "gradient_accumulation_steps": accumulate, "max_steps": 3, "save_strategy": "no"}
+    made = trainer(folder, batch=2, **fields)
+    made.train()
+    names = ("loss", "contrastive_loss", "grad_norm", "tokens_act")
+    logs = [{name: log[name] for name in names} for log in made.state.log_history if "loss" in log]
+    return {"weights": weights(made), "logs": logs}
 
 
 def main(folder: Path) -> None:
@@ -69,6 +85,8 @@ def main(folder: Path) -> None:
     second = trainer(folder / "cut", batch=2)
     second.train(resume_from_checkpoint=True)
     result["resumed"] = {"weights": weights(second)}
+    result["cached"] = teacher_cached.made_and_trained(folder / "cached", batch=2)
+    result["contrastive"] = contrastive(folder / "contrastive", accumulate=1)
     if whole.is_world_process_zero():
         measured = json.loads((folder / "whole" / "curriculum.json").read_text())
         torch.save({**result, "curriculum": measured, "processes": whole.accelerator.num_processes}, folder / "result.pt")

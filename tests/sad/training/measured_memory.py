@@ -151,22 +151,21 @@ class Step:
                 return self.teacher(input_ids=self.ids, attention_mask=self.attention, use_cache=False).logits
 
     def run_student(self, live: LiveBytes, peaks: dict[str, int], teacher: Tensor | None) -> Tensor:
-        if self.how.mode == "linear":
+        if self.how.mode != "naive":
             with self.autocast():
                 with live.phase(peaks, "forward"):
                     hidden = self.backbone(self.student)
-                heads = [m.get_output_embeddings().weight for m in (self.student, self.teacher)]
+                pairs = [hidden, self.student.get_output_embeddings().weight]
+                if self.teacher is not None:
+                    pairs += [teacher, self.teacher.get_output_embeddings().weight]
                 with live.phase(peaks, "loss"):
                     dtype = torch.get_autocast_dtype("cpu") if self.how.dtype == "bf16" else hidden.dtype
-                    pairs = (hidden, heads[0], teacher, heads[1])
                     return _LinearStandIn.apply(self.how.supervised_rows, *(x.to(dtype) for x in pairs))
         with live.phase(peaks, "forward"), self.autocast():
             logits = self.student(input_ids=self.ids, attention_mask=self.attention, use_cache=False).logits
         logits = logits.float()
         with live.phase(peaks, "loss"):
-            if self.how.mode == "naive":
-                return naive_kl(logits, teacher, self.span_ids)
-            return _TopKStandIn.apply(logits)
+            return naive_kl(logits, teacher, self.span_ids)
 
     def __call__(self, live: LiveBytes) -> dict[str, int]:
         """Peak of every phase, of two micro-batches and an optimizer step; the second finds gradients there."""
@@ -192,49 +191,42 @@ class Step:
         return peaks
 
 
-class _TopKStandIn(torch.autograd.Function):
-    """Keeps what a fused loss on logits keeps when its gradient takes their place."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor) -> Tensor:
-        ctx.save_for_backward(logits)
-        return logits.new_zeros(())
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor) -> Tensor:
-        return ctx.saved_tensors[0].detach()
-
-
 class _LinearStandIn(torch.autograd.Function):
-    """The buffers of `sad.fused_linear_span_kl` on a GPU; the op itself shows nothing of its inside to a mode."""
+    """The buffers of `sad.fused_linear_span_kl`, without a teacher of `sad.fused_linear_topk_span_kl`, on a GPU; the ops
+    themselves show nothing of their inside to a mode."""
 
     @staticmethod
-    def forward(ctx, rows: int, hidden: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor) -> Tensor:
-        shape, hidden, teacher = hidden.shape, hidden.flatten(0, -2), teacher.flatten(0, -2)
+    def forward(ctx, rows: int, hidden: Tensor, weight: Tensor, teacher=None, teacher_weight=None) -> Tensor:
+        shape, hidden = hidden.shape, hidden.flatten(0, -2)
         of_hidden = torch.zeros_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        row_bytes = weight.shape[0] * (hidden.element_size() + teacher.element_size())
+        row_bytes = weight.shape[0] * hidden.element_size()
+        if teacher is not None:
+            teacher = teacher.flatten(0, -2)
+            row_bytes += weight.shape[0] * teacher.element_size()
         size = min(rows, max(1, plan_memory.CHUNK_BYTES // row_bytes))
         chosen = torch.arange(rows)
-        logits, other = hidden.new_empty(size, weight.shape[0]), teacher.new_empty(size, teacher_weight.shape[0])
+        logits = hidden.new_empty(size, weight.shape[0])
+        other = None if teacher is None else teacher.new_empty(size, teacher_weight.shape[0])
         for some in chosen.split(size):
             part = hidden.index_select(0, some)
             torch.mm(part, weight.t(), out=logits[: len(some)])
-            torch.mm(teacher.index_select(0, some), teacher_weight.t(), out=other[: len(some)])
+            if other is not None:
+                torch.mm(teacher.index_select(0, some), teacher_weight.t(), out=other[: len(some)])
             of_hidden.index_copy_(0, some, torch.mm(logits[: len(some)], weight))
             if of_weight is not None and weight.dtype == torch.float32:
                 of_weight.addmm_(logits[: len(some)].t(), part)
             elif of_weight is not None:
                 of_weight.add_(torch.empty_like(of_weight))  # as CUDA's product of bfloat16 with a float32 result
         del logits, other
-        ctx.shape = shape
+        ctx.shape, ctx.inputs = shape, 3 if teacher is None else 5
         ctx.save_for_backward(of_hidden, None if of_weight is None else of_weight.to(weight.dtype))
         return hidden.new_zeros(())
 
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = ctx.saved_tensors
-        return None, of_hidden.view(ctx.shape), of_weight, None, None
+        return None, of_hidden.view(ctx.shape), of_weight, *[None] * (ctx.inputs - 3)
 
 
 def real_peak(student, teacher, how: plan_memory.Setup) -> int:

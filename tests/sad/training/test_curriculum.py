@@ -15,13 +15,14 @@ from sad.errors import InputError
 from sad.training import difficulty
 from sad.training.collator import SpanCollator
 from sad.training.curriculum import CurriculumSampler, trajectory_scores
+from sad.training.curriculum_of_run import measures_of
 from tests.sad.training import tiny
 
 
 def measured(made, dataset=None) -> difficulty.Measures:
     """What a trainer's curriculum is made from, measured or from the run folder."""
     dataset = made.train_dataset if dataset is None else dataset
-    return made._measures(dataset, difficulty.read_rows(dataset, made.args.max_length))
+    return measures_of(made, dataset, difficulty.read_rows(dataset, made.args.max_length))
 
 
 def drawn(sampler: CurriculumSampler, epoch: int) -> list[int]:

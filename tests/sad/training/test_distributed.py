@@ -9,6 +9,7 @@ import torch
 
 from tests.processes import run_two
 from tests.sad.training import distributed_worker as worker
+from tests.sad.training import teacher_cached
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def test_two_processes_are_one(two, tmp_path):
     assert two["processes"] == 2 and len(one["logs"]) == 7
     for ours, theirs in zip(one["logs"], two["whole"]["logs"]):
         assert theirs == pytest.approx(ours, rel=1e-5)
+    assert two["whole"]["shares"] == pytest.approx(one["shares"], rel=1e-6)
     assert two["whole"]["eval"] == pytest.approx(one["eval"], rel=1e-5)
     torch.testing.assert_close(two["whole"]["weights"], one["weights"], rtol=0, atol=1e-6)
     assert (one["weights"] - worker.weights(worker.trainer(tmp_path / "new", batch=4))).abs().max() > 1e-3
@@ -36,3 +38,24 @@ def test_two_processes_are_one(two, tmp_path):
 def test_resumed_in_two_processes(two):
     """Inside the second epoch: every process must find that epoch's order again."""
     torch.testing.assert_close(two["resumed"]["weights"], two["whole"]["weights"], rtol=0, atol=0)
+
+
+def test_the_contrastive_term_of_two_processes(two, tmp_path):
+    """Two processes' batches are two accumulated ones: negatives never come from elsewhere."""
+    one = worker.contrastive(tmp_path, accumulate=2)
+    for ours, theirs in zip(one["logs"], two["contrastive"]["logs"]):
+        assert theirs == pytest.approx(ours, rel=1e-5) and ours["contrastive_loss"] > 0
+    torch.testing.assert_close(two["contrastive"]["weights"], one["weights"], rtol=0, atol=1e-6)
+
+
+def test_two_processes_make_and_read_one_teacher_cache(two, tmp_path):
+    """Each computes a part, and both find all of it."""
+    one, both = teacher_cached.made_and_trained(tmp_path, batch=4), two["cached"]
+    assert both["rows"].keys() == one["rows"].keys() and both["files"] > one["files"] == 1
+    for digest, rows in one["rows"].items():
+        for ours, theirs in zip(rows, both["rows"][digest]):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(one["logs"], both["logs"]):
+        assert theirs == pytest.approx(ours, rel=1e-4)
+    assert both["eval"] == pytest.approx(one["eval"], rel=1e-4)
+    torch.testing.assert_close(both["weights"], one["weights"], rtol=0, atol=1e-5)

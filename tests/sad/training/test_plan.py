@@ -195,8 +195,12 @@ def test_commands_are_understood():
     assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 64
     assert given["max_length"] == 512 and given["bf16"] is True and given["optim"] == "adamw_8bit"
     cached = plan(question("opt-13b", "opt-1.3b", "24GB"))
-    assert cached.mode == "cached" and cached.command.startswith("sad.SADConfig(") and "optim='adamw_8bit'" in cached.command
-    assert any("fused_topk_span_kl" in note for note in cached.notes)
+    first, second = cached.command.splitlines()
+    assert cached.mode == "cached" and first.startswith("sad cache --teacher opt-13b ")
+    assert first.endswith("--top-k 64 --max-length 512")
+    assert (
+        second.startswith("sad train --teacher-cache teacher-cache --student opt-1.3b ") and "--optim adamw_8bit" in second
+    )
 
 
 def test_a_folder_is_read(tmp_path):

@@ -1,0 +1,101 @@
+"""`sad cache` from the command line, and `sad train` from what it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sad import TeacherCache
+from sad.trajectories.trajectory import write_jsonl
+from tests.sad.cli.test_train import FAST, folder, sad  # noqa: F401  (fixtures)
+from tests.sad.training import tiny
+
+SAME = ["--max-length", "96", "--format", "sad"]
+
+
+@pytest.fixture(scope="module")
+def cache(folder, tmp_path_factory):  # noqa: F811
+    """A cache of two files, made by the second of two commands from what the first left."""
+    import sys
+
+    from sad.cli.main import main
+
+    write_jsonl(folder / "eval.jsonl", tiny.trajectories(4, seed=3))
+    path = tmp_path_factory.mktemp("cache") / "cache"
+    patch = pytest.MonkeyPatch()
+    for files in (["data"], ["data", "eval"]):
+        data = [part for name in files for part in ("--data", str(folder / f"{name}.jsonl"))]
+        teacher = ["--teacher", str(folder / "teacher"), "--out", str(path), "--top-k", "16"]
+        patch.setattr(sys, "argv", ["sad", "cache", *teacher, *data, *SAME, "--use-cpu"])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        assert not exit.value.code
+    patch.undo()
+    return path
+
+
+def test_a_student_learns_from_it_without_the_teacher(sad, folder, cache, tmp_path):  # noqa: F811
+    assert TeacherCache(cache).settings.teacher_name == "teacher"
+    paths = ["--student", folder / "student", "--data", folder / "data.jsonl", "--eval-data", folder / "eval.jsonl"]
+    code, stdout, stderr = sad(
+        "train", "--teacher-cache", cache, *paths, "--format", "sad", "--out", tmp_path / "run", *FAST
+    )
+    assert code == 0, stderr
+    assert "16 of 300 log-probabilities of teacher" in stdout and "16 trajectories" in stdout
+    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [log["loss_act"] for log in logs if "loss_act" in log]
+    assert losses[-1] < losses[0] and [log for log in logs if "eval_loss_act" in log]
+    code, _, stderr = sad("train", "--resume", "--out", tmp_path / "run", "--max-steps", "5")
+    assert code == 0, stderr
+
+
+def test_a_second_command_reports_the_whole(sad, folder, cache):  # noqa: F811
+    code, stdout, stderr = sad(
+        "cache",
+        "--teacher",
+        folder / "teacher",
+        "--data",
+        folder / "data.jsonl",
+        "--out",
+        cache,
+        "--use-cpu",
+        "--top-k",
+        16,
+        *SAME,
+    )
+    assert code == 0, stderr
+    assert f"{TeacherCache(cache).rows} supervised tokens" in stdout and "of the teacher's probability" in stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("cache", ["--top-k", "8"], "top_k 8, got top_k 16"),
+        ("cache", ["--top-k", "0"], "top_k"),
+        ("cache", ["--dtype", "int4"], "dtype"),
+        ("cache", ["--vocab-size", "20"], "vocab_size"),
+        ("cache", ["--data", "nowhere.jsonl"], "no such file"),
+        ("cache", ["--teacher", "nowhere"], "not a folder"),
+        ("cache", ["--max-length", "500"], "128 positions"),
+        ("cache", ["--format", "markers"], "sad inspect"),
+        ("train", ["--teacher", "nowhere"], "no teacher beside it"),
+        ("train", ["--student", "stranger"], "tokenizer of the teacher cache"),
+        ("train", ["--temperature", "2"], "temperature"),
+        ("train", ["--max-length", "20"], "missing"),
+        ("train", ["--teacher-cache", "nowhere"], "none there"),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else value,
+)
+def test_bad_input_is_one_message_and_exit_code_2(sad, folder, cache, tmp_path, command, flags, message):  # noqa: F811
+    given = ["--data", folder / "data.jsonl", *SAME]
+    if command == "cache":
+        given += ["--teacher", folder / "teacher", "--out", cache, "--top-k", "16", "--use-cpu"]
+    else:
+        given = [*given[:2], "--student", folder / "student", "--teacher-cache", cache, "--out", tmp_path / "run", *FAST]
+        flags = [folder / "stranger" if flag == "stranger" else flag for flag in flags]
+    before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    code, _, stderr = sad(command, *given, *flags)
+    assert code == 2 and message in stderr, stderr
+    assert "Traceback" not in stderr and stderr.count("sad: ") == 1
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == before and not (tmp_path / "run").exists()

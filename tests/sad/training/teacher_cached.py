@@ -1,0 +1,43 @@
+"""Makes a teacher cache and trains a student from it, in however many processes call this."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sad import SADConfig, SADTrainer, TeacherCache
+from sad.training.difficulty import model_digest
+from sad.training.teacher_cache.settings import CacheSettings, example_digest
+from sad.training.teacher_cache.writer import write_teacher_cache
+from tests.sad.training import tiny
+
+
+def write(path: str | Path, examples: list, model=None, shard_size: int = 1 << 20, **fields):
+    """A cache of the tiny teacher, 16 of 300 columns unless told otherwise."""
+    model = tiny.model(seed=1, sharpness=30) if model is None else model
+    known = {"top_k": 16, "vocab_size": 300, "dtype": "uint16", "tokenizer": "tokens", "teacher": model_digest(model)}
+    settings = CacheSettings(**known | {"teacher_dtype": "float32"} | fields)
+    return write_teacher_cache(model, examples, path, settings, batch_tokens=200, shard_size=shard_size, show_progress=False)
+
+
+def made_and_trained(folder: Path, batch: int) -> dict[str, Any]:
+    """What the cache holds, and what came of the training. 7 to evaluate on: two processes fill the last batch up."""
+    examples, other = tiny.examples(24), tiny.examples(7, seed=9)
+    write(folder / "cache", examples + other)
+    cache = TeacherCache(folder / "cache")
+    sizes = {"per_device_train_batch_size": batch, "per_device_eval_batch_size": batch}
+    config = SADConfig(
+        output_dir=str(folder / "run"), **tiny.CONFIG | sizes | {"optim": "sgd", "learning_rate": 0.5, "max_steps": 3}
+    )
+    trainer = SADTrainer(tiny.model(seed=2), None, config, examples, other, teacher_cache=cache)
+    trainer.train()
+    names = ("loss", "loss_reason", "loss_act", "teacher_entropy_act", "tokens_act")
+    return {
+        "files": len(list((folder / "cache").glob("*.safetensors"))),
+        "rows": {example_digest(**x): [torch.from_numpy(part) for part in cache.read(**x)] for x in examples + other},
+        "logs": [{name: log[name] for name in names} for log in trainer.state.log_history if "loss" in log],
+        "eval": {name: x for name, x in trainer.evaluate().items() if "loss" in name or "entropy" in name},
+        "weights": torch.cat([x.detach().flatten() for x in trainer.accelerator.unwrap_model(trainer.model).parameters()]),
+    }

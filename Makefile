@@ -9,9 +9,11 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)  ## distil a small agent from a larger one and watch it play
 	$(BIN)/sad demo --out demo-run
 
+# Files side by side, so one thread each; a file's tests share what they build.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 test: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## style of Python and C++
 	$(BIN)/ruff check .

@@ -15,17 +15,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sadkernels.ops.linear_span_kl import fused_linear_span_kl
+from sadkernels.ops.linear_topk_span_kl import fused_linear_topk_span_kl
 from sadkernels.ops.span_ids import span_ids_from_offsets
 from sadkernels.ops.span_kl import fused_span_kl
+from sadkernels.ops.topk_span_kl import fused_span_ce, fused_topk_span_kl
 
 SIZES = ((5, 7), (9, 1000), (3, 50257), (1, 151936))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALLOWED = 2.0  # errors up to here pass, in units of what a dtype's rounding explains
-OPS = ("span_kl", "span_ids")
+OPS = ("span_kl", "topk_span_kl", "span_ids")
+_WIDTH = 16  # of hidden states
 
 
 class SpanKLCase(NamedTuple):
-    """N rows of V columns; `supervised` is "some", "all" or "none" of the rows."""
+    """N rows of V columns; `supervised` is "some", "all" or "none" of the rows. `hidden`: from hidden states."""
 
     rows: int
     vocab: int
@@ -33,33 +37,100 @@ class SpanKLCase(NamedTuple):
     divergence: str = "forward_kl"
     in_place: bool = False
     supervised: str = "some"
+    hidden: bool = False
 
     def error(self, backend: str, device: torch.device) -> float:
         """Largest relative error of loss and gradient, in units of what the dtype allows. Rows not supervised hold NaN."""
-        generator = torch.Generator().manual_seed(self.rows + self.vocab)
-        ids = torch.full((self.rows,), 1 if self.supervised == "all" else 0)
-        if self.supervised == "some":
+        problem = _Problem(self, device)
+        teacher = problem.side()
+        options = {"divergence": self.divergence}
+
+        def loss(name: str, student: list[Tensor], in_place: dict[str, bool]) -> Tensor:
+            own = [_like(x, student[0]) for x in teacher]
+            fused = fused_linear_span_kl if self.hidden else fused_span_kl
+            return fused(*student, *own, problem.ids, backend=name, **options, **in_place)
+
+        return problem.error(loss, backend)
+
+
+class TopkCase(NamedTuple):
+    """As `SpanKLCase`, with `listed` columns of the teacher and the share `alpha` of the KL; none listed: labels alone."""
+
+    rows: int
+    vocab: int
+    dtype: torch.dtype
+    listed: int = 5
+    alpha: float = 1.0
+    tail: str = "bucket"
+    in_place: bool = False
+    supervised: str = "some"
+    hidden: bool = False
+
+    def error(self, backend: str, device: torch.device) -> float:
+        """As of a `SpanKLCase`."""
+        problem = _Problem(self, device)
+        logits = 3 * torch.randn(self.rows, self.vocab, generator=problem.generator)
+        logprobs, columns = logits.log_softmax(-1).topk(max(self.listed, 1))
+        labels = torch.randint(0, self.vocab, (self.rows,), generator=problem.generator)
+        labels[-1] = columns[-1, -1]  # one that is listed
+        logprobs[problem.ids.cpu() == 0] = torch.nan
+        logprobs, columns, labels = (x.to(device) for x in (logprobs, columns, labels))
+        options = {"tail": self.tail, "alpha": self.alpha, "target_ids": labels}
+
+        def loss(name: str, student: list[Tensor], in_place: dict[str, bool]) -> Tensor:
+            if self.listed == 0:
+                return fused_span_ce(*student, labels, problem.ids, backend=name, **in_place)
+            fused = fused_linear_topk_span_kl if self.hidden else fused_topk_span_kl
+            return fused(*student, logprobs, columns, problem.ids, backend=name, **options, **in_place)
+
+        return problem.error(loss, backend)
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    return x.to(other.dtype)
+
+
+class _Problem:
+    """Students of a case, and how far a backend's loss and gradients are from the reference's in float64."""
+
+    def __init__(self, case: SpanKLCase | TopkCase, device: torch.device) -> None:
+        self.case, self.device = case, device
+        self.generator = torch.Generator().manual_seed(case.rows + case.vocab)
+        ids = torch.full((case.rows,), 1 if case.supervised == "all" else 0)
+        if case.supervised == "some":
             ids[::2] = 2
-        student, teacher = (3 * torch.randn(self.rows, self.vocab, generator=generator) for _ in range(2))
-        for x in (student, teacher):
-            x[ids == 0] = torch.nan
-        student, teacher, ids = student.to(device, self.dtype), teacher.to(device, self.dtype), ids.to(device)
+        self.ids = ids.to(device)
+        self.student = self.side()
+
+    def side(self) -> list[Tensor]:
+        """Logits; or hidden states and a head whose products no dtype rounds: quarters of whole numbers."""
+        case = self.case
+        if case.hidden:
+            rows = torch.randint(-4, 5, (case.rows, _WIDTH), generator=self.generator) / 4
+            weight = torch.randint(-1, 2, (case.vocab, _WIDTH), generator=self.generator).float()
+        else:
+            rows, weight = 3 * torch.randn(case.rows, case.vocab, generator=self.generator), None
+        rows[self.ids.cpu() == 0] = torch.nan
+        return [x.to(self.device, case.dtype) for x in (rows, weight) if x is not None]
+
+    def error(self, loss: Callable[[str, list[Tensor], dict[str, bool]], Tensor], backend: str) -> float:
+        """Of `loss(backend, student, options)`; infinite where a row without a span has a gradient."""
         results = []
         for name, convert in (("reference", torch.Tensor.double), (backend, torch.clone)):
-            leaf = convert(student).requires_grad_()
-            in_place = self.in_place and name == backend
-            options = {"divergence": self.divergence, "backend": name, "inplace_backward": in_place}
-            loss = fused_span_kl(leaf, convert(teacher), ids, **options)
-            loss.backward()
-            results.append((loss.item(), leaf.grad.double()))
-        (loss, gradient), (own_loss, own_gradient) = results
-        if own_gradient[ids == 0].any():
+            leaves = [convert(x).requires_grad_() for x in self.student]
+            in_place = {} if self.case.hidden else {"inplace_backward": self.case.in_place and name == backend}
+            value = loss(name, leaves, in_place)
+            value.backward()
+            results.append((value.item(), [leaf.grad.double() for leaf in leaves]))
+        (value, gradients), (own_value, own_gradients) = results
+        if own_gradients[0][self.ids == 0].any():
             return float("inf")
-        if self.supervised == "none":
-            return 0.0 if own_loss == 0 else float("inf")
-        scale = gradient.abs().max()
-        error = max(abs(own_loss / loss - 1), float((own_gradient - gradient).abs().max() / scale))
-        return error / (torch.finfo(self.dtype).eps + 1e-5)
+        if self.case.supervised == "none":
+            return 0.0 if own_value == 0 else float("inf")
+        errors = [abs(own_value / value - 1)]
+        errors += [float((own - exact).abs().max() / exact.abs().max()) for own, exact in zip(own_gradients, gradients)]
+        largest = max(errors) if all(error == error for error in errors) else float("nan")
+        return largest / (torch.finfo(self.case.dtype).eps + 1e-5)
 
 
 class SpanIdsCase(NamedTuple):
@@ -89,7 +160,7 @@ class SpanIdsCase(NamedTuple):
         return 0.0 if all(_same(x, y) for x, y in pairs) else float("inf")
 
 
-Case = SpanKLCase | SpanIdsCase
+Case = SpanKLCase | TopkCase | SpanIdsCase
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -103,19 +174,40 @@ def all_cases(op: str, small_only: bool = False) -> Iterator[Case]:
             if rows * tokens < 1000 or not small_only:
                 yield SpanIdsCase(rows, tokens, spans, masks)
         return
-    for (rows, vocab), dtype, in_place, supervised in product(
-        SIZES[:2] if small_only else SIZES, DTYPES, (False, True), ("some", "all", "none")
-    ):
-        yield SpanKLCase(rows, vocab, dtype, "forward_kl", in_place, supervised)
-    if not small_only:
-        for divergence, dtype, in_place in product(("reverse_kl", "jsd"), DTYPES[:2], (False, True)):
-            yield SpanKLCase(*SIZES[1], dtype, divergence, in_place)
+    sizes = SIZES[:2] if small_only else SIZES
+    kind = SpanKLCase if op == "span_kl" else TopkCase
+    for (rows, vocab), dtype, in_place, supervised in product(sizes, DTYPES, (False, True), ("some", "all", "none")):
+        yield kind(rows, vocab, dtype, in_place=in_place, supervised=supervised)
+    for (rows, vocab), dtype in product(sizes[:3], DTYPES):
+        yield kind(rows, vocab, dtype, hidden=True)
+        if op == "topk_span_kl":
+            yield TopkCase(rows, vocab, dtype, alpha=0.6)
+            yield TopkCase(rows, vocab, dtype, listed=0)
+    if small_only:
+        return
+    for dtype, in_place in product(DTYPES[:2], (False, True)):
+        if op == "span_kl":
+            for divergence in ("reverse_kl", "jsd"):
+                yield SpanKLCase(*SIZES[1], dtype, divergence, in_place)
+        else:
+            yield TopkCase(*SIZES[1], dtype, 64, tail="ignore", in_place=in_place)
+            yield TopkCase(*SIZES[1], dtype, SIZES[1][1], in_place=in_place)  # the whole vocabulary is listed
 
 
 def quick_cases(op: str) -> list[Case]:
     """A few cases of `op`, the most telling first."""
     if op == "span_ids":
         return [SpanIdsCase(5, 77, 9), SpanIdsCase(5, 77, 9, masks=True), SpanIdsCase(3, 100, 0)]
+    if op == "topk_span_kl":
+        return [
+            TopkCase(9, 1001, torch.bfloat16),
+            TopkCase(9, 1001, torch.float32, 40, alpha=0.6, in_place=True),
+            TopkCase(3, 50257, torch.bfloat16, 64),
+            TopkCase(9, 1001, torch.float32, listed=0),
+            TopkCase(9, 1001, torch.float32, hidden=True),
+            TopkCase(5, 7, torch.float16, tail="ignore", supervised="all"),
+            TopkCase(5, 7, torch.bfloat16, supervised="none"),
+        ]
     return [
         SpanKLCase(9, 1001, torch.bfloat16),
         SpanKLCase(9, 1001, torch.float32, in_place=True),
@@ -124,6 +216,7 @@ def quick_cases(op: str) -> list[Case]:
         SpanKLCase(5, 7, torch.bfloat16, supervised="none"),
         SpanKLCase(9, 1001, torch.bfloat16, "reverse_kl"),
         SpanKLCase(9, 1001, torch.float32, "jsd"),
+        SpanKLCase(9, 1001, torch.float32, hidden=True),
     ]
 
 

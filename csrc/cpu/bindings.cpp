@@ -6,8 +6,8 @@
 #include "buffer.h"
 #include "dispatch.h"
 #include "span_ids.h"
-#include "span_kl_binding.h"
 #include "topk_span_kl.h"
+#include "topk_span_kl_binding.h"
 
 using namespace sad;
 using namespace sad::cpu;
@@ -24,14 +24,7 @@ void run_span_kl(const SpanKlParams& params, int threads, const std::string& isa
 
 void run_topk_span_kl(const SpanKlParams& params, std::int64_t listed, Address columns, Address log_p, Address log_tail,
                       Address labels, float alpha, int threads, const std::string& isa) {
-    const TopkSpanKlParams all{params,
-                               listed,
-                               as_pointer<const std::int32_t>(columns),
-                               as_pointer<const float>(log_p),
-                               as_pointer<const float>(log_tail),
-                               as_pointer<const std::int32_t>(labels),
-                               alpha};
-    topk_span_kl(all, require(isa), threads);
+    topk_span_kl(with_lists(params, listed, columns, log_p, log_tail, labels, alpha), require(isa), threads);
 }
 
 void bind_scale_rows(std::int64_t rows, std::int64_t columns, const RowsTuple& grad, Address kinds, float factor,

@@ -8,7 +8,8 @@
 #include "runtime.h"
 #include "span_ids.h"
 #include "span_kl.h"
-#include "span_kl_binding.h"
+#include "topk_span_kl.h"
+#include "topk_span_kl_binding.h"
 
 #if !defined(SAD_CUDA_ARCHS)
 #define SAD_CUDA_ARCHS ""
@@ -25,6 +26,12 @@ std::int64_t bind_scratch_bytes(const SpanKlParams& params, int device) { return
 
 void bind_span_kl(const SpanKlParams& params, Address scratch, int device, Address stream) {
     span_kl(params, as_pointer<void>(scratch), device, as_stream(stream));
+}
+
+void bind_topk_span_kl(const SpanKlParams& params, std::int64_t listed, Address columns, Address log_p, Address log_tail,
+                       Address labels, float alpha, Address scratch, int device, Address stream) {
+    topk_span_kl(with_lists(params, listed, columns, log_p, log_tail, labels, alpha), as_pointer<void>(scratch), device,
+                 as_stream(stream));
 }
 
 void bind_scale_rows(std::int64_t rows, std::int64_t columns, const RowsTuple& grad, Address kinds, Address factor,
@@ -118,6 +125,10 @@ PYBIND11_MODULE(_cuda, m) {
           py::arg("element_bytes"), py::arg("lean"), "How the rows of a call would be walked; see plan.h.");
     define_with_params(m, "span_kl_scratch_bytes", &bind_scratch_bytes, py::arg("device"));
     define_with_params(m, "span_kl", &bind_span_kl, py::arg("scratch"), py::arg("device"), py::arg("stream"));
+    m.def("topk_span_kl_scratch_bytes", &topk_span_kl_scratch_bytes, py::kw_only(), py::arg("rows"));
+    define_with_params(m, "topk_span_kl", &bind_topk_span_kl, py::arg("listed"), py::arg("columns"), py::arg("log_p"),
+                       py::arg("log_tail"), py::arg("labels"), py::arg("alpha"), py::arg("scratch"), py::arg("device"),
+                       py::arg("stream"));
     m.def("scale_rows", &bind_scale_rows, py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"),
           py::arg("kinds"), py::arg("factor"), py::arg("device"), py::arg("stream"));
     m.def("span_ids_from_offsets", &bind_span_ids, py::kw_only(), py::arg("offsets"), py::arg("batch"), py::arg("tokens"),

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <barrier>
 #include <cstddef>
 #include <cstdint>
@@ -122,6 +123,8 @@ T exchange(T value, unsigned from_lane) {
 
 using std::max;
 using std::min;
+
+inline unsigned atomicOr(unsigned* p, unsigned bits) { return std::atomic_ref<unsigned>(*p).fetch_or(bits); }
 
 inline void __syncthreads() { sad::cuda::emulation::here.mine->barrier.arrive_and_wait(); }
 

@@ -17,6 +17,12 @@ __device__ __forceinline__ float sum_of_lanes(float x) {  // the same bits in ev
     return x;
 }
 
+__device__ __forceinline__ int sum_of_lanes(int x) {
+#pragma unroll
+    for (int apart = warp_width / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(all_lanes, x, apart);
+    return x;
+}
+
 // What goes through shared memory: up to eight numbers, in two wide accesses.
 struct Share {
     Word16 half[2];

@@ -1,4 +1,4 @@
-// A pair of rows in memory, and how a block walks it 16 bytes per thread and side.
+// A pair of rows in memory, or one, and how a block walks it 16 bytes per thread and side.
 //
 // Rows of GPT-2's 50257 bfloat16 columns begin at any even address, wide accesses only at multiples of 16. So a row is
 //
@@ -67,6 +67,8 @@ struct Words {
 // Two rows, or the same slice of both, in global memory.
 template <typename S>
 struct PairInMemory {
+    using Fetched = Words;
+
     const S* student;
     TeacherRow teacher;
     bool teacher_wide;  // the teacher's groups begin where the student's do
@@ -97,6 +99,21 @@ struct PairInMemory {
     }
 };
 
+// One row, or a slice of it, in global memory.
+template <typename S>
+struct RowInMemory {
+    using Fetched = Word16;
+
+    const S* first;
+    Cut cut;
+
+    template <bool Last>
+    __device__ __forceinline__ Word16 fetch(int group) const {
+        const Word16* word = word_at(first + cut.column_of_group<S>(group));
+        return Last ? load_once(word) : *word;
+    }
+};
+
 // The edge column of this thread, read before anything of the row is written: the gradient may lie where the logits are.
 struct Edge {
     bool exists;
@@ -117,17 +134,17 @@ struct Edge {
 
 // Calls f(group, words) for this thread's groups, with the next ones on their way while f computes. A pass that runs against
 // the one before it begins with what that one left in the caches; the `Last` one leaves nothing there.
-template <bool Backwards, bool Last, typename S, typename F>
-__device__ __forceinline__ void walk(const PairInMemory<S>& pair, const F& f) {
+template <bool Backwards, bool Last, typename Source, typename F>
+__device__ __forceinline__ void walk(const Source& source, const F& f) {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    const int mine = pair.cut.groups > thread ? (pair.cut.groups - thread - 1) / threads + 1 : 0;
+    const int mine = source.cut.groups > thread ? (source.cut.groups - thread - 1) / threads + 1 : 0;
     const int step = Backwards ? -threads : threads;
     int group = Backwards ? thread + (mine - 1) * threads : thread;
-    Words next;
-    if (mine > 0) next = pair.template fetch<Last>(group);
+    typename Source::Fetched next;
+    if (mine > 0) next = source.template fetch<Last>(group);
     for (int i = 0; i < mine; ++i, group += step) {
-        const Words words = next;
-        if (i + 1 < mine) next = pair.template fetch<Last>(group + step);
+        const typename Source::Fetched words = next;
+        if (i + 1 < mine) next = source.template fetch<Last>(group + step);
         f(group, words);
     }
 }

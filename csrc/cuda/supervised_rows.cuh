@@ -7,13 +7,14 @@ namespace sad::cuda {
 
 constexpr int rows_of_a_thread = 8;
 
-// Writes the index of Work, and zeros to the outputs of rows that are not read. A row is read when its kind is not 0, and
-// its weight where the weights decide. One block: the place of a row depends on all before it.
+// Writes the index of Work, and zeros to the outputs of rows that are not read: `state_rows` numbers of state and
+// `stats_rows` of either statistic. A row is read when its kind is not 0, and its weight where the weights decide. One
+// block: the place of a row depends on all before it.
 static __global__ void __launch_bounds__(512)
-    collect_rows_kernel(const SpanKlParams a, std::int32_t* index, bool weights_decide) {
+    collect_rows_kernel(const SpanKlParams a, std::int32_t* index, bool weights_decide, int state_rows, int stats_rows) {
     Exchange exchange;
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), lane = thread % warp_width;
-    const int rows = static_cast<int>(a.rows), state_rows = a.value ? 3 : 2;
+    const int rows = static_cast<int>(a.rows);
     int found = 0;  // before this round
     for (int first = 0; first < rows; first += threads * rows_of_a_thread) {
         const int begin = first + thread * rows_of_a_thread;
@@ -42,8 +43,8 @@ static __global__ void __launch_bounds__(512)
             index[rows - 1 - (row - position)] = row;
             if (a.value) a.value[row] = 0.0f;
             for (int k = 0; a.state && k < state_rows; ++k) a.state[k * a.rows + row] = 0.0f;
-            for (int k = 0; a.entropies && k < 2; ++k) a.entropies[k * a.rows + row] = 0.0f;
-            for (int k = 0; a.argmax && k < 2; ++k) a.argmax[k * a.rows + row] = 0;
+            for (int k = 0; a.entropies && k < stats_rows; ++k) a.entropies[k * a.rows + row] = 0.0f;
+            for (int k = 0; a.argmax && k < stats_rows; ++k) a.argmax[k * a.rows + row] = 0;
         }
         found += in_this_round;
     }

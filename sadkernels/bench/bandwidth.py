@@ -11,13 +11,15 @@ from sadkernels.bench.timing import Run, clock_for, time_in_turns
 def moved_bytes(case: Case) -> int | None:
     """The floor of forward and backward from logits, in bytes; None from hidden states, where arithmetic is the bound.
 
-    A supervised row is read on both sides and its gradient written once: 3 V e. An unsupervised row is never read, and
-    its gradient is V e of zeros, which are written in place too, over the logits.
+    A supervised row is read on both sides, or on the student's alone where the teacher's is a list, and its gradient
+    written once: 3 V e, or 2 V e and the list. An unsupervised row is never read, and its gradient is V e of zeros, which
+    are written in place too, over the logits.
     """
     if case.hidden is not None:
         return None
     row = case.vocab * case.torch_dtype.itemsize
-    return 3 * row * case.supervised_rows + row * (case.rows - case.supervised_rows)
+    of_supervised = 2 * row + 12 * case.listed if case.listed else 3 * row
+    return of_supervised * case.supervised_rows + row * (case.rows - case.supervised_rows)
 
 
 def copy_bandwidth(device: torch.device, size: int | None = None) -> float:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 SPAN_KL, LINEAR = "span_kl", "linear_span_kl"
+TOPK, LINEAR_TOPK = "topk_span_kl", "linear_topk_span_kl"
 
 
 class Case(NamedTuple):
@@ -19,6 +20,7 @@ class Case(NamedTuple):
         dtype: Name of the dtype of all floating-point inputs.
         supervised: Fraction of the rows that carry loss.
         hidden: (H_s, H_t), the widths of the hidden states; None where logits are given.
+        listed: k, how many of the teacher's columns are known; 0 for all of them, from its logits or hidden states.
     """
 
     rows: int
@@ -26,15 +28,22 @@ class Case(NamedTuple):
     dtype: str
     supervised: float
     hidden: tuple[int, int] | None = None
+    listed: int = 0
 
     @property
     def op(self) -> str:
-        return SPAN_KL if self.hidden is None else LINEAR
+        from_logits, from_hidden = (TOPK, LINEAR_TOPK) if self.listed else (SPAN_KL, LINEAR)
+        return from_logits if self.hidden is None else from_hidden
 
     @property
     def name(self) -> str:
-        heads = "" if self.hidden is None else f", H {self.hidden[0]} and {self.hidden[1]}"
-        return f"{self.rows} x {self.vocab} {self.dtype}{heads}, {100 * self.supervised:.0f} % supervised"
+        sizes = f"{self.rows} x {self.vocab} {self.dtype}"
+        if self.hidden is not None:
+            student, teacher = self.hidden
+            sizes += f", H {student}" if self.listed else f", H {student} and {teacher}"
+        if self.listed:
+            sizes += f", k {self.listed}"
+        return f"{sizes}, {100 * self.supervised:.0f} % supervised"
 
     @property
     def supervised_rows(self) -> int:
@@ -52,13 +61,18 @@ class Case(NamedTuple):
     @property
     def input_bytes(self) -> int:
         """Size of all inputs, the copy that restores the logits after work in place included."""
+        lists = 12 * self.rows * self.listed
         if self.hidden is None:
-            return 3 * self.logits_bytes
-        return (self.rows + self.vocab) * sum(self.hidden) * self.torch_dtype.itemsize
+            return (2 if self.listed else 3) * self.logits_bytes + lists
+        widths = self.hidden[0] if self.listed else sum(self.hidden)
+        return (self.rows + self.vocab) * widths * self.torch_dtype.itemsize + lists
 
 
-def _case(rows: int, vocab: int, dtype: str, supervised: float, hidden: tuple[int, int] | None = None) -> Case:
-    return Case(rows, vocab, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype], supervised, hidden)
+def _case(
+    rows: int, vocab: int, dtype: str, supervised: float, hidden: tuple[int, int] | None = None, listed: int = 0
+) -> Case:
+    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+    return Case(rows, vocab, dtype, supervised, hidden, listed)
 
 
 # fmt: off
@@ -92,6 +106,30 @@ GPU = [
     _case( 4096, 151936, "bf16", 0.2, (896, 3584)),  # Qwen2.5 0.5B taught by 7B
     _case( 4096, 151936, "bf16", 1.0, (896, 3584)),
 ]
+#           N      V       dtype   supervised  H_s, H_t  k
+TOPK_QUICK = [
+    _case(   64,  50257, "fp32", 2 / 3, None, 64),
+    _case(   64,  32000, "fp32", 0.2, (128, 256), 64),
+]
+TOPK_CPU = [
+    _case( 1024,  50257, "fp32", 2 / 3, None, 64),
+    _case( 1024,  50257, "fp32", 0.2, None, 64),
+    _case( 1024,  50257, "bf16", 2 / 3, None, 64),
+    _case(  512, 151936, "fp32", 2 / 3, None, 64),
+    _case( 1024,  50257, "fp32", 2 / 3, None, 1024),  # lists so long that they cost something
+    _case( 1024,  50257, "fp32", 2 / 3, (768, 1600), 64),
+    _case( 1024,  50257, "fp32", 0.2, (768, 1600), 64),
+]
+TOPK_GPU = [
+    _case( 4096, 151936, "bf16", 0.2, None, 64),
+    _case( 4096, 151936, "bf16", 1.0, None, 64),
+    _case( 4096,  50257, "bf16", 2 / 3, None, 64),
+    _case( 4096,  50257, "fp32", 2 / 3, None, 64),
+    _case( 4096, 262144, "bf16", 0.5, None, 64),
+    _case( 4096, 151936, "bf16", 1.0, None, 1024),
+    _case( 4096, 151936, "bf16", 0.2, (896, 3584), 64),
+    _case( 4096, 151936, "bf16", 1.0, (896, 3584), 64),
+]
 # fmt: on
 SWEEP = {
     "vocab": (32000, 50257, 128256, 151936, 262144),
@@ -102,16 +140,18 @@ SWEEP = {
 SIZES = ("quick", "default", "full")
 
 
-def choose(size: str, device_type: str, dtype: str | None = None) -> list[Case]:
+def choose(size: str, device_type: str, dtype: str | None = None, listed: bool = False) -> list[Case]:
     """The cases of a size: "quick", "default" (of the device), or "full" (the default ones, then the sweep).
 
     Args:
         size: One of `SIZES`.
         device_type: "cpu" or "cuda".
         dtype: Name of a dtype that replaces every case's own; cases that become equal are measured once.
+        listed: Those in which the teacher is known by k columns a row; "full" then is "default".
     """
-    cases = QUICK if size == "quick" else GPU if device_type == "cuda" else CPU
-    if size == "full":
+    quick, cpu, gpu = (TOPK_QUICK, TOPK_CPU, TOPK_GPU) if listed else (QUICK, CPU, GPU)
+    cases = quick if size == "quick" else gpu if device_type == "cuda" else cpu
+    if size == "full" and not listed:
         # Fractions innermost: torch.compile keeps its kernels while only they change.
         axes = [SWEEP[axis] for axis in ("dtype", "vocab", "rows", "supervised")]
         cases = [*cases, *(Case(rows, vocab, kind, fraction) for kind, vocab, rows, fraction in product(*axes))]

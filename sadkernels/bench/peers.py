@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from sadkernels.bench.cases import Case
 from sadkernels.bench.problem import LinearProblem, LogitsProblem, Problem
 
-_IGNORED = -100  # Liger's label of a row without loss
+_IGNORED = -100  # the label of a row without loss
+_TRL_SERVER = "trl.experimental.server_distillation.server_distillation_trainer"
 
 
 @functools.cache
@@ -68,3 +70,23 @@ def trl(problem: LinearProblem) -> Tensor:
     teacher = problem.teacher_hidden[valid], problem.teacher_weight, None
     per_token, _ = ChunkedDivergenceFunction.apply(*student, *teacher, 0.0)
     return per_token.mean()
+
+
+def trl_listed_missing(case: Case, device: torch.device) -> str | None:
+    return _import_error("trl", _TRL_SERVER)
+
+
+def trl_listed(problem: Problem) -> Tensor:
+    """The loss of TRL's trainer for a teacher behind a server, as it calls it on the student's log-softmax.
+
+    Private and experimental: if it moves, `trl_listed_missing` or a failure says so.
+    """
+    trainer = importlib.import_module(_TRL_SERVER).ServerDistillationTrainer
+    settings = SimpleNamespace(loss_add_tail=True, _reduce_divergence_loss=trainer._reduce_divergence_loss)
+    if isinstance(problem, LogitsProblem):
+        student = problem.student
+    else:
+        student = problem.student_hidden @ problem.student_weight.T
+    lists = {"topk_logprobs": problem.logprobs, "topk_token_ids": problem.listed_ids}
+    labels = torch.where(problem.ids > 0, 0, _IGNORED)
+    return trainer._compute_server_forward_kl_loss(settings, lists, student.float().log_softmax(-1), labels)

@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sadkernels import backends
-from sadkernels.bench import peers
-from sadkernels.bench.cases import LINEAR, SPAN_KL, Case
+from sadkernels.bench import listed_providers, peers
+from sadkernels.bench.cases import LINEAR, SPAN_KL
 from sadkernels.bench.problem import LinearProblem, LogitsProblem, Problem
+from sadkernels.bench.provider import BASELINE, Provider, missing_backend
 from sadkernels.ops.linear_span_kl import fused_linear_span_kl
 from sadkernels.ops.span_kl import fused_span_kl
-
-BASELINE = "pytorch"
-
-
-class Provider(NamedTuple):
-    """One way to compute the mean KL of the supervised rows, and its gradient.
-
-    Attributes:
-        name: As in the CSV.
-        loss: From a problem to the scalar loss.
-        missing: Why it cannot run a case on a device, in one line; None if it can.
-        logits_buffers: How many float32 buffers of the logits' shape it needs at the peak, generously; decides what is tried
-            on a CPU, where a process that asks for too much is killed.
-        in_place: Overwrites the student's logits.
-        too_slow: Why quick runs leave it out, in one line; None if they don't.
-    """
-
-    name: str
-    loss: Callable[[Problem], Tensor]
-    missing: Callable[[Case, torch.device], str | None] = lambda case, device: None
-    logits_buffers: float = 6
-    in_place: bool = False
-    too_slow: str | None = None
-
-    @property
-    def ours(self) -> bool:
-        return self.name.startswith("sad-")
-
-    def bytes_needed(self, case: Case) -> int:
-        """An upper estimate of what it allocates, gradients included."""
-        buffers = int(4 * self.logits_buffers * case.rows * case.vocab)
-        return buffers + (0 if case.hidden is None else 2 * case.input_bytes)
 
 
 def _kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -100,16 +67,8 @@ def _ours_from_hidden(problem: LinearProblem, backend: str) -> Tensor:
     return fused_linear_span_kl(*student, *teacher, problem.ids, backend=backend)
 
 
-def _missing_backend(case: Case, device: torch.device, backend: str) -> str | None:
-    if backend == "cpu" and device.type != "cpu":
-        return "it runs on CPUs"
-    if backend in ("cuda", "triton") and device.type == "cpu":
-        return "it runs on GPUs"  # Triton's interpreter is no subject of a benchmark
-    return backends.why_not(backend, "span_kl", device, case.torch_dtype)
-
-
 def _all() -> dict[str, list[Provider]]:
-    missing = {name: functools.partial(_missing_backend, backend=name) for name in backends.PACKAGES}
+    missing = {name: functools.partial(missing_backend, backend=name, op="span_kl") for name in backends.PACKAGES}
     buffers = dict.fromkeys(backends.PACKAGES, 2.0) | {"reference": 16.0}
     too_slow = {"reference": "left out of quick runs: it is there to be read"}
     span_kl = [
@@ -134,7 +93,7 @@ def _all() -> dict[str, list[Provider]]:
             span_kl.append(Provider(f"sad-{name}-inplace", run, missing[name], buffers[name], in_place=True))
         run = functools.partial(_ours_from_hidden, backend=name)
         linear.append(Provider(f"sad-{name}", run, missing[name], buffers[name], too_slow=too_slow.get(name)))
-    return {SPAN_KL: span_kl, LINEAR: linear}
+    return {SPAN_KL: span_kl, LINEAR: linear, **listed_providers.PROVIDERS}
 
 
 PROVIDERS = _all()

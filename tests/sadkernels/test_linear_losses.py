@@ -7,15 +7,8 @@ import torch
 
 from sadkernels.ops import linear_chunks
 from tests.sadkernels.linear_cases import Dense, Listed, V, assert_close, assert_gradients_close
-from tests.sadkernels.topk_cases import has_kernel
 
 both = pytest.mark.parametrize("make", [Dense, Listed])
-
-
-@pytest.fixture(autouse=True)
-def _with_kernel(request):
-    if "backend" in request.fixturenames and request.getfixturevalue("make") is Listed:
-        has_kernel(request.getfixturevalue("backend"))
 
 
 @both

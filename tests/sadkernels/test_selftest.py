@@ -20,16 +20,30 @@ def test_quick_cases_pass(op):
 
 
 def test_the_small_cases_reach_every_dtype_and_place():
-    found = list(selftest.all_cases("span_kl", small_only=True))
-    assert {(case.dtype, case.in_place, case.supervised) for case in found} == set(
-        itertools.product(selftest.DTYPES, (False, True), ("some", "all", "none"))
-    )
+    everything = set(itertools.product(selftest.DTYPES, (False, True), ("some", "all", "none")))
+    for op in ("span_kl", "topk_span_kl"):
+        found = list(selftest.all_cases(op, small_only=True))
+        assert {(case.dtype, case.in_place, case.supervised) for case in found} == everything
+        assert {case.dtype for case in found if case.hidden} == set(selftest.DTYPES)
     assert {case.divergence for case in selftest.all_cases("span_kl")} == {"forward_kl", "reverse_kl", "jsd"}
     assert {case.masks for case in selftest.all_cases("span_ids")} == {False, True}
+    listed = list(selftest.all_cases("topk_span_kl"))
+    assert {case.alpha for case in listed} == {1.0, 0.6} and {case.tail for case in listed} == {"bucket", "ignore"}
+    assert any(case.listed == 0 for case in listed) and any(case.listed == case.vocab for case in listed)
 
 
-def test_a_wrong_gradient_is_found(monkeypatch):
-    kernel = backends.implementation("cpu", "span_kl")
+WRONG = [
+    selftest.SpanKLCase(9, 1001, torch.float32),
+    selftest.SpanKLCase(9, 1001, torch.float32, hidden=True),
+    selftest.TopkCase(9, 1001, torch.float32),
+    selftest.TopkCase(9, 1001, torch.float32, listed=0),
+    selftest.TopkCase(9, 1001, torch.float32, alpha=0.6, hidden=True),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=str)
+def test_a_wrong_gradient_is_found(case, monkeypatch):
+    kernel = backends.implementation("cpu", "span_kl" if isinstance(case, selftest.SpanKLCase) else "topk_span_kl")
     right = kernel.forward_backward
 
     def wrong(student, *args, grad, **kwargs):
@@ -39,9 +53,9 @@ def test_a_wrong_gradient_is_found(monkeypatch):
 
     monkeypatch.setattr(kernel, "forward_backward", wrong)
     monkeypatch.setattr(kernel, "backward", lambda *args, grad, **kwargs: grad.zero_())
-    outcome = selftest.run([selftest.SpanKLCase(9, 1001, torch.float32)], "cpu", CPU)
+    outcome = selftest.run([case], "cpu", CPU)
     assert not outcome.passed and outcome.largest_error > selftest.ALLOWED
-    assert "SpanKLCase(rows=9, vocab=1001" in outcome.failures[0] and "times the rounding" in outcome.failures[0]
+    assert f"{type(case).__name__}(rows=9, vocab=1001" in outcome.failures[0] and "times the rounding" in outcome.failures[0]
 
 
 def test_a_gradient_on_an_unsupervised_row_is_found(monkeypatch):

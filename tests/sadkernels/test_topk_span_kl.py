@@ -9,16 +9,10 @@ import torch
 
 import sad
 from tests.sadkernels.span_kl_cases import assert_close_to_truth, logits
-from tests.sadkernels.topk_cases import IDS, by_hand, case, has_kernel, run, truth
+from tests.sadkernels.topk_cases import IDS, by_hand, case, run, truth
 
 TOPK, CE = sad.fused_topk_span_kl, sad.fused_span_ce
 TARGETS = torch.tensor([3, 0, 49, 7, 7, 12, 1, 30])
-
-
-@pytest.fixture(autouse=True)
-def _with_kernel(request):
-    if "backend" in request.fixturenames:
-        has_kernel(request.getfixturevalue("backend"))
 
 
 @pytest.mark.parametrize("tail", ["bucket", "ignore"])
@@ -264,8 +258,9 @@ def test_stats_of_cross_entropy(backend):
 
 
 def test_same_bits_on_every_run_and_for_any_number_of_threads(backend):
-    student, logprobs, ids = case(90, 15_001, 20, torch.bfloat16)
-    tensors, before, outcomes = (logprobs, ids, torch.arange(90) % 3), torch.get_num_threads(), []
+    rows = 90 if backend.name == "cpu" else 12  # enough for threads to share; interpreted and emulated, they cost seconds
+    student, logprobs, ids = case(rows, 15_001, 20, torch.bfloat16)
+    tensors, before, outcomes = (logprobs, ids, torch.arange(rows) % 3), torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count if backend.name == "cpu" else before)

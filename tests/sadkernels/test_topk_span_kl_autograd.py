@@ -10,17 +10,11 @@ import torch._dynamo.testing
 
 import sad
 from tests.sadkernels.span_kl_cases import assert_close_to_truth, logits
-from tests.sadkernels.topk_cases import IDS, case, has_kernel, run, truth
+from tests.sadkernels.topk_cases import IDS, case, run, truth
 
 TOPK, CE = sad.fused_topk_span_kl, sad.fused_span_ce
 REDUCTIONS = ("mean", "none")  # the one-pass and the two-pass way
 TARGETS = torch.tensor([3, 0, 49, 7, 7, 12, 1, 30])
-
-
-@pytest.fixture(autouse=True)
-def _with_kernel(request):
-    if "backend" in request.fixturenames:
-        has_kernel(request.getfixturevalue("backend"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

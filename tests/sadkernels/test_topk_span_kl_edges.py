@@ -8,15 +8,9 @@ import pytest
 import torch
 
 import sad
-from tests.sadkernels.topk_cases import IDS, case, has_kernel, run, truth
+from tests.sadkernels.topk_cases import IDS, case, run, truth
 
 TOPK, CE = sad.fused_topk_span_kl, sad.fused_span_ce
-
-
-@pytest.fixture(autouse=True)
-def _with_kernel(request):
-    if "backend" in request.fixturenames:
-        has_kernel(request.getfixturevalue("backend"))
 
 
 def test_absent_repeated_and_foreign_ids(backend):

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
-from sadkernels import backends
 from tests.sadkernels.span_kl_cases import logits
 
 IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])  # every kind, padding included
-
-
-def has_kernel(backend) -> None:
-    """Skips on a backend without a kernel for these losses."""
-    if reason := backends.why_not(backend.name, "topk_span_kl", backend.device, torch.float32):
-        pytest.skip(reason)
 
 
 def case(rows: int, vocab: int, k: int, dtype=torch.float32, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

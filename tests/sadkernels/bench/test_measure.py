@@ -21,6 +21,8 @@ from sadkernels.bench.run import broken, run
 DEVICE = torch.device("cpu")
 LOGITS = Case(12, 40, "float32", 0.5)
 HIDDEN = Case(12, 40, "float32", 0.5, (6, 10))
+LISTED, LISTED_HIDDEN = LOGITS._replace(listed=5), HIDDEN._replace(listed=5)
+ALL = pytest.mark.parametrize("case", [LOGITS, HIDDEN, LISTED, LISTED_HIDDEN], ids=lambda case: case.op)
 ONCE = Effort(0.0, 2, 2)
 
 
@@ -58,7 +60,7 @@ def is_nan(problem):
     return pytorch(problem.case).loss(problem) * math.nan
 
 
-@pytest.mark.parametrize("case", [LOGITS, HIDDEN], ids=["logits", "hidden"])
+@ALL
 @pytest.mark.parametrize("wrong", [scales_the_loss, drops_a_row, pulls_on_an_unsupervised_row, is_nan])
 def test_who_is_wrong_is_not_timed(case, wrong):
     rows = measured(case, Provider("liar", wrong))
@@ -100,7 +102,7 @@ def test_failures_and_lack_of_memory_are_results():
     assert rows[BASELINE]["status"] == OK
 
 
-@pytest.mark.parametrize("case", [LOGITS, HIDDEN], ids=["logits", "hidden"])
+@ALL
 def test_every_provider_is_right_or_says_why_not(case):
     (rows,) = run([case], DEVICE, quick=True, effort=ONCE)
     assert [row["provider"] for row in rows] == [provider.name for provider in PROVIDERS[case.op]]
@@ -149,7 +151,8 @@ def test_moved_bytes():
     row = 50257 * 2
     assert moved_bytes(Case(10, 50257, "bfloat16", 0.4)) == 4 * 3 * row + 6 * row
     assert moved_bytes(Case(10, 50257, "float32", 1.0)) == 10 * 3 * 50257 * 4
-    assert moved_bytes(HIDDEN) is None
+    assert moved_bytes(Case(10, 50257, "bfloat16", 0.4, listed=64)) == 4 * (2 * row + 64 * 12) + 6 * row
+    assert moved_bytes(HIDDEN) is moved_bytes(LISTED_HIDDEN) is None
     assert copy_bandwidth(DEVICE, 1 << 20) > 0
 
 
@@ -195,4 +198,5 @@ def test_the_tables_hold_what_is_promised():
     assert {case.supervised for case in full} >= {1.0, 0.5, 0.2, 0.05}
     assert choose("default", "cpu", "float32")[0] == CPU[0]
     assert len(choose("default", "cpu", "float32")) == len(CPU) - 2  # the headline in three dtypes became one case
+    assert {case.op for case in choose("quick", "cpu", listed=True)} == {"topk_span_kl", "linear_topk_span_kl"}
     assert "pytorch" in NAMES and "trl" in NAMES

@@ -57,15 +57,19 @@ LABELS_OF_TOKENS = "tests/sad/trajectories/test_spans.py"
 
 def test_accesses_are_in_bounds():
     files = ("test_span_kl.py", "test_span_kl_divergences.py", "test_span_kl_inputs.py", "cuda/test_ways.py")
+    files += ("test_topk_span_kl_edges.py", "cuda/test_listed.py")
     bodies = "test_sizes or test_long_rows or test_dtypes or test_shift or test_padded or test_strides or test_stats"
-    select = f"(cuda and ({bodies} or nothing_supervised or test_spans)) or test_ways"
+    bodies += " or nothing_supervised or test_spans or test_absent"
+    select = f"(cuda and ({bodies})) or test_ways or several_windows or begin_anywhere"
     done = sanitized(ASAN, selection(*(f"{KERNELS}/{name}" for name in files), LABELS_OF_TOKENS, select=select))
     assert done.returncode == 0 and " passed" in done.stdout, end(done)
 
 
 def test_no_races():
-    select = "(cuda and (test_sizes or test_stats)) or (test_ways and float32)"
-    done = sanitized(TSAN, selection(f"{KERNELS}/test_span_kl.py", f"{KERNELS}/cuda/test_ways.py", select=select))
+    select = "(cuda and (test_sizes or test_stats or (in_place_gives and float32))) or (test_ways and float32)"
+    select += " or several_windows or row_after_row"
+    files = ("test_span_kl.py", "test_topk_span_kl_autograd.py", "cuda/test_ways.py", "cuda/test_listed.py")
+    done = sanitized(TSAN, selection(*(f"{KERNELS}/{name}" for name in files), select=select))
     assert done.returncode == 0 and " passed" in done.stdout, end(done)
 
 

@@ -1,0 +1,13 @@
+"""`fused_topk_span_kl` and its form from hidden states against PyTorch and TRL, with k columns of the teacher known.
+
+python benchmarks/bench_topk_span_kl.py [--size quick|default] [--device cuda] [--budget SECONDS] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import sys
+
+from harness import main
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__.splitlines()[0], "topk_span_kl", listed=True))

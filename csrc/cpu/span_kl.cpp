@@ -88,8 +88,9 @@ class RowInWork {
         if (!has(stage)) return;
         if (stage == summaries) {
             log_sums_ = {log2_sum(student_), log2_sum(teacher_)};
-            // Who keeps the state may ask for the gradient again, and gets the same bits.
-            if (a_.state) log_sums_ = {log_sum_of(kept(log_sums_.student)), log_sum_of(kept(log_sums_.teacher))};
+            // float16's gradient may be asked for again, from the state, and must have the same bits.
+            if (a_.state && a_.student.rows.dtype == Dtype::float16)
+                log_sums_ = {log_sum_of(kept(log_sums_.student)), log_sum_of(kept(log_sums_.teacher))};
         }
         if (stage != comparison) return;
         for (const Sums& piece : sums_) {

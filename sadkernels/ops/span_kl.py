@@ -12,7 +12,8 @@ from sadkernels.comparison import DIVERGENCES
 from sadkernels.ops import vocab_parallel
 from sadkernels.ops.options import Options
 from sadkernels.ops.row_weights import REDUCTIONS
-from sadkernels.ops.span_kl_library import span_kl_op
+from sadkernels.ops.span_kl_expecting import OnePassIfExpected
+from sadkernels.ops.span_kl_library import OnePass
 from sadkernels.stats import SpanStats, span_stats
 
 if TYPE_CHECKING:
@@ -139,5 +140,18 @@ def fused_span_kl(
     normalizer = checks.check_normalizer(normalizer, reduction, student_logits.device)
     if inplace_backward and torch.is_grad_enabled() and student_logits.requires_grad:
         checks.check_writable(student_logits)
-    loss, sums, counts = span_kl_op(student_logits, teacher_logits, span_ids, normalizer, options, inplace_backward)
+    loss, sums, counts = _by_way(student_logits, teacher_logits, span_ids, normalizer, options, inplace_backward)
     return (loss, span_stats(sums, counts)) if return_stats else loss
+
+
+def _by_way(
+    student: Tensor, teacher: Tensor, span_ids: Tensor, normalizer: Tensor | None, options: Options, inplace_backward: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, sums (2, 4) and counts (2,), by the way to the gradient that fits (see `span_kl_library`)."""
+    needs_grad = torch.is_grad_enabled() and student.requires_grad
+    if needs_grad and options.reduction != "none" and not options.group:
+        if student.dtype != torch.float16:
+            return OnePass.apply(student, teacher, span_ids, normalizer, options, inplace_backward)
+        if student.device.type == "cpu" and not inplace_backward:
+            return OnePassIfExpected.apply(student, teacher, span_ids, normalizer, options)
+    return torch.ops.sad.span_kl(student, teacher, span_ids, normalizer, *options, inplace_backward)[:3]

@@ -7,13 +7,12 @@ Three ways to the gradient, same values:
 * two passes (`reduction="none"`, whose row weights are known in the backward only; float16, where a gradient stored
   before the loss scale is applied would underflow; and a vocabulary shared by several processes, which must first hear from
   each other): the forward keeps three numbers a row, the backward reads the logits again;
-* one pass on the expectation that the upstream gradient, a loss scale, is what it was the last times (float16 on the `cpu`
-  backend, where comparing two numbers waits for nothing); the backward reads the logits again only if it is another.
+* one pass on the expectation that the upstream gradient, a loss scale, is what it was the last times
+  (`span_kl_expecting.py`).
 """
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 
 import torch
@@ -68,15 +67,16 @@ def _(student, teacher, span_ids, normalizer, *options):
     return loss, sums, counts, loss.new_empty((3, span_ids.numel()))
 
 
-def _scaled_weights(rows: RowWeights, upstream: Tensor | float) -> Tensor:
+def scaled_weights(rows: RowWeights, upstream: Tensor | float) -> Tensor:
     """The row weights times the upstream gradient: one number, or one a row."""
     return torch.where(rows.weights != 0, rows.weights * upstream, 0)
 
 
-def _backward(grad: Tensor, student, teacher, span_ids, normalizer, state, upstream, options) -> None:
+def write_gradient(grad: Tensor, student, teacher, span_ids, normalizer, state, upstream, options) -> None:
+    """The gradient from a state and the upstream gradient, written to `grad`."""
     o = Options(*options)
     rows = weigh_rows(student, teacher, span_ids, normalizer, o)
-    weights = _scaled_weights(rows, upstream.reshape(-1).to(rows.weights.dtype))
+    weights = scaled_weights(rows, upstream.reshape(-1).to(rows.weights.dtype))
     kernel_for(o.backend, o.vocab_size, student, teacher).backward(
         with_row_layout(student),
         with_row_layout(teacher),
@@ -88,15 +88,15 @@ def _backward(grad: Tensor, student, teacher, span_ids, normalizer, state, upstr
     )
 
 
-_BACKWARD_TENSORS = "Tensor teacher, Tensor span_ids, Tensor? normalizer, Tensor state, Tensor upstream"
+BACKWARD_TENSORS = "Tensor teacher, Tensor span_ids, Tensor? normalizer, Tensor state, Tensor upstream"
 
 
 @torch.library.custom_op(
-    "sad::span_kl_backward", mutates_args=(), schema=f"(Tensor student, {_BACKWARD_TENSORS}, {OPTIONS_SCHEMA}) -> Tensor"
+    "sad::span_kl_backward", mutates_args=(), schema=f"(Tensor student, {BACKWARD_TENSORS}, {OPTIONS_SCHEMA}) -> Tensor"
 )
 def _span_kl_backward(student, teacher, span_ids, normalizer, state, upstream, *options):
     grad = _kernel_of(options, student, teacher).new_gradient(student)
-    _backward(grad, student, teacher, span_ids, normalizer, state, upstream, options)
+    write_gradient(grad, student, teacher, span_ids, normalizer, state, upstream, options)
     return grad
 
 
@@ -108,10 +108,10 @@ def _(student, teacher, span_ids, normalizer, state, upstream, *options):
 @torch.library.custom_op(
     "sad::span_kl_backward_",
     mutates_args=("student",),
-    schema=f"(Tensor(a!) student, {_BACKWARD_TENSORS}, {OPTIONS_SCHEMA}) -> ()",
+    schema=f"(Tensor(a!) student, {BACKWARD_TENSORS}, {OPTIONS_SCHEMA}) -> ()",
 )
 def _span_kl_backward_(student, teacher, span_ids, normalizer, state, upstream, *options):
-    _backward(student, student, teacher, span_ids, normalizer, state, upstream, options)
+    write_gradient(student, student, teacher, span_ids, normalizer, state, upstream, options)
 
 
 @_span_kl_backward_.register_fake
@@ -196,7 +196,7 @@ def _(grad, span_ids, factor, shift, backend):
     return None
 
 
-class _OnePass(torch.autograd.Function):
+class OnePass(torch.autograd.Function):
     """Keeps the gradient and nothing else between forward and backward."""
 
     @staticmethod
@@ -219,107 +219,3 @@ class _OnePass(torch.autograd.Function):
             grad = grad.clone()
         torch.ops.sad.scale_supervised_rows_(grad, span_ids, upstream, ctx.shift, ctx.backend)
         return grad, None, None, None, None, None
-
-
-# --- one pass with the upstream gradient that is expected ---
-
-
-class _Expectation:
-    """The upstream gradient to expect: that of the last two backward passes, if they agreed."""
-
-    def __init__(self) -> None:
-        self._last, self._before = 1.0, 1.0
-
-    def value(self) -> float:
-        """NaN, which equals nothing, when there is none."""
-        return self._last if self._last == self._before else math.nan
-
-    def learn(self, upstream: float) -> None:
-        self._last, self._before = upstream, self._last
-
-
-_expectation = _Expectation()
-
-
-@torch.library.custom_op(
-    "sad::span_kl_expecting",
-    mutates_args=(),
-    schema=f"(Tensor student, Tensor teacher, Tensor span_ids, Tensor? normalizer, {OPTIONS_SCHEMA})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _span_kl_expecting(student, teacher, span_ids, normalizer, *options):
-    """Loss, sums, counts, state, and the gradient for the upstream gradient that comes last; nothing yet if that is NaN."""
-    o = Options(*options)
-    kernel = kernel_for(o.backend, o.vocab_size, student, teacher)
-    expected = _expectation.value() if hasattr(kernel, "forward_backward_with_state") else math.nan
-    grad = kernel.new_gradient(student)
-    if math.isnan(expected):
-        loss, sums, counts, state = torch.ops.sad.span_kl(student, teacher, span_ids, normalizer, *options, False)
-    else:
-        rows = weigh_rows(student, teacher, span_ids, normalizer, o)
-        logits = with_row_layout(student), with_row_layout(teacher)
-        weights = _scaled_weights(rows, expected)
-        values = kernel.forward_backward_with_state(
-            *logits, kinds_to_read(rows, o), weights, o.comparison, stats=o.stats, grad=grad
-        )
-        loss, sums, counts = reduce_values(values.value, rows, span_ids.shape, o), sums_by_kind(values, rows), rows.counts
-        state = values.state
-    return loss, sums, counts, state, grad, torch.tensor(expected, device=student.device)
-
-
-@_span_kl_expecting.register_fake
-def _(student, teacher, span_ids, normalizer, *options):
-    loss, sums, counts = fake_results(student, teacher, span_ids, Options(*options))
-    state = loss.new_empty((3, span_ids.numel()))
-    return loss, sums, counts, state, student.new_empty(student.shape), loss.new_empty((), dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "sad::span_kl_unless_expected_",
-    mutates_args=("grad",),
-    schema=f"(Tensor(a!) grad, Tensor student, {_BACKWARD_TENSORS}, Tensor expected, {OPTIONS_SCHEMA}) -> ()",
-)
-def _span_kl_unless_expected_(grad, student, teacher, span_ids, normalizer, state, upstream, expected, *options):
-    _expectation.learn(float(upstream))
-    if float(upstream) != float(expected):
-        _backward(grad, student, teacher, span_ids, normalizer, state, upstream, options)
-
-
-@_span_kl_unless_expected_.register_fake
-def _(grad, student, teacher, span_ids, normalizer, state, upstream, expected, *options):
-    return None
-
-
-class _OnePassIfExpected(torch.autograd.Function):
-    """Keeps a gradient, and what makes another if that is not the one."""
-
-    @staticmethod
-    def forward(ctx, student, teacher, span_ids, normalizer, options):
-        student = student.detach()
-        results = torch.ops.sad.span_kl_expecting(student, teacher, span_ids, normalizer, *options)
-        loss, sums, counts, state, grad, expected = results
-        ctx.save_for_backward(grad, student, teacher, span_ids, normalizer, state, expected)
-        ctx.options = options
-        ctx.mark_non_differentiable(sums, counts)
-        return loss, sums, counts
-
-    @staticmethod
-    def backward(ctx, upstream, *_):
-        grad, *tensors, expected = ctx.saved_tensors
-        if graph_is_kept():
-            grad = grad.clone()
-        torch.ops.sad.span_kl_unless_expected_(grad, *tensors, upstream, expected, *ctx.options)
-        return grad, None, None, None, None
-
-
-def span_kl_op(
-    student: Tensor, teacher: Tensor, span_ids: Tensor, normalizer: Tensor | None, options: Options, inplace_backward: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, sums (2, 4) and counts (2,), by the way to the gradient that fits; arguments have been checked."""
-    needs_grad = torch.is_grad_enabled() and student.requires_grad
-    if needs_grad and options.reduction != "none" and not options.group:
-        if student.dtype != torch.float16:
-            return _OnePass.apply(student, teacher, span_ids, normalizer, options, inplace_backward)
-        if student.device.type == "cpu" and not inplace_backward:
-            return _OnePassIfExpected.apply(student, teacher, span_ids, normalizer, options)
-    return torch.ops.sad.span_kl(student, teacher, span_ids, normalizer, *options, inplace_backward)[:3]

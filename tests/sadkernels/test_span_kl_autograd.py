@@ -11,7 +11,7 @@ import torch._dynamo.testing
 
 import sad
 from sadkernels.native.cpu import span_kl as cpu_span_kl
-from sadkernels.ops import span_kl_library
+from sadkernels.ops import span_kl_expecting
 from tests.sadkernels.span_kl_cases import logits, run
 
 IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])
@@ -178,8 +178,8 @@ def test_opcheck(backend):
     torch.library.opcheck(ops.span_kl_with_grad_.default, (student.clone(), teacher, ids, normalizer, *options))
     torch.library.opcheck(ops.scale_supervised_rows_.default, (student.clone(), ids, up * 2, False, backend.name))
     if backend.name == "cpu":  # elsewhere nothing is expected, and a gradient that is not made yet has arbitrary contents
-        span_kl_library._expectation.learn(8.0)
-        span_kl_library._expectation.learn(8.0)
+        span_kl_expecting._expectation.learn(8.0)
+        span_kl_expecting._expectation.learn(8.0)
         torch.library.opcheck(ops.span_kl_expecting.default, (student, teacher, ids, normalizer, *options))
     again = (student.clone(), student, teacher, ids, normalizer, state, up, up * 2, *options)
     torch.library.opcheck(ops.span_kl_unless_expected_.default, again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,7 @@ def load_player(name: str, endpoint: EndpointOptions) -> Player:
 
 
 def make_env(env: str, root: str | None, split: str | None, seed: int, options: Sequence[str]) -> Env:
-    """A world by name, with further options as `name=value`. Says how many of its tasks could not be read, if any.
+    """A world by name, with further options as `name=value`. Says how many records of its data could not be read, if any.
 
     Raises:
         InputError: An option is not of that form or unknown to the world.
@@ -80,12 +81,14 @@ def make_env(env: str, root: str | None, split: str | None, seed: int, options: 
             raise InputError("--option", "name=value", repr(option), "Write for example --option size=small.")
         settings[key] = yaml.safe_load(value)
     try:
-        world = sad.envs.make(env, root=root, split=split, seed=seed, **settings)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*skipped")  # said below, without a line of source
+            world = sad.envs.make(env, root=root, split=split, seed=seed, **settings)
     except TypeError as error:
         got = ", ".join(settings) or "none"
         raise InputError("--option", f"options of {env!r}", f"{got} ({error})", "See the world's documentation.") from None
     if skipped := getattr(world, "skipped", ()):
-        typer.echo(f"{env}: {len(skipped)} tasks skipped that could not be read; the first: {skipped[0]}", err=True)
+        typer.echo(f"{env}: {len(skipped)} records skipped that could not be read; the first: {skipped[0]}", err=True)
     return world
 
 

@@ -16,10 +16,11 @@ import torch
 
 
 class Run(NamedTuple):
-    """`prepare` is called before every `call`, and not timed."""
+    """`prepare` is called before every `call` and not timed; nor, if `twice`, is the first of a round's two calls."""
 
     prepare: Callable[[], object]
     call: Callable[[], object]
+    twice: bool = False
 
 
 class WallClock:
@@ -83,6 +84,9 @@ def time_in_turns(
     try:
         for _ in range(rounds):
             for name, run in runs.items():
+                if run.twice:
+                    run.prepare()
+                    run.call()
                 run.prepare()
                 seconds[name].append(clock(run.call))
     finally:

@@ -7,6 +7,7 @@ next chunk: no head is computed twice, and no buffer has N rows of V columns.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from sadkernels.comparison import Comparison, RowValues
 from sadkernels.ops.options import kinds_to_read
 from sadkernels.ops.row_weights import RowWeights
 
+_CPU_COLUMNS = 512  # of a float32 product on a CPU: in slices that fit its caches MKL computes it 1.6 times as fast
 _FLOAT16_WEIGHT = 1024.0  # the largest row weight becomes this: a gradient of 6e-11 is kept, one of 60 does not overflow
 
 
@@ -32,11 +34,15 @@ class Head(NamedTuple):
         """The first `count` columns of the vocabulary alone."""
         return Head(self.hidden, self.weight[:count], None if self.bias is None else self.bias[:count])
 
-    def project(self, rows: Tensor, out: Tensor) -> Tensor:
+    def project(self, rows: Tensor, out: Tensor) -> None:
         """Writes the logits of the given hidden states (n, H) to `out` (n, V)."""
-        if self.bias is None:
-            return torch.mm(rows, self.weight.t(), out=out)
-        return torch.addmm(self.bias, rows, self.weight.t(), out=out)
+        slices = _CPU_COLUMNS if rows.dtype == torch.float32 and rows.device.type == "cpu" else len(self.weight)
+        biases = itertools.repeat(None) if self.bias is None else self.bias.split(slices)
+        for logits, weight, bias in zip(out.split(slices, dim=1), self.weight.split(slices), biases):
+            if bias is None:
+                torch.mm(rows, weight.t(), out=logits)
+            else:
+                torch.addmm(bias, rows, weight.t(), out=logits)
 
 
 class Gradients(NamedTuple):
@@ -91,7 +97,7 @@ def chunks(student: Head, target: Target, rows: Tensor, chunk_bytes: int) -> Ite
     row_bytes = vocab * student.hidden.element_size() + target.row_bytes
     count = -(-len(rows) // max(1, chunk_bytes // row_bytes))
     size = -(-len(rows) // max(1, count))
-    logits = student.hidden.new_empty((size, vocab))
+    logits = target.kernel.new_logits((size, vocab), student.hidden)
     for number, some in enumerate(rows.split(size) if size else ()):
         place = slice(number * size, number * size + len(some))
         hidden = student.hidden.index_select(0, some)

@@ -41,7 +41,7 @@ class _Teacher:
 
     def of_rows(self, rows: Tensor, place: slice) -> Tensor:
         if self._room is None:  # no chunk is larger than the first
-            self._room = self._head.hidden.new_empty((len(rows), self._head.weight.shape[0]))
+            self._room = self.kernel.new_logits((len(rows), self._head.weight.shape[0]), self._head.hidden)
         logits = self._room[: len(rows)]
         self._head.project(self._head.hidden.index_select(0, rows), logits)
         return logits

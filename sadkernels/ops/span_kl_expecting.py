@@ -54,7 +54,7 @@ def _span_kl_expecting(student, teacher, span_ids, normalizer, *options):
     o = Options(*options)
     kernel = kernel_for(o.backend, o.vocab_size, student, teacher)
     expected = _expectation.value() if hasattr(kernel, "forward_backward_with_state") else math.nan
-    grad = kernel.new_gradient(student)
+    grad = kernel.new_logits(student.shape, student)
     if math.isnan(expected):
         loss, sums, counts, state = torch.ops.sad.span_kl(student, teacher, span_ids, normalizer, *options, False)
     else:

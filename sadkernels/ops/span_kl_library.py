@@ -95,7 +95,7 @@ BACKWARD_TENSORS = "Tensor teacher, Tensor span_ids, Tensor? normalizer, Tensor 
     "sad::span_kl_backward", mutates_args=(), schema=f"(Tensor student, {BACKWARD_TENSORS}, {OPTIONS_SCHEMA}) -> Tensor"
 )
 def _span_kl_backward(student, teacher, span_ids, normalizer, state, upstream, *options):
-    grad = _kernel_of(options, student, teacher).new_gradient(student)
+    grad = _kernel_of(options, student, teacher).new_logits(student.shape, student)
     write_gradient(grad, student, teacher, span_ids, normalizer, state, upstream, options)
     return grad
 
@@ -158,7 +158,7 @@ def _forward_backward(grad: Tensor, student, teacher, span_ids, normalizer, opti
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _span_kl_with_grad(student, teacher, span_ids, normalizer, *options):
-    grad = _kernel_of(options, student, teacher).new_gradient(student)
+    grad = _kernel_of(options, student, teacher).new_logits(student.shape, student)
     return *_forward_backward(grad, student, teacher, span_ids, normalizer, options), grad
 
 

@@ -146,7 +146,7 @@ def _backward(grad: Tensor, student: Tensor, t: Targets, state: Tensor, upstream
 def _topk_span_kl_backward(student, *arguments):
     t, (state, upstream, *options) = Targets(*arguments[:_N_TARGETS]), arguments[_N_TARGETS:]
     o = Options(*options)
-    grad = kernel_for(student, t, o).new_gradient(student)
+    grad = kernel_for(student, t, o).new_logits(student.shape, student)
     _backward(grad, student, t, state, upstream, o)
     return grad
 
@@ -211,7 +211,7 @@ def _forward_backward(grad: Tensor, student: Tensor, arguments: tuple) -> tuple[
 )
 def _topk_span_kl_with_grad(student, *arguments):
     t, o = Targets(*arguments[:_N_TARGETS]), Options(*arguments[_N_TARGETS:])
-    grad = kernel_for(student, t, o).new_gradient(student)
+    grad = kernel_for(student, t, o).new_logits(student.shape, student)
     return *_forward_backward(grad, student, arguments), grad
 
 

@@ -17,6 +17,7 @@ they hold. Nothing here waits for the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,9 +86,9 @@ def _terms_and_pull(log_p: Tensor, log_q: Tensor, how: Comparison) -> tuple[Tens
     return of_teacher + of_student, of_student, -(1 - beta) * _log_mixture_over(-r, beta)
 
 
-def new_gradient(student: Tensor) -> Tensor:
-    """Memory for a gradient: shape, dtype and device of `student`, contiguous, contents arbitrary."""
-    return student.new_empty(student.shape)
+def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for logits or their gradient: dtype and device of `like`, contiguous, contents arbitrary."""
+    return like.new_empty(shape)
 
 
 def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison) -> Tensor:

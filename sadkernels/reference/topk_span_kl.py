@@ -22,9 +22,9 @@ from torch import Tensor
 
 from sadkernels.comparison import Comparison
 from sadkernels.listed import ListedTarget, ListedValues
-from sadkernels.reference.span_kl import Logits, kl_terms, new_gradient, read_rows
+from sadkernels.reference.span_kl import Logits, kl_terms, new_logits, read_rows
 
-__all__ = ["backward", "forward", "forward_backward", "new_gradient"]
+__all__ = ["backward", "forward", "forward_backward", "new_logits"]
 
 
 class _Outcomes(NamedTuple):

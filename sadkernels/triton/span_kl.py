@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,9 +12,9 @@ from sadkernels.triton.launch import Launch
 from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
 
 
-def new_gradient(student: Tensor) -> Tensor:
-    """Memory for a gradient: shape, dtype and device of `student`, contiguous, contents arbitrary."""
-    return student.new_empty(student.shape)
+def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for logits or their gradient: dtype and device of `like`, contiguous, contents arbitrary."""
+    return like.new_empty(shape)
 
 
 def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison) -> Tensor:

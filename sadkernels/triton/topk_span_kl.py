@@ -13,11 +13,11 @@ from sadkernels.comparison import Comparison
 from sadkernels.listed import ListedTarget, ListedValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch, layout_arguments, same_phase
-from sadkernels.triton.span_kl import new_gradient
+from sadkernels.triton.span_kl import new_logits
 from sadkernels.triton.supervised_rows import collect_rows_kernel
 from sadkernels.triton.topk_span_kl_kernel import topk_span_kl_kernel
 
-__all__ = ["backward", "forward", "forward_backward", "new_gradient", "topk_launches"]
+__all__ = ["backward", "forward", "forward_backward", "new_logits", "topk_launches"]
 
 _COLLECT_BLOCK = 4096  # as for the span KL
 _FEWEST_LISTED = 16  # so that short lists share one compilation

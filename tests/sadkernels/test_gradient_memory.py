@@ -60,7 +60,7 @@ def test_a_view_keeps_the_memory_alive(pair):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_it_is_an_ordinary_tensor(dtype):
     like = torch.empty(160_001, 30, dtype=dtype).T  # 9.6 MB in 16 bits
-    grad = span_kl.new_gradient(like)
+    grad = span_kl.new_logits(like.shape, like)
     assert (grad.shape, grad.dtype, grad.is_contiguous()) == (like.shape, dtype, True)
     grad.fill_(3).add_(1)
     assert (grad == 4).all() and grad.untyped_storage().nbytes() == like.nbytes
@@ -69,6 +69,6 @@ def test_it_is_an_ordinary_tensor(dtype):
 def test_pytorchs_poison_for_fresh_memory_reaches_it():
     torch.use_deterministic_algorithms(True)
     try:
-        assert span_kl.new_gradient(torch.empty(24, V)).isnan().all()
+        assert span_kl.new_logits((24, V), torch.empty(0)).isnan().all()
     finally:
         torch.use_deterministic_algorithms(False)

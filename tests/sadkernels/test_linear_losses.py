@@ -45,6 +45,16 @@ def test_chunks_do_not_change_the_loss(make, rows):
     assert_close((parts.detach(), problem.gradients(parts)), problem.exact())
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_projection_of_a_wide_vocabulary(biased):
+    """On a CPU it is done in slices: two whole ones and a remainder of columns."""
+    hidden, weight, bias = torch.randn(5, 24), torch.randn(1100, 24), torch.randn(1100)
+    logits = torch.full((5, 1100), torch.nan)
+    linear_chunks.Head(hidden, weight, bias if biased else None).project(hidden, logits)
+    exact = hidden.double() @ weight.double().T + (bias if biased else 0)
+    torch.testing.assert_close(logits.double(), exact, rtol=0, atol=1e-5)
+
+
 @both
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_rows_by_number(make, reduction):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,18 +15,19 @@ from sadkernels.native import params
 from sadkernels.native.extension import load
 from sadkernels.native.span_kl import Launcher
 
-_KEEP_FROM = 1 << 20  # bytes of a gradient
+_KEEP_FROM = 1 << 20  # bytes
 
 
-def new_gradient(student: Tensor) -> Tensor:
-    """Memory for a gradient; large ones lie in memory that is kept between calls."""
-    if student.nbytes < _KEEP_FROM:
-        return student.new_empty(student.shape)
-    memory = load("cpu").Buffer(bytes=student.nbytes)  # lives as long as the tensor's storage
-    grad = torch.frombuffer(memory, dtype=student.dtype).view(student.shape)
+def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for logits or their gradient; large ones lie in memory that is kept between calls."""
+    size = like.element_size() * math.prod(shape)
+    if size < _KEEP_FROM:
+        return like.new_empty(shape)
+    memory = load("cpu").Buffer(bytes=size)  # lives as long as the tensor's storage
+    logits = torch.frombuffer(memory, dtype=like.dtype).view(shape)
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
-        grad.fill_(torch.nan)  # as PyTorch does with its own
-    return grad
+        logits.fill_(torch.nan)  # as PyTorch does with its own
+    return logits
 
 
 def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:

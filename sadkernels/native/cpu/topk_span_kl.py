@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from sadkernels.native.cpu.span_kl import new_gradient, where
+from sadkernels.native.cpu.span_kl import new_logits, where
 from sadkernels.native.extension import load
 from sadkernels.native.topk_span_kl import Launcher
 
-__all__ = ["backward", "forward", "forward_backward", "new_gradient"]
+__all__ = ["backward", "forward", "forward_backward", "new_logits"]
 
 
 def _run(device: torch.device, arguments: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,9 @@ from sadkernels.native.extension import load
 from sadkernels.native.span_kl import Launcher
 
 
-def new_gradient(student: Tensor) -> Tensor:
-    """Memory for a gradient: shape, dtype and device of `student`, contiguous, contents arbitrary."""
-    return student.new_empty(student.shape)
+def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for logits or their gradient: dtype and device of `like`, contiguous, contents arbitrary."""
+    return like.new_empty(shape)
 
 
 def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from sadkernels.native.cuda.device import placement
-from sadkernels.native.cuda.span_kl import new_gradient
+from sadkernels.native.cuda.span_kl import new_logits
 from sadkernels.native.extension import load
 from sadkernels.native.topk_span_kl import Launcher
 
-__all__ = ["backward", "forward", "forward_backward", "new_gradient"]
+__all__ = ["backward", "forward", "forward_backward", "new_logits"]
 
 
 def _run(device: torch.device, arguments: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from sadkernels.bench import measure as measure_module
 from sadkernels.bench import memory, peers
 from sadkernels.bench import run as run_module
 from sadkernels.bench.bandwidth import copy_bandwidth, moved_bytes
@@ -39,6 +40,19 @@ def measured(case: Case, *providers: Provider) -> dict[str, dict]:
     rows = measure(case, DEVICE, [pytorch(case), *providers], 1e9, ONCE)
     assert all(set(row) <= set(FIELDS) for row in rows)
     return {row["provider"]: row for row in rows}
+
+
+def test_a_quick_call_on_a_cpu_runs_once_before_it_is_timed(monkeypatch):
+    """Or it would pay for what the provider before it left to the system."""
+    calls = []
+    counted = pytorch(LOGITS)._replace(name="counted", loss=lambda p: calls.append(0) or pytorch(LOGITS).loss(p))
+    made = {}
+    for quick in (0.0, 1e9):
+        monkeypatch.setattr(measure_module, "_QUICK_CALL", quick)
+        calls.clear()
+        assert measured(LOGITS, counted)["counted"]["rounds"] == ONCE.least
+        made[quick] = len(calls)
+    assert made[1e9] - made[0.0] == ONCE.least
 
 
 def scales_the_loss(problem):

@@ -4,9 +4,10 @@
 #     benchmarks/run_gpu.sh OUT_DIR
 #
 # The machine needs Python with PyTorch and Triton, and nvcc for the CUDA backend; no network. Wheels of what else is wanted
-# (pybind11, ninja, pytest, hypothesis; liger-kernel; trl with what it imports) are taken from $SAD_PEER_WHEELS, by default
-# wheels/. Stages: install, check (every backend on small cases), tests, compute-sanitizer, bench. OUT_DIR gets a log per
-# stage, bench.csv row by row, and summary.txt. Exit code: 0, 1 if a stage that judges correctness failed, 2 without a GPU.
+# (pybind11, ninja, pytest, pytest-xdist, hypothesis; liger-kernel; trl with what it imports) are taken from $SAD_PEER_WHEELS,
+# by default wheels/. Stages: install, check (every backend on small cases), tests, compute-sanitizer, two benchmarks. OUT_DIR
+# gets a log per stage, bench.csv and bench-topk.csv row by row, and summary.txt. Exit code: 0, 1 if a stage that judges
+# correctness failed, 2 without a GPU.
 #
 #     SAD_RUN_ON_CPU=1 benchmarks/run_gpu.sh OUT_DIR     # rehearse the script itself without a GPU, on quick sizes
 set -u -o pipefail
@@ -21,7 +22,7 @@ cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3}
 WHEELS=${SAD_PEER_WHEELS:-wheels}
 TOTAL=${SAD_RUN_SECONDS:-520} # of nine minutes; the rest is for what `timeout` needs to end a process
-RESERVE=150 # seconds that the stages before the bench leave to it
+RESERVE=190 # seconds that the stages before the benches leave to them
 SUMMARY=$OUT/summary.txt
 FAILED=0
 PROVED=0
@@ -104,7 +105,10 @@ if ! can_import pytest || ! can_import hypothesis; then
 elif ! "$PYTHON" -c "from sadkernels.native import extension; extension.load('cpu')" 2>/dev/null; then
     say "tests: not run, they need the CPU extension, which was not built here (pybind11, ninja and a C++ compiler build it)"
 else
-    stage tests 150 "$PYTHON" -m pytest -q --maxfail=3 --no-header -p no:cacheprovider tests/sadkernels
+    SIDE_BY_SIDE=()
+    can_import xdist && SIDE_BY_SIDE=(-n "$(($(nproc) / 2 > 0 ? $(nproc) / 2 : 1))" --dist loadfile)
+    stage tests 150 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q --maxfail=3 --no-header -p no:cacheprovider \
+        "${SIDE_BY_SIDE[@]}" tests/sadkernels
     judge $?
 fi
 
@@ -122,16 +126,19 @@ else
     say "sanitizer: not run, there is no compute-sanitizer here or no GPU"
 fi
 
-# --- bench: no case is begun in the last 40 seconds
-RESERVE=0
-BUDGET=$(($(left) - 40))
-if [ "$BUDGET" -gt 10 ]; then
-    stage bench $((BUDGET + 40)) "$PYTHON" benchmarks/bench_span_kl.py --size "$SIZE" --device "$DEVICE" \
-        --seconds 4 --budget "$BUDGET" --out "$OUT/bench.csv"
+# --- bench: no case is begun in the last 40 seconds of what a benchmark has
+# bench NAME SCRIPT LIMIT: a stage that writes NAME.csv, and stops at LIMIT seconds.
+bench() {
+    if [ "$3" -le 50 ]; then
+        say "$1: not run, the time is spent"
+        return
+    fi
+    stage "$1" "$3" "$PYTHON" "$2" --size "$SIZE" --device "$DEVICE" --seconds 4 --budget $(($3 - 40)) --out "$OUT/$1.csv"
     judge $?
-else
-    say "bench: not run, the time is spent"
-fi
+}
+RESERVE=0
+bench bench benchmarks/bench_span_kl.py $(($(left) * 2 / 3))
+bench bench-topk benchmarks/bench_topk_span_kl.py "$(left)"
 
 if [ "$PROVED" -eq 0 ]; then
     FAILED=1

@@ -47,11 +47,12 @@ std::vector<std::string> supported_isas() {
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels on raw pointers; see sadkernels.native for their launchers.";
     m.def("supported_isas", &supported_isas, "Instruction sets of this build that the processor has, best first.");
-    py::class_<Buffer>(m, "Buffer", py::buffer_protocol(), "Memory of arbitrary contents for a gradient; see buffer.h.")
+    py::class_<Buffer>(m, "Buffer", py::buffer_protocol(), "Memory of arbitrary contents; see buffer.h.")
         .def(py::init<std::size_t>(), py::arg("bytes"))
         .def_buffer([](Buffer& b) {
             return py::buffer_info(static_cast<std::uint8_t*>(b.data()), static_cast<py::ssize_t>(b.size()));
-        });
+        })
+        .def_static("forget", &Buffer::forget, "Gives what is kept for the next call back to the system.");
     define_with_params(m, "span_kl", &run_span_kl, py::arg("threads"), py::arg("isa"));
     define_with_params(m, "topk_span_kl", &run_topk_span_kl, py::arg("listed"), py::arg("columns"), py::arg("log_p"),
                        py::arg("log_tail"), py::arg("labels"), py::arg("alpha"), py::arg("threads"), py::arg("isa"));

@@ -1,4 +1,4 @@
-// Memory for a gradient, kept from one call to the next.
+// Memory for logits or their gradient, kept from one call to the next.
 //
 // Fresh memory costs more than the kernel that fills it: every page is faulted in and cleared first. So the last block
 // that was let go of is kept for the next call. While nobody uses it, the system may take its pages back (MADV_FREE).
@@ -69,6 +69,9 @@ class Buffer {
 
     void* data() const { return block_->data(); }
     std::size_t size() const { return size_; }
+
+    // Gives what is kept for the next call back to the system.
+    static void forget() { delete kept().exchange(nullptr); }
 
  private:
     // A single slot without a lock: safe in a child that was forked at any moment.

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sadkernels.native import extension
+
 _PROCESS = Path("/proc/self")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -42,27 +44,21 @@ def _on_gpu(forward: Callable[[], Tensor], backward: Callable[[Tensor], object],
 
 def _resident_set(forward: Callable[[], Tensor], backward: Callable[[Tensor], object]) -> Usage:
     """By the process's resident set, whose peak the kernel keeps: the allocator of the CPU keeps no book."""
+    if extension.missing("cpu") is None:
+        extension.load("cpu").Buffer.forget()  # what an earlier call left would be there already, and not show in the peak
     base = _resident()
     (_PROCESS / "clear_refs").write_text("5")  # the peak starts anew
     loss = forward()
-    peak, after = _peak(), _resident()
+    after = _resident()
     backward(loss)
-    return Usage(max(peak, _peak()) - base, max(after - base, 0))
+    return Usage(_kilobytes("status", "VmHWM") - base, max(after - base, 0))
 
 
 def _resident() -> int:
     """Without what malloc has freed and not yet returned, which would hide a buffer or pass for one."""
     ctypes.CDLL(None).malloc_trim(0)
-    return _kilobytes("status", "VmRSS") - _lent()
-
-
-def _peak() -> int:
-    return _kilobytes("status", "VmHWM") - _lent()
-
-
-def _lent() -> int:
-    """Pages that the process keeps for its next call while the system may take them: the gradient of the `cpu` backend."""
-    return _kilobytes("smaps_rollup", "LazyFree")
+    kept = _kilobytes("smaps_rollup", "LazyFree")  # by the `cpu` backend for its next call; the system may take it
+    return _kilobytes("status", "VmRSS") - kept
 
 
 def _kilobytes(file: str, field: str) -> int:

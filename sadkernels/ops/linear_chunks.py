@@ -105,8 +105,9 @@ def chunks(student: Head, target: Target, rows: Tensor, chunk_bytes: int) -> Ite
         yield Chunk(some, place, hidden, logits[: len(some)], target.of_rows(some, place))
 
 
-def new_gradients(student: Head, wants: list[bool]) -> Gradients:
-    """Zeros for the gradients that are wanted.
+def new_gradients(student: Head, wants: list[bool], written: int) -> Gradients:
+    """Memory for the gradients that are wanted: zeros, but for the first `written` rows of the weight's, which may hold
+    anything until the first chunk writes them.
 
     Sums over chunks are float32 for 16-bit weights. With float16 all are, until the loss scale is known.
     """
@@ -114,23 +115,29 @@ def new_gradients(student: Head, wants: list[bool]) -> Gradients:
     summed = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     of_rows = torch.float32 if dtype == torch.float16 else dtype
     hidden, weight, bias = wants
+    of_weight = None
+    if weight:
+        of_weight = torch.empty_like(student.weight, dtype=summed, memory_format=torch.contiguous_format)
+        of_weight[written:].zero_()
     return Gradients(
         torch.zeros_like(student.hidden, dtype=of_rows, memory_format=torch.contiguous_format) if hidden else None,
-        torch.zeros_like(student.weight, dtype=summed, memory_format=torch.contiguous_format) if weight else None,
+        of_weight,
         torch.zeros_like(student.bias, dtype=summed) if bias and student.bias is not None else None,
     )
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, in the total's precision where the hardware can."""
+def _add_product(total: Tensor, a: Tensor, b: Tensor, anew: bool) -> None:
+    """total += a b, or total = a b if `anew`, in the total's precision where the hardware can."""
+    if a.dtype == torch.float16 and not a.is_cuda:  # whose range a sum over rows may leave
+        a, b = a.to(total.dtype), b.to(total.dtype)
     if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        total.add_(torch.mm(a, b, out_dtype=total.dtype))
-    elif a.dtype == torch.float16:  # whose range a sum over rows may leave
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+        total.addmm_(a, b, beta=0 if anew else 1)  # with 0 it is not read
+        return
+    product = torch.mm(a, b, out_dtype=total.dtype) if a.is_cuda else torch.mm(a, b)
+    if anew:
+        total.copy_(product)
     else:
-        total.add_(torch.mm(a, b))
+        total.add_(product)
 
 
 def _multiply_back(chunk: Chunk, student: Head, into: Gradients, vocab: int) -> None:
@@ -139,7 +146,7 @@ def _multiply_back(chunk: Chunk, student: Head, into: Gradients, vocab: int) -> 
     if into.hidden is not None:
         into.hidden.index_copy_(0, chunk.rows, torch.mm(of_logits, student.weight).to(into.hidden.dtype))
     if into.weight is not None:
-        _add_product(into.weight[:vocab], of_logits.t(), chunk.hidden)
+        _add_product(into.weight[:vocab], of_logits.t(), chunk.hidden, anew=chunk.place.start == 0)
     if into.bias is not None:
         into.bias[:vocab].add_(of_logits.sum(0, dtype=into.bias.dtype))
 

@@ -118,7 +118,7 @@ def register(loss: LinearLoss) -> None:
         o = loss.options(*options)
         of_rows, student = weigh(x, o), _student(x)
         rows = _supervised(x, of_rows, o)
-        into = linear_chunks.new_gradients(student, wants)
+        into = linear_chunks.new_gradients(student, wants, o.vocab_size if len(rows) else 0)
         values = linear_chunks.forward_backward(student, loss.target(x, o, rows), rows, of_rows, o, chunk_bytes, into)
         value, sums = _results(values, rows, of_rows, o, x.span_ids.shape)
         return value, sums, of_rows.counts, *_finished(into, x, value)
@@ -161,7 +161,7 @@ def register(loss: LinearLoss) -> None:
         weights = torch.where(of_rows.weights != 0, of_rows.weights * upstream.reshape(-1).to(of_rows.weights.dtype), 0)
         of_rows = of_rows._replace(weights=weights)
         rows = _supervised(x, of_rows, o)
-        into = linear_chunks.new_gradients(student, wants)
+        into = linear_chunks.new_gradients(student, wants, o.vocab_size if len(rows) else 0)
         linear_chunks.backward(student, loss.target(x, o, rows), rows, of_rows, state[:, rows], o, chunk_bytes, into)
         return _finished(into, x, state)
 

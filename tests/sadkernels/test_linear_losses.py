@@ -45,6 +45,21 @@ def test_chunks_do_not_change_the_loss(make, rows):
     assert_close((parts.detach(), problem.gradients(parts)), problem.exact())
 
 
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("supervised", [0.6, 0.0])
+def test_memory_that_nobody_wrote_reaches_no_gradient(make, dtype, supervised):
+    """The first chunk writes the weight's gradient, rows beyond `vocab_size` and steps without a chunk are zeros."""
+    problem = make(dtype=dtype, supervised=supervised)
+    options = {"vocab_size": V - 20} if make is Dense else {}
+    torch.use_deterministic_algorithms(True)  # PyTorch then fills fresh memory with NaN
+    try:
+        got = problem.gradients(problem.linear(chunk_bytes=5 * 8 * V, **options))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_gradients_close(got, problem.exact(**options)[1], dtype)
+
+
 @pytest.mark.parametrize("biased", [True, False])
 def test_projection_of_a_wide_vocabulary(biased):
     """On a CPU it is done in slices: two whole ones and a remainder of columns."""

@@ -1,0 +1,31 @@
+"""The script that holds plans against a GPU runs here too, without its figures: what it trains is what was planned."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sad.training import tiny
+
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "check_plan.py"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [["--mode", "linear"], ["--mode", "cached"], ["--mode", "linear", "--lora", "4", "--dtype", "fp32"]],
+    ids=" ".join,
+)
+def test_it_trains_what_was_planned(tmp_path, asked):
+    for side, family in (("teacher", "llama"), ("student", "llama")):
+        tiny.model(family).config.save_pretrained(tmp_path / side)
+    models = ["--teacher", str(tmp_path / "teacher"), "--student", str(tmp_path / "student")]
+    sizes = ["--gpu", "1GB", "--batch", "4", "--seq", "16", "--device", "cpu", "--out", str(tmp_path / "plan.csv")]
+    done = subprocess.run([sys.executable, SCRIPT, *models, *sizes, *asked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader((tmp_path / "plan.csv").open())
+    assert (row["status"], row["mode"], row["batch"]) == ("ok", asked[1], "4 x 1")
+    assert float(row["loss"]) > 0 and row["allocated_gb"] == ""

@@ -106,7 +106,7 @@ elif ! "$PYTHON" -c "from sadkernels.native import extension; extension.load('cp
     say "tests: not run, they need the CPU extension, which was not built here (pybind11, ninja and a C++ compiler build it)"
 else
     SIDE_BY_SIDE=()
-    can_import xdist && SIDE_BY_SIDE=(-n "$(($(nproc) / 2 > 0 ? $(nproc) / 2 : 1))" --dist loadfile)
+    can_import xdist && SIDE_BY_SIDE=(-n auto --dist loadfile)
     stage tests 150 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q --maxfail=3 --no-header -p no:cacheprovider \
         "${SIDE_BY_SIDE[@]}" tests/sadkernels
     judge $?

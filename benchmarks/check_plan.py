@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 import sad
 from sad.errors import InputError
+from sad.planner.formulas import Setup
+from sad.planner.plan import RESERVED_BYTES, Outcome, Plan, Question, gpu_bytes, plan
+from sad.planner.presets import config_of
+from sad.teacher_cache.metadata import CacheMetadata
+from sad.teacher_cache.writer import write_teacher_cache
 from sad.training.adapters import add_adapters
 from sad.training.difficulty import model_digest
-from sad.training.model_zoo import config_of
-from sad.training.plan import RESERVED_BYTES, Outcome, Plan, Question, gpu_bytes, plan
-from sad.training.plan_memory import Setup
-from sad.training.teacher_cache.settings import CacheSettings
-from sad.training.teacher_cache.writer import write_teacher_cache
 
 GB = 10**9
 CASES = (
@@ -191,7 +191,7 @@ def _cache(config: PretrainedConfig, examples: list, how: Setup, device: torch.d
     """Of a teacher of one layer, which is gone afterwards: only its head's columns matter for the memory of a student."""
     config.num_hidden_layers = 1
     teacher = _random_model(config, torch.bfloat16, device)
-    settings = CacheSettings(
+    settings = CacheMetadata(
         top_k=how.top_k,
         vocab_size=config.vocab_size,
         dtype="uint16",

@@ -1,4 +1,4 @@
-"""Where the scripts here write, and how: the harness itself is `sadkernels.bench`, which every installation has."""
+"""Where the scripts here write, and config: the harness itself is `sadkernels.bench`, which every installation has."""
 
 from __future__ import annotations
 

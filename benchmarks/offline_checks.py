@@ -29,8 +29,8 @@ import torch
 from harness import RESULTS, write_csv
 from machine_code import TYPES, figures
 
-from sadkernels.comparison import DIVERGENCES, Comparison
-from sadkernels.listed import ListedTarget, ListedValues
+from sadkernels.divergence import DIVERGENCES, DivergenceConfig
+from sadkernels.topk import TopkTarget, TopkValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
 from sadkernels.triton.span_ids import span_ids_launch
@@ -67,12 +67,12 @@ def _empty(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
 def _problem(variant: Variant, n: int, gradient: bool, given_lse: bool = False) -> Problem:
     student, teacher = (_empty(n, V, dtype=dtype) for dtype in variant.dtypes)
     cap = 30.0 if variant.capped else None
-    how = Comparison(V, divergence=variant.divergence, student_softcap=cap, teacher_softcap=cap)
+    config = DivergenceConfig(V, divergence=variant.divergence, student_softcap=cap, teacher_softcap=cap)
     return Problem(
         student,
         teacher,
         _empty(n, dtype=torch.uint8),
-        how,
+        config,
         _empty(n, V, dtype=student.dtype) if gradient else None,
         _empty(n) if gradient else None,
         _empty(2, n) if given_lse else None,
@@ -112,14 +112,14 @@ def _scale(variant: Variant) -> list[Launch]:
 def _topk(variant: Variant) -> list[Launch]:
     n, k = _WHOLE, 64
     problem = _problem(variant, n, "backward" in variant.kernel)
-    target = ListedTarget(_empty(n, k, dtype=torch.int32), _empty(n, k), _empty(n), _empty(n, dtype=torch.int32), 0.5)
-    values, given = ListedValues(_empty(n), _empty(2, n)), None
+    target = TopkTarget(_empty(n, k, dtype=torch.int32), _empty(n, k), _empty(n), _empty(n, dtype=torch.int32), 0.5)
+    values, given = TopkValues(_empty(n), _empty(2, n)), None
     if "stats" in variant.kernel:
         values = values._replace(entropy=_empty(n), argmax=_empty(n, dtype=torch.int32))
     if variant.kernel == "top-k backward":
-        values, given = ListedValues(None, None), _empty(2, n)
+        values, given = TopkValues(None, None), _empty(2, n)
     of_gradient = {"grad": problem.grad, "weights": problem.weights, "state_given": given}
-    return topk_launches(problem.student, target, problem.kinds, problem.how, values, **of_gradient)
+    return topk_launches(problem.student, target, problem.kinds, problem.config, values, **of_gradient)
 
 
 def _span_ids(variant: Variant) -> list[Launch]:

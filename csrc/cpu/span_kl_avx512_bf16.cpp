@@ -1,6 +1,6 @@
 #include "vec_avx512.h"
 // The order matters: the passes are written in terms of Vec.
-#include "listed_passes.h"
+#include "topk_passes.h"
 
 namespace sad::cpu {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "listed_rows.cuh"
+#include "topk_rows.cuh"
 #include "slice_kernels.cuh"
 
 namespace sad::cuda {
@@ -15,7 +15,7 @@ Kernels kernels_for() {
         {&slice_totals_kernel<S, false>, &slice_totals_kernel<S, true>},
         {&slice_values_kernel<S, false>, &slice_values_kernel<S, true>},
         {&gradient_kernel<S, false>, &gradient_kernel<S, true>},
-        {&listed_rows_kernel<S, false, true>, &listed_rows_kernel<S, true, false>},
+        {&topk_rows_kernel<S, false, true>, &topk_rows_kernel<S, true, false>},
         &scale_rows_kernel<S>};
 }
 

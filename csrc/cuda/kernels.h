@@ -8,7 +8,7 @@
 namespace sad::cuda {
 
 struct Work;        // row_work.cuh
-struct ListedWork;  // listed_outcomes.cuh
+struct TopkWork;  // topk_outcomes.cuh
 
 enum Variant { lean, lean_stats, general, variants };  // see row_work.cuh; the last one can do anything
 
@@ -17,7 +17,7 @@ struct Kernels {
     OfRows resident[variants], streamed[variants];
     OfRows slice_totals[2], slice_values[2];  // without and with statistics
     OfRows gradient[2];                       // general, lean
-    void (*listed[2])(ListedWork);            // general, lean
+    void (*listed[2])(TopkWork);            // general, lean
     void (*scale)(Rows<void> grad, const std::uint8_t* kinds, const float* factor, int rows, int columns, int slices,
                   int slice_columns);
 };

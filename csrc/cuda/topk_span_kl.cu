@@ -1,7 +1,7 @@
 // The launches of the losses against listed columns and labels.
 #include <algorithm>
 
-#include "listed_rows.cuh"
+#include "topk_rows.cuh"
 #include "operands.h"
 #include "plan.h"
 #include "supervised_rows.cuh"
@@ -40,7 +40,7 @@ void topk_span_kl(const TopkSpanKlParams& p, void* scratch, int device, Stream s
 
     const auto threads = static_cast<unsigned>(std::min(on.block_threads, 512));
     launch(&collect_rows_kernel, Launch{1, threads, board_bytes, 1}, stream, a, index, gradient_only, 2, 1);
-    const ListedWork work{p,
+    const TopkWork work{p,
                           exponent_of(a.student, a.temperature),
                           a.student.scale / a.temperature,
                           index,

@@ -30,12 +30,12 @@ _HOMES = {
     "sad.trajectories.encode": ("Encoded", "EncodedCorpus", "encode", "encode_all"),
     "sad.training.config": ("SADConfig",),
     "sad.training.collator": ("SpanCollator",),
-    "sad.training.curriculum": ("CurriculumSampler", "trajectory_scores"),
-    "sad.training.teacher_cache.reader": ("TeacherCache",),
+    "sad.training.curriculum": ("CurriculumSampler", "difficulty_scores"),
+    "sad.teacher_cache.reader": ("TeacherCache",),
     "sad.training.trainer": ("SADTrainer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {"envs": "sad.agents.envs"}
+_MODULES = {"envs": "sad.envs"}
 
 __all__ = ["__version__", "envs", *sorted(_HOME_OF)]
 

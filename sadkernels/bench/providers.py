@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sadkernels import backends
-from sadkernels.bench import listed_providers, peers
+from sadkernels.bench import peers, topk_providers
 from sadkernels.bench.cases import LINEAR, SPAN_KL
 from sadkernels.bench.problem import LinearProblem, LogitsProblem, Problem
 from sadkernels.bench.provider import BASELINE, Provider, missing_backend
@@ -93,7 +93,7 @@ def _all() -> dict[str, list[Provider]]:
             span_kl.append(Provider(f"sad-{name}-inplace", run, missing[name], buffers[name], in_place=True))
         run = functools.partial(_ours_from_hidden, backend=name)
         linear.append(Provider(f"sad-{name}", run, missing[name], buffers[name], too_slow=too_slow.get(name)))
-    return {SPAN_KL: span_kl, LINEAR: linear, **listed_providers.PROVIDERS}
+    return {SPAN_KL: span_kl, LINEAR: linear, **topk_providers.PROVIDERS}
 
 
 PROVIDERS = _all()

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import DIVERGENCES, Comparison, RowValues
-from sadkernels.listed import ListedTarget, ListedValues
-from sadkernels.rows import row_layout
+from sadkernels.divergence import DIVERGENCES, DivergenceConfig, RowValues
+from sadkernels.row_layout import row_layout
+from sadkernels.topk import TopkTarget, TopkValues
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NO_ROWS = (0, 0, 1, 0, 0)
@@ -27,21 +27,26 @@ def address(x: Tensor | None) -> int:
 
 
 def span_kl_params(
-    student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison, grad: Tensor | None = None, **vectors: Tensor | None
+    student: Tensor,
+    teacher: Tensor,
+    kinds: Tensor,
+    config: DivergenceConfig,
+    grad: Tensor | None = None,
+    **vectors: Tensor | None,
 ) -> dict[str, Any]:
     """`SpanKlParams` by name; `vectors` are the contiguous per-row inputs and outputs, None or left out where not wanted."""
     return {
         "rows": kinds.numel(),
-        "vocab": how.vocab_size,
+        "vocab": config.vocab_size,
         "student_columns": student.shape[-1],
         "student": rows(student),
         "teacher": rows(teacher),
         "grad": _NO_ROWS if grad is None else rows(grad),
-        "scales": (how.student_scale, how.teacher_scale),
-        "caps": (how.student_softcap or 0.0, how.teacher_softcap or 0.0),
-        "divergence": DIVERGENCES.index(how.divergence),
-        "beta": how.beta,
-        "temperature": how.temperature,
+        "scales": (config.student_scale, config.teacher_scale),
+        "caps": (config.student_softcap or 0.0, config.teacher_softcap or 0.0),
+        "divergence": DIVERGENCES.index(config.divergence),
+        "beta": config.beta,
+        "temperature": config.temperature,
         "kinds": kinds.data_ptr(),
         **{name: address(vectors.get(name)) for name in _VECTORS},
     }
@@ -58,7 +63,7 @@ def new_values(kinds: Tensor, *, stats: bool, state: bool) -> RowValues:
     )
 
 
-def listed_params(target: ListedTarget) -> dict[str, Any]:
+def topk_params(target: TopkTarget) -> dict[str, Any]:
     """What `TopkSpanKlParams` has beyond `SpanKlParams`, by name; `target` outlives the call."""
     return {
         "listed": target.columns.shape[1],
@@ -70,10 +75,10 @@ def listed_params(target: ListedTarget) -> dict[str, Any]:
     }
 
 
-def new_listed_values(kinds: Tensor, *, stats: bool) -> ListedValues:
-    """Memory for what a forward pass against a `ListedTarget` gives of N rows."""
+def new_topk_values(kinds: Tensor, *, stats: bool) -> TopkValues:
+    """Memory for what a forward pass against a `TopkTarget` gives of N rows."""
     n, device = kinds.numel(), kinds.device
-    return ListedValues(
+    return TopkValues(
         torch.empty(n, device=device),
         torch.empty((2, n), device=device),
         torch.empty(n, device=device) if stats else None,

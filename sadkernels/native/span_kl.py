@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import Comparison, RowValues
+from sadkernels.divergence import DivergenceConfig, RowValues
 from sadkernels.native import params
 
 
@@ -15,25 +15,32 @@ class Launcher:
     """What both extensions do alike.
 
     Args:
-        run: Calls the kernel with (student, teacher, kinds, how, grad or None) and `params.span_kl_params`' vectors by name.
+        run: Launches the kernel on (student, teacher, kinds, config, grad or None, **vectors of `params.span_kl_params`).
     """
 
     def __init__(self, run: Callable[..., None]) -> None:
         self._run = run
 
-    def log_sum_exps(self, student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison) -> Tensor:
+    def log_sum_exps(self, student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig) -> Tensor:
         """See `sadkernels.reference.span_kl.log_sum_exps`."""
         lse = torch.empty((2, kinds.numel()), device=student.device)
-        self._run(student, teacher, kinds, how, None, state=lse)
+        self._run(student, teacher, kinds, config, None, state=lse)
         return lse
 
     def forward(
-        self, student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison, *, stats: bool, lse: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        kinds: Tensor,
+        config: DivergenceConfig,
+        *,
+        stats: bool,
+        lse: Tensor | None = None,
     ) -> RowValues:
         """See `sadkernels.reference.span_kl.forward`."""
         values = params.new_values(kinds, stats=stats, state=True)
         lse = None if lse is None else lse.contiguous()
-        self._run(student, teacher, kinds, how, None, lse_given=lse, **values._asdict())
+        self._run(student, teacher, kinds, config, None, lse_given=lse, **values._asdict())
         return values
 
     def backward(
@@ -43,13 +50,13 @@ class Launcher:
         kinds: Tensor,
         state: Tensor,
         weights: Tensor,
-        how: Comparison,
+        config: DivergenceConfig,
         *,
         grad: Tensor,
     ) -> None:
         """See `sadkernels.reference.span_kl.backward`."""
         given = {"state_given": state.contiguous(), "weights": weights.contiguous()}
-        self._run(student, teacher, kinds, how, grad, **given)
+        self._run(student, teacher, kinds, config, grad, **given)
 
     def forward_backward(
         self,
@@ -57,7 +64,7 @@ class Launcher:
         teacher: Tensor,
         kinds: Tensor,
         weights: Tensor,
-        how: Comparison,
+        config: DivergenceConfig,
         *,
         stats: bool,
         grad: Tensor,
@@ -65,5 +72,5 @@ class Launcher:
     ) -> RowValues:
         """`forward`, without the state unless asked for, and `backward`, in one call."""
         values = params.new_values(kinds, stats=stats, state=state)
-        self._run(student, teacher, kinds, how, grad, weights=weights.contiguous(), **values._asdict())
+        self._run(student, teacher, kinds, config, grad, weights=weights.contiguous(), **values._asdict())
         return values

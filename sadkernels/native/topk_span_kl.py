@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import Comparison
-from sadkernels.listed import ListedTarget, ListedValues
+from sadkernels.divergence import DivergenceConfig
 from sadkernels.native import params
+from sadkernels.topk import TopkTarget, TopkValues
 
 
 class Launcher:
@@ -23,62 +23,64 @@ class Launcher:
     def __init__(self, run: Callable[[torch.device, dict[str, Any]], None]) -> None:
         self._run = run
 
-    def forward(self, student: Tensor, target: ListedTarget, kinds: Tensor, how: Comparison, *, stats: bool) -> ListedValues:
+    def forward(
+        self, student: Tensor, target: TopkTarget, kinds: Tensor, config: DivergenceConfig, *, stats: bool
+    ) -> TopkValues:
         """See `sadkernels.reference.topk_span_kl.forward`."""
-        return self._values(student, target, kinds, how, stats)
+        return self._values(student, target, kinds, config, stats)
 
     def backward(
         self,
         student: Tensor,
-        target: ListedTarget,
+        target: TopkTarget,
         kinds: Tensor,
         state: Tensor,
         weights: Tensor,
-        how: Comparison,
+        config: DivergenceConfig,
         *,
         grad: Tensor,
     ) -> None:
         """See `sadkernels.reference.topk_span_kl.backward`."""
         given = {"state_given": state.contiguous(), "weights": weights.contiguous()}
-        self._call(student, target, kinds, how, grad, **given)
+        self._call(student, target, kinds, config, grad, **given)
 
     def forward_backward(
         self,
         student: Tensor,
-        target: ListedTarget,
+        target: TopkTarget,
         kinds: Tensor,
         weights: Tensor,
-        how: Comparison,
+        config: DivergenceConfig,
         *,
         stats: bool,
         grad: Tensor,
-    ) -> ListedValues:
+    ) -> TopkValues:
         """See `sadkernels.reference.topk_span_kl.forward_backward`."""
-        return self._values(student, target, kinds, how, stats, grad, weights=weights.contiguous())
+        return self._values(student, target, kinds, config, stats, grad, weights=weights.contiguous())
 
     def _values(
         self,
         student: Tensor,
-        target: ListedTarget,
+        target: TopkTarget,
         kinds: Tensor,
-        how: Comparison,
+        config: DivergenceConfig,
         stats: bool,
         grad: Tensor | None = None,
         **given: Tensor,
-    ) -> ListedValues:
-        values = params.new_listed_values(kinds, stats=stats)
+    ) -> TopkValues:
+        values = params.new_topk_values(kinds, stats=stats)
         outputs = {"value": values.value, "state": values.state, "entropies": values.entropy, "argmax": values.argmax}
-        self._call(student, target, kinds, how, grad, **given, **outputs)
+        self._call(student, target, kinds, config, grad, **given, **outputs)
         return values
 
     def _call(
         self,
         student: Tensor,
-        target: ListedTarget,
+        target: TopkTarget,
         kinds: Tensor,
-        how: Comparison,
+        config: DivergenceConfig,
         grad: Tensor | None,
         **vectors: Tensor | None,
     ) -> None:
-        arguments = params.span_kl_params(student, student, kinds, how, grad, **vectors)  # there are no teacher's rows
-        self._run(student.device, arguments | params.listed_params(target))
+        arguments = params.span_kl_params(student, student, kinds, config, grad, **vectors)  # there are no teacher's rows
+        self._run(student.device, arguments | params.topk_params(target))

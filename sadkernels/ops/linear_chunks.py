@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import Comparison, RowValues
+from sadkernels.divergence import DivergenceConfig, RowValues
 from sadkernels.ops.options import kinds_to_read
 from sadkernels.ops.row_weights import RowWeights
 
@@ -62,7 +62,7 @@ class Options(Protocol):
     vocab_size: int
 
     @property
-    def comparison(self) -> Comparison: ...
+    def comparison(self) -> DivergenceConfig: ...
 
 
 class Target(Protocol):
@@ -173,10 +173,10 @@ class _Collected:
 
 def forward(student: Head, target: Target, rows: Tensor, of_rows: RowWeights, o: Options, chunk_bytes: int) -> RowValues:
     """The values of `rows`, with the state that `backward` needs."""
-    found, how = _Collected(), o.comparison
+    found, config = _Collected(), o.comparison
     kinds = kinds_to_read(of_rows, o)
     for chunk in chunks(student.columns(o.vocab_size), target, rows, chunk_bytes):
-        values = target.kernel.forward(chunk.logits, chunk.target, kinds[chunk.rows], how, stats=o.stats)
+        values = target.kernel.forward(chunk.logits, chunk.target, kinds[chunk.rows], config, stats=o.stats)
         found.add(target.row_values(values, chunk.target))
     return found.whole(of_rows.weights, target.state_rows, o.stats)
 
@@ -206,11 +206,11 @@ def forward_backward(
     student: Head, target: Target, rows: Tensor, of_rows: RowWeights, o: Options, chunk_bytes: int, into: Gradients
 ) -> RowValues:
     """The values of `rows`, and the gradients from the same logits."""
-    found, narrow, how = _Collected(), student.columns(o.vocab_size), o.comparison
+    found, narrow, config = _Collected(), student.columns(o.vocab_size), o.comparison
     kinds = kinds_to_read(of_rows, o)
     weights, unscale = _scaled(of_rows.weights, student.hidden.dtype)
     for chunk in chunks(narrow, target, rows, chunk_bytes):
-        given = (chunk.target, kinds[chunk.rows], weights[chunk.rows], how)
+        given = (chunk.target, kinds[chunk.rows], weights[chunk.rows], config)
         values = target.kernel.forward_backward(chunk.logits, *given, stats=o.stats, grad=chunk.logits)
         found.add(target.row_values(values, chunk.target))
         _multiply_back(chunk, narrow, into, o.vocab_size)

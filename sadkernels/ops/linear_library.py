@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import RowValues
+from sadkernels.divergence import RowValues
 from sadkernels.ops import linear_chunks
 from sadkernels.ops.linear_chunks import Gradients, Head, Target
 from sadkernels.ops.options import Options, fake_results_in, graph_is_kept, kinds_to_read, reduce_values, sums_by_kind

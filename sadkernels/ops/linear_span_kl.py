@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sadkernels import backends, checks
-from sadkernels.comparison import DIVERGENCES
+from sadkernels.divergence import DIVERGENCES
 from sadkernels.ops import linear_library
 from sadkernels.ops.linear_arguments import check_chunk_bytes, check_head, check_rows, check_tokens
 from sadkernels.ops.linear_span_kl_library import NAME, Inputs

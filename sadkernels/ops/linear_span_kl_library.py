@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sadkernels.comparison import RowValues
+from sadkernels.divergence import RowValues
 from sadkernels.ops.linear_chunks import Head
 from sadkernels.ops.linear_library import LinearLoss, register
 from sadkernels.ops.options import OPTIONS_SCHEMA, Options, kernel_for, loss_dtype

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import RowValues
-from sadkernels.listed import ListedTarget, ListedValues, listed_target, row_labels
+from sadkernels.divergence import RowValues
 from sadkernels.ops.linear_library import LinearLoss, register
 from sadkernels.ops.topk_span_kl_library import OPTIONS_SCHEMA, Options, Targets, kernel_for, loss_dtype, row_values
+from sadkernels.topk import TopkTarget, TopkValues, row_labels, topk_target
 
 NAME = "linear_topk_span_kl"
 _ENTRY_BYTES = 48  # while a list is put in order: columns, their order and log-probabilities, 8 bytes each, and copies
@@ -47,13 +47,13 @@ class _Lists:
         self._labels = None if x.target_ids is None else row_labels(x.target_ids, o.vocab_size, o.shift)
         self._options, self._dtype = o, loss_dtype(x.student_hidden, x.targets)
 
-    def of_rows(self, rows: Tensor, place: slice) -> ListedTarget:
+    def of_rows(self, rows: Tensor, place: slice) -> TopkTarget:
         at, o = place if self._by_place else rows, self._options
         labels = None if self._labels is None else self._labels[rows]
-        how = {"vocab_size": o.vocab_size, "tail": o.tail, "alpha": o.alpha, "dtype": self._dtype}
-        return listed_target(self._logprobs[at], self._ids[at], labels, **how)
+        config = {"vocab_size": o.vocab_size, "tail": o.tail, "alpha": o.alpha, "dtype": self._dtype}
+        return topk_target(self._logprobs[at], self._ids[at], labels, **config)
 
-    def row_values(self, found: ListedValues, target: ListedTarget) -> RowValues:
+    def row_values(self, found: TopkValues, target: TopkTarget) -> RowValues:
         return row_values(found, target)
 
 

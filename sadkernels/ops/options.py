@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from sadkernels import backends
-from sadkernels.comparison import Comparison, RowValues
+from sadkernels.divergence import DivergenceConfig, RowValues
 from sadkernels.kinds import SpanKind
 from sadkernels.ops.row_weights import RowWeights, row_weights
 
 
 class Options(NamedTuple):
-    """What every op below takes after its tensors, in this order; the fields of `Comparison` last."""
+    """What every op below takes after its tensors, in this order; the fields of `DivergenceConfig` last."""
 
     lambda_reason: float
     lambda_act: float
@@ -34,9 +34,9 @@ class Options(NamedTuple):
     teacher_softcap: float | None = None
 
     @property
-    def comparison(self) -> Comparison:
+    def comparison(self) -> DivergenceConfig:
         """What the kernels need to know."""
-        return Comparison(*self[-len(Comparison._fields) :])
+        return DivergenceConfig(*self[-len(DivergenceConfig._fields) :])
 
 
 OPTIONS_SCHEMA = (

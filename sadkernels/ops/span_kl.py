@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sadkernels import backends, checks
-from sadkernels.comparison import DIVERGENCES
+from sadkernels.divergence import DIVERGENCES
 from sadkernels.ops import vocab_parallel
 from sadkernels.ops.options import Options
 from sadkernels.ops.row_weights import REDUCTIONS

@@ -23,7 +23,7 @@ from sadkernels.ops.options import (
     weigh_rows,
 )
 from sadkernels.ops.span_kl_library import BACKWARD_TENSORS, scaled_weights, write_gradient
-from sadkernels.rows import with_row_layout
+from sadkernels.row_layout import with_row_layout
 
 
 class _Expectation:

@@ -31,7 +31,7 @@ from sadkernels.ops.options import (
     weigh_rows,
 )
 from sadkernels.ops.row_weights import RowWeights, row_kinds
-from sadkernels.rows import with_row_layout
+from sadkernels.row_layout import with_row_layout
 
 
 def _kernel_of(options, student: Tensor, teacher: Tensor) -> ModuleType:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sadkernels import backends, checks
-from sadkernels.listed import TAILS
 from sadkernels.ops.row_weights import REDUCTIONS
 from sadkernels.ops.topk_span_kl_library import Options
+from sadkernels.topk import TAILS
 
 
 def check_list(logprobs: Tensor, ids: Tensor, lead: tuple[int, ...], device: torch.device, expected: str) -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from sadkernels import backends
-from sadkernels.comparison import Comparison, RowValues
-from sadkernels.listed import ListedTarget, ListedValues, listed_target, row_labels
+from sadkernels.divergence import DivergenceConfig, RowValues
 from sadkernels.ops.options import fake_results_in, graph_is_kept, kinds_to_read, reduce_values, sums_by_kind
 from sadkernels.ops.row_weights import RowWeights, row_weights
-from sadkernels.rows import with_row_layout
+from sadkernels.row_layout import with_row_layout
+from sadkernels.topk import TopkTarget, TopkValues, row_labels, topk_target
 
 
 class Targets(NamedTuple):
@@ -47,9 +47,9 @@ class Options(NamedTuple):
     softcap: float | None
 
     @property
-    def comparison(self) -> Comparison:
+    def comparison(self) -> DivergenceConfig:
         """What the kernels need to know of the student."""
-        return Comparison(self.vocab_size, self.temperature, student_scale=self.scale, student_softcap=self.softcap)
+        return DivergenceConfig(self.vocab_size, self.temperature, student_scale=self.scale, student_softcap=self.softcap)
 
 
 OPTIONS_SCHEMA = (
@@ -79,13 +79,13 @@ def _rows(student: Tensor, t: Targets, o: Options) -> RowWeights:
     return row_weights(t.span_ids, t.normalizer, lambdas, o.reduction, o.shift, loss_dtype(student, t))
 
 
-def _listed(student: Tensor, t: Targets, o: Options) -> ListedTarget:
+def _listed(student: Tensor, t: Targets, o: Options) -> TopkTarget:
     labels = None if t.target_ids is None else row_labels(t.target_ids, o.vocab_size, o.shift)
-    how = {"vocab_size": o.vocab_size, "tail": o.tail, "alpha": o.alpha, "dtype": loss_dtype(student, t)}
-    return listed_target(t.logprobs, t.ids, labels, **how)
+    config = {"vocab_size": o.vocab_size, "tail": o.tail, "alpha": o.alpha, "dtype": loss_dtype(student, t)}
+    return topk_target(t.logprobs, t.ids, labels, **config)
 
 
-def row_values(found: ListedValues, target: ListedTarget) -> RowValues:
+def row_values(found: TopkValues, target: TopkTarget) -> RowValues:
     """What all losses have in common, of the rows of one against listed columns."""
     if found.entropy is None:
         return RowValues(found.value, found.state)
@@ -93,9 +93,7 @@ def row_values(found: ListedValues, target: ListedTarget) -> RowValues:
     return RowValues(found.value, found.state, entropies, torch.stack([found.argmax.int(), target.best()]))
 
 
-def _results(
-    values: ListedValues, target: ListedTarget, rows: RowWeights, shape, o: Options
-) -> tuple[Tensor, Tensor, Tensor]:
+def _results(values: TopkValues, target: TopkTarget, rows: RowWeights, shape, o: Options) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, sums (2, 4) and counts (2,)."""
     return reduce_values(values.value, rows, shape, o), sums_by_kind(row_values(values, target), rows), rows.counts
 

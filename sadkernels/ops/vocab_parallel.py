@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sadkernels.comparison import Comparison, RowValues
+from sadkernels.divergence import DivergenceConfig, RowValues
 
 _groups: WeakValueDictionary[str, Any] = WeakValueDictionary()  # an op takes a name, not an object
 
@@ -45,19 +45,19 @@ def _global_argmax(logits: tuple[Tensor, Tensor], columns: Tensor, group: Any) -
 
 
 def forward(
-    kernel: ModuleType, student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison, *, stats: bool, group: str
+    kernel: ModuleType, student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, *, stats: bool, group: str
 ) -> RowValues:
     """`kernel.forward` of the whole rows, from slices of their columns; `argmax` counts ranks and columns."""
     ranks = _groups[group]
-    lse = torch.logsumexp(_gather(kernel.log_sum_exps(student, teacher, kinds, how), ranks), dim=0)
+    lse = torch.logsumexp(_gather(kernel.log_sum_exps(student, teacher, kinds, config), ranks), dim=0)
     lse = torch.where(kinds != 0, lse, 0)
-    values = kernel.forward(student, teacher, kinds, how, stats=stats, lse=lse)
+    values = kernel.forward(student, teacher, kinds, config, stats=stats, lse=lse)
     value, pull = values.value, values.state[2]
-    if how.divergence == "jsd":
+    if config.divergence == "jsd":
         value, pull = _gather(torch.stack([value, pull]), ranks).sum(0)
     else:
         value = _gather(value, ranks).sum(0)
-        pull = value if how.divergence == "reverse_kl" else pull
+        pull = value if config.divergence == "reverse_kl" else pull
     state = torch.cat([lse, pull[None]])
     if not stats:
         return RowValues(value, state)

@@ -1,6 +1,6 @@
 """The divergence of every row, its gradient and its statistics, written to be read.
 
-With p = softmax(z_t / T), q = softmax(z_s / T) over the first V columns, z as in `sadkernels.comparison`,
+With p = softmax(z_t / T), q = softmax(z_s / T) over the first V columns, z as in `sadkernels.divergence`,
 r = log q - log p, m = beta p + (1 - beta) q and KL(a || b) = sum_v a (expm1(log b - log a) - (log b - log a)):
 
     forward_kl   KL(p || q)                               d/dz_s = (q - p) / T
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import Comparison, RowValues
+from sadkernels.divergence import DivergenceConfig, RowValues
 
 
 def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
@@ -38,20 +38,20 @@ class Logits(NamedTuple):
     slope: Tensor | float
 
 
-def read_rows(x: Tensor, active: Tensor, how: Comparison, side: str, dtype: torch.dtype) -> Logits:
+def read_rows(x: Tensor, active: Tensor, config: DivergenceConfig, side: str, dtype: torch.dtype) -> Logits:
     """The rows (N, V) of one side; those not active are read as zeros."""
-    scale, cap = getattr(how, f"{side}_scale"), getattr(how, f"{side}_softcap")
-    x = x[..., : how.vocab_size].reshape(-1, how.vocab_size)
+    scale, cap = getattr(config, f"{side}_scale"), getattr(config, f"{side}_softcap")
+    x = x[..., : config.vocab_size].reshape(-1, config.vocab_size)
     z = torch.where(active[:, None], x, 0).to(dtype) * scale
     if cap is None:
-        return Logits(z / how.temperature, scale)
+        return Logits(z / config.temperature, scale)
     tanh = torch.tanh(z / cap)
-    return Logits(cap * tanh / how.temperature, scale * (1 - tanh * tanh))
+    return Logits(cap * tanh / config.temperature, scale * (1 - tanh * tanh))
 
 
-def _both_sides(student: Tensor, teacher: Tensor, active: Tensor, how: Comparison) -> tuple[Logits, Logits]:
+def _both_sides(student: Tensor, teacher: Tensor, active: Tensor, config: DivergenceConfig) -> tuple[Logits, Logits]:
     dtype = accumulation_dtype(student, teacher)
-    return read_rows(student, active, how, "student", dtype), read_rows(teacher, active, how, "teacher", dtype)
+    return read_rows(student, active, config, "student", dtype), read_rows(teacher, active, config, "teacher", dtype)
 
 
 def kl_terms(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
@@ -71,15 +71,15 @@ def _log_mixture_over(log_ratio: Tensor, weight: float) -> Tensor:
     return torch.where(log_ratio.abs() < 0.5, torch.log1p(weight * torch.expm1(small)), far)
 
 
-def _terms_and_pull(log_p: Tensor, log_q: Tensor, how: Comparison) -> tuple[Tensor, Tensor, Tensor]:
+def _terms_and_pull(log_p: Tensor, log_q: Tensor, config: DivergenceConfig) -> tuple[Tensor, Tensor, Tensor]:
     """By column, all (N, V): terms of the divergence; terms of E_q[G]; G itself (zeros where the gradient needs none)."""
     p, q, r = log_p.exp(), log_q.exp(), log_q - log_p
-    if how.divergence == "forward_kl":
+    if config.divergence == "forward_kl":
         return kl_terms(p, q, r), torch.zeros_like(r), torch.zeros_like(r)
-    if how.divergence == "reverse_kl":
+    if config.divergence == "reverse_kl":
         terms = kl_terms(q, p, -r)
         return terms, terms, r
-    beta = how.beta
+    beta = config.beta
     m = beta * p + (1 - beta) * q
     of_student = (1 - beta) * kl_terms(q, m, _log_mixture_over(-r, beta))
     of_teacher = beta * kl_terms(p, m, _log_mixture_over(r, 1 - beta))
@@ -91,15 +91,15 @@ def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(shape)
 
 
-def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison) -> Tensor:
+def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig) -> Tensor:
     """(2, N), log-sum-exps of z / T of student and teacher, 0 on rows not read; arguments as in `forward`."""
     read = kinds != 0
-    sides = _both_sides(student, teacher, read, how)
+    sides = _both_sides(student, teacher, read, config)
     return torch.where(read, torch.stack([torch.logsumexp(x.tempered, dim=-1) for x in sides]), 0)
 
 
 def forward(
-    student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison, *, stats: bool, lse: Tensor | None = None
+    student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, *, stats: bool, lse: Tensor | None = None
 ) -> RowValues:
     """The divergence of every supervised row.
 
@@ -107,29 +107,36 @@ def forward(
         student: (..., V_s) logits; N rows in all.
         teacher: (..., V_t) logits.
         kinds: (N,) uint8, 0 for rows that are not read.
-        how: What is compared.
+        config: What is compared.
         stats: Whether entropies and argmax are wanted.
         lse: (2, N), log-sum-exps to use in place of the rows' own, for rows that are a slice of longer ones. The results
             then are this slice's share of the sums.
     """
     if lse is None:
-        lse = log_sum_exps(student, teacher, kinds, how)
+        lse = log_sum_exps(student, teacher, kinds, config)
     read = kinds != 0
-    of_student, of_teacher = _both_sides(student, teacher, read, how)
+    of_student, of_teacher = _both_sides(student, teacher, read, config)
     log_q, log_p = of_student.tempered - lse[0, :, None], of_teacher.tempered - lse[1, :, None]
-    terms, pull_terms, _ = _terms_and_pull(log_p, log_q, how)
+    terms, pull_terms, _ = _terms_and_pull(log_p, log_q, config)
     value, pull = (torch.where(read, x.sum(-1), 0) for x in (terms, pull_terms))
     state = torch.cat([lse, pull[None]])
     if not stats:
         return RowValues(value, state)
     entropies = torch.stack([-torch.where(x == -torch.inf, 0, x.exp() * x).sum(-1) for x in (log_p, log_q)])
-    columns = [x[..., : how.vocab_size].reshape(-1, how.vocab_size) for x in (student, teacher)]
+    columns = [x[..., : config.vocab_size].reshape(-1, config.vocab_size) for x in (student, teacher)]
     argmax = torch.stack([torch.where(read[:, None], x, 0).argmax(-1) for x in columns])  # first of equals
     return RowValues(value, state, torch.where(read, entropies, 0), argmax)
 
 
 def backward(
-    student: Tensor, teacher: Tensor, kinds: Tensor, state: Tensor, weights: Tensor, how: Comparison, *, grad: Tensor
+    student: Tensor,
+    teacher: Tensor,
+    kinds: Tensor,
+    state: Tensor,
+    weights: Tensor,
+    config: DivergenceConfig,
+    *,
+    grad: Tensor,
 ) -> None:
     """Writes weights[n] d value[n] / d student to all of `grad` (..., V_s), zeros included; `grad` may be `student` itself.
 
@@ -140,25 +147,25 @@ def backward(
         grad: Shape and dtype of `student`.
     """
     active = (kinds != 0) & (weights != 0)
-    of_student, of_teacher = _both_sides(student, teacher, active, how)
+    of_student, of_teacher = _both_sides(student, teacher, active, config)
     log_q, log_p = of_student.tempered - state[0, :, None], of_teacher.tempered - state[1, :, None]
     q = log_q.exp()
-    if how.divergence == "forward_kl":
+    if config.divergence == "forward_kl":
         by_column = q - log_p.exp()
     else:
-        _, _, pull = _terms_and_pull(log_p, log_q, how)
+        _, _, pull = _terms_and_pull(log_p, log_q, config)
         by_column = torch.where(q == 0, 0, q * (pull - state[2, :, None]))
-    g = torch.where(active[:, None], (weights / how.temperature)[:, None] * by_column * of_student.slope, 0)
+    g = torch.where(active[:, None], (weights / config.temperature)[:, None] * by_column * of_student.slope, 0)
     grad.zero_()
-    grad[..., : how.vocab_size] = g.view(*grad.shape[:-1], how.vocab_size).to(grad.dtype)
+    grad[..., : config.vocab_size] = g.view(*grad.shape[:-1], config.vocab_size).to(grad.dtype)
 
 
 def forward_backward(
-    student: Tensor, teacher: Tensor, kinds: Tensor, weights: Tensor, how: Comparison, *, stats: bool, grad: Tensor
+    student: Tensor, teacher: Tensor, kinds: Tensor, weights: Tensor, config: DivergenceConfig, *, stats: bool, grad: Tensor
 ) -> RowValues:
     """`forward` and `backward` in one call."""
-    values = forward(student, teacher, kinds, how, stats=stats)
-    backward(student, teacher, kinds, values.state, weights, how, grad=grad)
+    values = forward(student, teacher, kinds, config, stats=stats)
+    backward(student, teacher, kinds, values.state, weights, config, grad=grad)
     return values
 
 

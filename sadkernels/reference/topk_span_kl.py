@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import Comparison
-from sadkernels.listed import ListedTarget, ListedValues
+from sadkernels.divergence import DivergenceConfig
 from sadkernels.reference.span_kl import Logits, kl_terms, new_logits, read_rows
+from sadkernels.topk import TopkTarget, TopkValues
 
 __all__ = ["backward", "forward", "forward_backward", "new_logits"]
 
@@ -50,7 +50,7 @@ def _mark(z: Tensor, column: Tensor, exists: Tensor) -> Tensor:
     return marked.scatter_(1, torch.where(exists, column, spare).long(), True)[:, :spare]
 
 
-def _outcomes(z: Tensor, target: ListedTarget, rest: Tensor | None = None) -> _Outcomes:
+def _outcomes(z: Tensor, target: TopkTarget, rest: Tensor | None = None) -> _Outcomes:
     counts = target.counts()
     of_listed = _mark(z, target.columns, counts)
     listed = _at(z, target.columns, counts)
@@ -70,7 +70,7 @@ def _outcomes(z: Tensor, target: ListedTarget, rest: Tensor | None = None) -> _O
     return _Outcomes(listed, label, rest, tail, everything, counts.sum(-1) < z.shape[1], of_listed)
 
 
-def _kl(o: _Outcomes, target: ListedTarget) -> Tensor:
+def _kl(o: _Outcomes, target: TopkTarget) -> Tensor:
     def term(log_p: Tensor, log_q: Tensor) -> Tensor:
         return kl_terms(log_p.exp(), log_q.exp(), log_q - log_p)
 
@@ -79,7 +79,7 @@ def _kl(o: _Outcomes, target: ListedTarget) -> Tensor:
     return torch.where(target.counts(), of_listed, 0).sum(-1) + torch.where(o.has_tail, of_tail, 0)
 
 
-def _cross_entropy(o: _Outcomes, target: ListedTarget) -> Tensor:
+def _cross_entropy(o: _Outcomes, target: TopkTarget) -> Tensor:
     log_q = o.label - o.everything
     others = torch.where(target.columns == target.labels[:, None], -torch.inf, o.listed)
     not_y = torch.logsumexp(torch.cat([others, o.rest[:, None]], dim=1), dim=-1) - o.everything
@@ -87,22 +87,22 @@ def _cross_entropy(o: _Outcomes, target: ListedTarget) -> Tensor:
     return torch.where(target.labels >= 0, value, 0)
 
 
-def _rows(student: Tensor, active: Tensor, how: Comparison, target: ListedTarget) -> Logits:
-    return read_rows(student, active, how, "student", target.log_p.dtype)
+def _rows(student: Tensor, active: Tensor, config: DivergenceConfig, target: TopkTarget) -> Logits:
+    return read_rows(student, active, config, "student", target.log_p.dtype)
 
 
-def forward(student: Tensor, target: ListedTarget, kinds: Tensor, how: Comparison, *, stats: bool) -> ListedValues:
+def forward(student: Tensor, target: TopkTarget, kinds: Tensor, config: DivergenceConfig, *, stats: bool) -> TopkValues:
     """The loss of every supervised row.
 
     Args:
         student: (..., V_s) logits; N rows in all.
         target: What they should be.
         kinds: (N,) uint8, 0 for rows that are not read.
-        how: Columns, temperature, scale and cap of the student's logits.
+        config: Columns, temperature, scale and cap of the student's logits.
         stats: Whether entropy and argmax are wanted.
     """
     read = kinds != 0
-    z = _rows(student, read, how, target).tempered
+    z = _rows(student, read, config, target).tempered
     o = _outcomes(z, target)
     value = torch.zeros_like(o.everything)
     if target.alpha > 0:
@@ -112,16 +112,23 @@ def forward(student: Tensor, target: ListedTarget, kinds: Tensor, how: Compariso
     state = torch.where(read, torch.stack([o.everything, o.rest]), 0)
     value = torch.where(read, value, 0)
     if not stats:
-        return ListedValues(value, state)
+        return TopkValues(value, state)
     log_q = z - o.everything[:, None]
     entropy = -torch.where(log_q == -torch.inf, 0, log_q.exp() * log_q).sum(-1)
-    columns = student[..., : how.vocab_size].reshape(z.shape)
+    columns = student[..., : config.vocab_size].reshape(z.shape)
     argmax = torch.where(read[:, None], columns, 0).argmax(-1)  # first of equals
-    return ListedValues(value, state, torch.where(read, entropy, 0), argmax)
+    return TopkValues(value, state, torch.where(read, entropy, 0), argmax)
 
 
 def backward(
-    student: Tensor, target: ListedTarget, kinds: Tensor, state: Tensor, weights: Tensor, how: Comparison, *, grad: Tensor
+    student: Tensor,
+    target: TopkTarget,
+    kinds: Tensor,
+    state: Tensor,
+    weights: Tensor,
+    config: DivergenceConfig,
+    *,
+    grad: Tensor,
 ) -> None:
     """Writes weights[n] d value[n] / d student to all of `grad` (..., V_s), zeros included; `grad` may be `student` itself.
 
@@ -132,7 +139,7 @@ def backward(
         grad: Shape and dtype of `student`.
     """
     active = (kinds != 0) & (weights != 0)
-    logits = _rows(student, active, how, target)
+    logits = _rows(student, active, config, target)
     z, alpha = logits.tempered, target.alpha
     o = _outcomes(z, target, rest=state[1])
     everything, counts = state[0], target.counts()
@@ -148,15 +155,22 @@ def backward(
         labels = target.labels[:, None]
         of_label = q - _mark(z, labels, labels >= 0).to(q.dtype)
         by_column = by_column + (1 - alpha) * torch.where(labels >= 0, of_label, 0)
-    g = torch.where(active[:, None], (weights / how.temperature)[:, None] * by_column * logits.slope, 0)
+    g = torch.where(active[:, None], (weights / config.temperature)[:, None] * by_column * logits.slope, 0)
     grad.zero_()
-    grad[..., : how.vocab_size] = g.view(*grad.shape[:-1], how.vocab_size).to(grad.dtype)
+    grad[..., : config.vocab_size] = g.view(*grad.shape[:-1], config.vocab_size).to(grad.dtype)
 
 
 def forward_backward(
-    student: Tensor, target: ListedTarget, kinds: Tensor, weights: Tensor, how: Comparison, *, stats: bool, grad: Tensor
-) -> ListedValues:
+    student: Tensor,
+    target: TopkTarget,
+    kinds: Tensor,
+    weights: Tensor,
+    config: DivergenceConfig,
+    *,
+    stats: bool,
+    grad: Tensor,
+) -> TopkValues:
     """`forward` and `backward` in one call."""
-    values = forward(student, target, kinds, how, stats=stats)
-    backward(student, target, kinds, values.state, weights, how, grad=grad)
+    values = forward(student, target, kinds, config, stats=stats)
+    backward(student, target, kinds, values.state, weights, config, grad=grad)
     return values

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sadkernels.rows import RowLayout, row_layout
+from sadkernels.row_layout import RowLayout, row_layout
 from sadkernels.triton.tiles import RowTile
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import Comparison
+from sadkernels.divergence import DivergenceConfig
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch, layout_arguments, same_phase
 from sadkernels.triton.span_kl_gradients import scale_rows_kernel, span_kl_backward_kernel
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
     student: Tensor
     teacher: Tensor
     kinds: Tensor
-    how: Comparison
+    config: DivergenceConfig
     grad: Tensor | None = None
     weights: Tensor | None = None
     lse: Tensor | None = None
@@ -56,33 +56,33 @@ class Problem(NamedTuple):
             **layout_arguments("teacher", self.teacher),
             **layout_arguments("grad", self.student if self.grad is None else self.grad),
             "n_rows": self.kinds.numel(),
-            "vocab_size": self.how.vocab_size,
+            "vocab_size": self.config.vocab_size,
             "grad_columns": self.student.shape[-1],
-            **_arithmetic(self.how),
+            **_arithmetic(self.config),
             "TEACHER_ALIGNED": same_phase(self.student, self.teacher, group),
             "GRAD_ALIGNED": self.grad is None or same_phase(self.student, self.grad, group),
         }
 
 
-def _arithmetic(how: Comparison) -> dict[str, Any]:
+def _arithmetic(config: DivergenceConfig) -> dict[str, Any]:
     """z / T in powers of two is c x, or c tanh(inner x) with a cap; d z / d x is what `grad_scale` and the tanh make."""
 
     def factors(scale: float, cap: float | None) -> tuple[float, float]:
-        c = (scale if cap is None else cap) * math.log2(math.e) / how.temperature
+        c = (scale if cap is None else cap) * math.log2(math.e) / config.temperature
         return c, 1.0 if cap is None else scale / cap
 
-    s_c, s_inner = factors(how.student_scale, how.student_softcap)
-    t_c, t_inner = factors(how.teacher_scale, how.teacher_softcap)
+    s_c, s_inner = factors(config.student_scale, config.student_softcap)
+    t_c, t_inner = factors(config.teacher_scale, config.teacher_softcap)
     return {
         "s_c": s_c,
         "t_c": t_c,
         "s_inner": s_inner,
         "t_inner": t_inner,
-        "grad_scale": how.student_scale / how.temperature,
-        "beta": how.beta,
-        "DIVERGENCE": how.divergence,
-        "S_CAPPED": how.student_softcap is not None,
-        "T_CAPPED": how.teacher_softcap is not None,
+        "grad_scale": config.student_scale / config.temperature,
+        "beta": config.beta,
+        "DIVERGENCE": config.divergence,
+        "S_CAPPED": config.student_softcap is not None,
+        "T_CAPPED": config.teacher_softcap is not None,
     }
 
 
@@ -95,17 +95,22 @@ def _collect(problem: Problem, outputs: Outputs, weights: Tensor | None = None) 
     return rows, Launch(collect_rows_kernel, 1, known, warps=16)
 
 
-def _is_lean(how: Comparison, outputs: Outputs) -> bool:
+def _is_lean(config: DivergenceConfig, outputs: Outputs) -> bool:
     """Whether 64 registers do: no argmax to track, no tanh, no mixture."""
-    return outputs.argmax is None and how.divergence != "jsd" and how.student_softcap is None and how.teacher_softcap is None
+    return (
+        outputs.argmax is None
+        and config.divergence != "jsd"
+        and config.student_softcap is None
+        and config.teacher_softcap is None
+    )
 
 
 def forward_launches(problem: Problem, outputs: Outputs) -> list[Launch]:
     """`outputs`, and the gradient where the problem has a `grad`."""
-    n, columns = problem.kinds.numel(), problem.how.vocab_size
+    n, columns = problem.kinds.numel(), problem.config.vocab_size
     if n == 0:
         return []
-    device, lean = problem.student.device, _is_lean(problem.how, outputs)
+    device, lean = problem.student.device, _is_lean(problem.config, outputs)
     grid = tiles.sliced_grid(*problem.dtypes, lean, device)
     slices = tiles.slice_rows(n, columns, grid)
     if slices.count > 1:
@@ -119,7 +124,7 @@ def forward_launches(problem: Problem, outputs: Outputs) -> list[Launch]:
 def _sliced(problem: Problem, outputs: Outputs, tile: tiles.RowTile, slices: tiles.Slices) -> list[Launch]:
     n, device = problem.kinds.numel(), problem.student.device
     stats = outputs.argmax is not None
-    gradient_later = problem.grad is not None and problem.how.divergence != "forward_kl"
+    gradient_later = problem.grad is not None and problem.config.divergence != "forward_kl"
     if gradient_later and outputs.state is None:
         outputs = outputs._replace(state=torch.empty((3, n), device=device))
     rows, collect = _collect(problem, outputs)
@@ -154,7 +159,7 @@ def _sliced(problem: Problem, outputs: Outputs, tile: tiles.RowTile, slices: til
 
 
 def _gradient(problem: Problem, state: Tensor, rows: Tensor) -> Launch:
-    n, columns = problem.kinds.numel(), problem.how.vocab_size
+    n, columns = problem.kinds.numel(), problem.config.vocab_size
     grid = tiles.one_pass_grid(columns, problem.student.device, *problem.dtypes)
     slices = tiles.slice_rows(n, columns, grid)
     known = {**problem.arguments(), "state": state, "rows": rows, "slices": slices.count, "slice_columns": slices.columns}

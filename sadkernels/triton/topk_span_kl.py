@@ -9,8 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from sadkernels.comparison import Comparison
-from sadkernels.listed import ListedTarget, ListedValues
+from sadkernels.divergence import DivergenceConfig
+from sadkernels.topk import TopkTarget, TopkValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch, layout_arguments, same_phase
 from sadkernels.triton.span_kl import new_logits
@@ -23,43 +23,57 @@ _COLLECT_BLOCK = 4096  # as for the span KL
 _FEWEST_LISTED = 16  # so that short lists share one compilation
 
 
-def forward(student: Tensor, target: ListedTarget, kinds: Tensor, how: Comparison, *, stats: bool) -> ListedValues:
+def forward(student: Tensor, target: TopkTarget, kinds: Tensor, config: DivergenceConfig, *, stats: bool) -> TopkValues:
     """The loss of every supervised row, its state and, with `stats`, its entropy and argmax."""
     values = _values(kinds, stats, state=True)
-    _run(topk_launches(student, target, kinds, how, values))
+    _run(topk_launches(student, target, kinds, config, values))
     return values
 
 
 def backward(
-    student: Tensor, target: ListedTarget, kinds: Tensor, state: Tensor, weights: Tensor, how: Comparison, *, grad: Tensor
+    student: Tensor,
+    target: TopkTarget,
+    kinds: Tensor,
+    state: Tensor,
+    weights: Tensor,
+    config: DivergenceConfig,
+    *,
+    grad: Tensor,
 ) -> None:
     """Writes weights[n] d value[n] / d student to all of `grad` (..., V_s), which may be `student` itself."""
-    nothing = ListedValues(None, None)
-    _run(topk_launches(student, target, kinds, how, nothing, grad=grad, weights=weights, state_given=state.contiguous()))
+    nothing = TopkValues(None, None)
+    _run(topk_launches(student, target, kinds, config, nothing, grad=grad, weights=weights, state_given=state.contiguous()))
 
 
 def forward_backward(
-    student: Tensor, target: ListedTarget, kinds: Tensor, weights: Tensor, how: Comparison, *, stats: bool, grad: Tensor
-) -> ListedValues:
+    student: Tensor,
+    target: TopkTarget,
+    kinds: Tensor,
+    weights: Tensor,
+    config: DivergenceConfig,
+    *,
+    stats: bool,
+    grad: Tensor,
+) -> TopkValues:
     """`forward` without the state, and `backward`; the rows are read from memory once as long as they stay in L2."""
     values = _values(kinds, stats, state=False)
-    _run(topk_launches(student, target, kinds, how, values, grad=grad, weights=weights))
+    _run(topk_launches(student, target, kinds, config, values, grad=grad, weights=weights))
     return values
 
 
 def topk_launches(
     student: Tensor,
-    target: ListedTarget,
+    target: TopkTarget,
     kinds: Tensor,
-    how: Comparison,
-    values: ListedValues,
+    config: DivergenceConfig,
+    values: TopkValues,
     *,
     grad: Tensor | None = None,
     weights: Tensor | None = None,
     state_given: Tensor | None = None,
 ) -> list[Launch]:
     """`values`, and the gradient where there is a `grad`; `state_given` spares the pass that finds the totals."""
-    n, columns = kinds.numel(), how.vocab_size
+    n, columns = kinds.numel(), config.vocab_size
     if n == 0:
         return []
     rows = torch.empty(n + 1, dtype=torch.int32, device=kinds.device)
@@ -84,7 +98,7 @@ def topk_launches(
         "vocab_size": columns,
         "grad_columns": student.shape[-1],
         "n_listed": target.columns.shape[1],
-        **_arithmetic(how),
+        **_arithmetic(config),
         "alpha": target.alpha,
         "GRAD_ALIGNED": grad is None or same_phase(student, grad, tile.group),
         "MOST_LISTED": max(_FEWEST_LISTED, triton.next_power_of_2(target.columns.shape[1])),
@@ -98,21 +112,21 @@ def topk_launches(
     ]
 
 
-def _arithmetic(how: Comparison) -> dict[str, Any]:
+def _arithmetic(config: DivergenceConfig) -> dict[str, Any]:
     """z / T in powers of two is c x, or c tanh(inner x) with a cap."""
-    scale, cap = how.student_scale, how.student_softcap
+    scale, cap = config.student_scale, config.student_softcap
     return {
-        "c": (scale if cap is None else cap) * math.log2(math.e) / how.temperature,
+        "c": (scale if cap is None else cap) * math.log2(math.e) / config.temperature,
         "inner": 1.0 if cap is None else scale / cap,
-        "grad_scale": scale / how.temperature,
+        "grad_scale": scale / config.temperature,
         "CAPPED": cap is not None,
     }
 
 
-def _values(kinds: Tensor, stats: bool, state: bool) -> ListedValues:
+def _values(kinds: Tensor, stats: bool, state: bool) -> TopkValues:
     """Statistics are few numbers, and begin as zeros: the index of the rows clears pairs of them only."""
     n, device = kinds.numel(), kinds.device
-    return ListedValues(
+    return TopkValues(
         torch.empty(n, device=device),
         torch.empty((2, n), device=device) if state else None,
         torch.zeros(n, device=device) if stats else None,

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from sadkernels.triton.divergences import kl_terms
-from sadkernels.triton.listed_passes import ABSENT, rest_pass, spread_pass
 from sadkernels.triton.row_io import fill_zeros, narrow, row_pointer
 from sadkernels.triton.softcap import as_compared, through_cap
 from sadkernels.triton.softmax import entropy, from_log_sum_exp, integer_shift, log_sum_exp
+from sadkernels.triton.topk_passes import ABSENT, rest_pass, spread_pass
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)

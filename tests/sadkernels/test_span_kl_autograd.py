@@ -165,8 +165,8 @@ def _op_inputs(device, dtype=torch.float32):
 def test_opcheck(backend):
     """Schema, fake tensors, autograd and AOT dispatch of every op."""
     student, teacher, ids, normalizer = _op_inputs(backend.device)
-    how = (51, 2.0, "jsd", 0.4, 0.9, 1.1, 30.0, None)
-    options = (1.0, 0.5, "mean", False, True, backend.name, "", *how)
+    config = (51, 2.0, "jsd", 0.4, 0.9, 1.1, 30.0, None)
+    options = (1.0, 0.5, "mean", False, True, backend.name, "", *config)
     ops = torch.ops.sad
     torch.library.opcheck(ops.span_kl.default, (student.requires_grad_(), teacher, ids, normalizer, *options, False))
     student = student.detach()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sad.agents.envs.protocol import Env, Task
 from sad.agents.episode import Episode
-from sad.agents.play import play
+from sad.agents.rollout import play
+from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 from sad.trajectories.trajectory import Trajectory
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 from typing import Any, NamedTuple
 
-from sad.agents.envs.protocol import Env, Task
 from sad.agents.episode import End, Episode
-from sad.agents.match import Match, Rules
+from sad.agents.episode_runner import Match, Rules
+from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 
 APIS = ("chat", "completions")

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from sad.agents.cleaning import ACTION, ANSWER
-from sad.agents.envs.protocol import Task
+from sad.envs.protocol import Task
 from sad.trajectories.trajectory import Trajectory
 
 _AS_IF_WRITTEN = re.compile(r"\s*(?:Reasoning|Action|Answer)[ \t]?:", re.IGNORECASE)

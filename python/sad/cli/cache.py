@@ -28,7 +28,7 @@ def command(
     Supervised tokens only: the likeliest tokens with their log-probabilities, the probability of all others, the entropy.
     A run that was stopped goes on when the command is given again; other files of trajectories are added to the cache.
     """
-    from sad.training.teacher_cache.make import CacheOptions, make_cache
+    from sad.teacher_cache.make import CacheOptions, make_cache
 
     options = CacheOptions(
         teacher=teacher,

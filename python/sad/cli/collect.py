@@ -36,9 +36,9 @@ def command(
     from collections import Counter
 
     from sad.agents.collect import choose_tasks, sampled_id
-    from sad.agents.journal import Journal
     from sad.agents.prompts import prompt_text
-    from sad.cli.players import EXPERT, EndpointOptions, load_player, make_env, play_tasks
+    from sad.agents.resumable import Journal
+    from sad.cli.agents import EXPERT, EndpointOptions, load_player, make_env, play_tasks
 
     world = make_env(env, root, split, seed, option or [])
     chosen = choose_tasks(world, tasks)

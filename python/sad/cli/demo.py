@@ -25,9 +25,9 @@ def command(
     from rich.console import Console
     from transformers.utils import logging
 
-    from sad.cli.demo_progress import Stages
-    from sad.cli.demo_run import check_folder, run_demo
-    from sad.cli.demo_settings import FAST, FULL
+    from sad.demo.config import FAST, FULL
+    from sad.demo.progress import Stages
+    from sad.demo.run import check_folder, run_demo
     from sad.report import table
 
     check_folder(out)

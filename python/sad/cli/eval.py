@@ -48,10 +48,10 @@ def command(
 
     from sad.agents.collect import choose_tasks
     from sad.agents.evaluate import check_reference, evaluate
-    from sad.cli.players import EndpointOptions, check_new_file, load_player, make_env, play_tasks
+    from sad.cli.agents import EndpointOptions, check_new_file, load_player, make_env, play_tasks
     from sad.errors import InputError
     from sad.report import table
-    from sad.training.prepare import load_tokenizer
+    from sad.training.models import load_tokenizer
     from sad.trajectories.trajectory import read_jsonl, write_jsonl
 
     check_new_file(out)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sad.training.plan import Outcome, Plan
+    from sad.planner.plan import Outcome, Plan
 
 _COLUMNS = ("mode", "fits", "micro-batch", "weights", "gradients", "optimizer", "teacher", "activations", "loss", "peak")
 _ABOUT = {
@@ -47,7 +47,7 @@ def command(
 
     import transformers
 
-    from sad.training.plan import Question, gpu_bytes, plan
+    from sad.planner.plan import Question, gpu_bytes, plan
 
     transformers.logging.set_verbosity_error()  # remarks on the tokens of configs that nobody is going to use
     question = Question(

@@ -44,9 +44,9 @@ def command(
     from dataclasses import fields as fields_of
 
     from sad.errors import InputError
+    from sad.training.cli_args import field_help, parse_flags, read_yaml
     from sad.training.run import RunOptions, distil
     from sad.training.run_folder import RunFolder
-    from sad.training.settings import field_help, parse_flags, read_yaml
 
     if fields:
         typer.echo(field_help())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sad.errors import InputError
+from sad.teacher_cache.reader import TeacherCache, open_cache
 from sad.training.labels import span_ids_of
-from sad.training.teacher_cache.reader import TeacherCache, open_cache
 from sadkernels.kinds import SpanKind
 
 # What a batch holds besides the model's input.

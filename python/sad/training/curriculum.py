@@ -12,7 +12,7 @@ from sad.errors import InputError
 from sad.training.config import CURRICULUM_UNITS
 
 
-def trajectory_scores(
+def difficulty_scores(
     reason_tokens: ArrayLike,
     act_tokens: ArrayLike,
     teacher_entropy: ArrayLike,
@@ -80,7 +80,7 @@ class CurriculumSampler(Sampler[int]):
     processes and accumulated parts make one; these parts, being neighbours in a sorted batch, have like lengths too.
 
     Args:
-        scores: (n,) difficulties, as `trajectory_scores` gives.
+        scores: (n,) difficulties, as `difficulty_scores` gives.
         epochs: How many epochs of n draws the training has, any number > 0.
         start: Share admitted when training begins, 0 to 1; at least one trajectory always is.
         end: Progress from which on all are admitted, above 0, at most 1.
@@ -107,7 +107,7 @@ class CurriculumSampler(Sampler[int]):
     ) -> None:
         scores = np.asarray(scores, dtype=np.float64)
         if scores.ndim != 1 or not np.isfinite(scores).all():
-            raise InputError("scores", "one finite number per trajectory", f"shape {scores.shape}", "See trajectory_scores.")
+            raise InputError("scores", "one finite number per trajectory", f"shape {scores.shape}", "See difficulty_scores.")
         ranges = {"epochs": (epochs, epochs > 0), "start": (start, 0 <= start <= 1), "end": (end, 0 < end <= 1)}
         ranges |= {"batch_size": (batch_size, batch_size >= 1), "window": (window, window >= 1)}
         for name, (value, holds) in ranges.items():

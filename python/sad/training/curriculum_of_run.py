@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sad.training import difficulty
 from sad.training.collator import SpanCollator
-from sad.training.curriculum import CurriculumSampler, trajectory_scores
+from sad.training.curriculum import CurriculumSampler, difficulty_scores
 
 if TYPE_CHECKING:
     from sad.training.trainer import SADTrainer
@@ -23,7 +23,7 @@ def sampler_of(trainer: SADTrainer, dataset: Dataset) -> CurriculumSampler:
     """The order in which a trainer sees a dataset."""
     args, rows = trainer.args, difficulty.read_rows(dataset, trainer.args.max_length)
     measures = measures_of(trainer, dataset, rows)
-    scores = trajectory_scores(
+    scores = difficulty_scores(
         measures.reason_tokens,
         measures.act_tokens,
         measures.reason_tokens * 0.0 if measures.teacher_entropy is None else measures.teacher_entropy,

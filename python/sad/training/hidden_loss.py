@@ -13,7 +13,7 @@ from transformers.utils import logging
 from sad.errors import InputError
 from sad.losses import SpanStats, fused_linear_span_kl
 from sad.training.contrastive import directions, info_nce
-from sad.training.split_model import Head, SplitModel, redirected, split_model
+from sad.training.model_parts import Head, ModelParts, forward_as, split_model
 from sadkernels.kinds import SpanKind
 
 logger = logging.get_logger(__name__)
@@ -27,7 +27,7 @@ class HiddenLoss:
         teacher: Of the teacher.
     """
 
-    def __init__(self, student: SplitModel, teacher: SplitModel) -> None:
+    def __init__(self, student: ModelParts, teacher: ModelParts) -> None:
         self._student, self._teacher = student, teacher
 
     def loss(
@@ -83,11 +83,11 @@ class HiddenLoss:
                 )
                 return loss, stats, contrastive(hidden, of_student)
 
-        with redirected(accelerator.unwrap_model(model), forward):
+        with forward_as(accelerator.unwrap_model(model), forward):
             return model(**batch)
 
 
-def take_apart(student: nn.Module, teacher: nn.Module, loss_from: str) -> HiddenLoss | None:
+def split_models(student: nn.Module, teacher: nn.Module, loss_from: str) -> HiddenLoss | None:
     """Both models in two parts, for the loss from hidden states; None for the loss from logits.
 
     Raises:
@@ -98,7 +98,7 @@ def take_apart(student: nn.Module, teacher: nn.Module, loss_from: str) -> Hidden
     return None if teacher_parts is None else HiddenLoss(student_parts, teacher_parts)
 
 
-def parts_of(name: str, model: nn.Module, loss_from: str) -> SplitModel | None:
+def parts_of(name: str, model: nn.Module, loss_from: str) -> ModelParts | None:
     """One model in two parts; None for the loss from logits.
 
     Raises:

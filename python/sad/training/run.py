@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sad
 from sad.errors import InputError
-from sad.training import adapters, difficulty, prepare
+from sad.teacher_cache.reader import TeacherCache
+from sad.training import adapters, difficulty, models
+from sad.training.cli_args import as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.run_folder import MetricsWriter, RunFolder
-from sad.training.settings import as_yaml, make_config
-from sad.training.teacher_cache.reader import TeacherCache
 from sad.training.trainer import SADTrainer
 from sad.trajectories.encode import EncodedCorpus, encode_all
 from sad.trajectories.trajectory import read_jsonl
@@ -43,7 +43,7 @@ class RunOptions:
         teacher_cache: Folder or URL of a teacher cache, in place of the teacher.
         format: How they are written, where the file does not say.
         from_config: Give the student random weights.
-        teacher_dtype: A name in `prepare.DTYPES`.
+        teacher_dtype: A name in `models.DTYPES`.
         student_dtype: Likewise. AdamW at small learning rates loses its updates in 16 bits: use `bf16` of `SADConfig`
             for speed, not this.
         teacher_quantization: "8bit" or "4bit": the teacher's linear layers are made so by bitsandbytes.
@@ -83,7 +83,7 @@ class RunOptions:
         if self.teacher_cache is not None and beside is not None:
             raise InputError("teacher_cache", "no teacher beside it", repr(beside), "Give a teacher, or a cache of one.")
         for name in ("teacher_dtype", "student_dtype"):
-            prepare.check_dtype(name, getattr(self, name))
+            models.check_dtype(name, getattr(self, name))
         adapters.check_quantization(self.teacher_quantization)
         adapters.check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         if self.lora_rank is not None and self.from_config:
@@ -125,13 +125,13 @@ def distil(
     cache = None if options.teacher_cache is None else TeacherCache(options.teacher_cache)
     models = ("teacher", "student") if cache is None else ("student",)
     for name in models:
-        prepare.check_model_dir(name, getattr(options, name))
+        models.check_model_dir(name, getattr(options, name))
     config = make_config(settings, out)
     main = config.process_index == 0
     files = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
     probes = [trajectory.text for trajectory in files["data"] if trajectory.text][:_PROBES]
-    tokenizers = {name: prepare.load_tokenizer(name, getattr(options, name)) for name in models}
-    tokenizer = prepare.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
+    tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in models}
+    tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
     if cache is not None:
         cache.check_tokenizer(tokenizer)
         if main:
@@ -184,18 +184,18 @@ def _models(
     """Teacher, if there is one, and student, loaded, checked against the tokenizer and announced."""
     models = {}
     if options.teacher is not None:
-        models["teacher"] = prepare.load_model(
+        models["teacher"] = models.load_model(
             "teacher",
             options.teacher,
             dtype=options.teacher_dtype,
             quantization=options.teacher_quantization,
             device=config.device,
         )
-    models["student"] = prepare.load_model(
+    models["student"] = models.load_model(
         "student", options.student, dtype=options.student_dtype, from_config=options.from_config, seed=config.seed
     )
     for name, model in models.items():
-        prepare.check_fits(name, model, tokenizer, config.max_length)
+        models.check_fits(name, model, tokenizer, config.max_length)
         dtype = str(model.dtype).removeprefix("torch.")
         say(f"{name}: {type(model).__name__}, {model.num_parameters():,} parameters, {dtype}")
     return models.get("teacher"), models["student"]

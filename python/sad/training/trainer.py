@@ -14,14 +14,14 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sad.errors import InputError
 from sad.losses import fused_span_kl
+from sad.teacher_cache.reader import TeacherCache, open_cache
+from sad.training.cached_loss import CachedLoss
 from sad.training.collator import LABELS, SpanCollator
 from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler
 from sad.training.curriculum_of_run import sampler_of
-from sad.training.hidden_loss import take_apart
-from sad.training.meter import MeanMeter, SpanMeter, mean_loss, span_metrics
-from sad.training.teacher_cache.loss import CachedLoss
-from sad.training.teacher_cache.reader import TeacherCache, open_cache
+from sad.training.hidden_loss import split_models
+from sad.training.metrics import MeanMeter, SpanMeter, mean_loss, span_metrics
 from sad.training.throughput import Throughput, speed_metrics
 from sadkernels import backends
 from sadkernels.kinds import SpanKind
@@ -104,7 +104,7 @@ class SADTrainer(Trainer):
             data_collator = SpanCollator(**lengths, teacher_cache=cache)
         self.teacher_cache = cache
         self._cached = None if cache is None else CachedLoss(model, cache, args, data_collator)
-        self._parts = None if teacher is None else take_apart(model, teacher, args.loss_from)
+        self._parts = None if teacher is None else split_models(model, teacher, args.loss_from)
         if cache is not None:
             named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
             for name, dataset in {"train_dataset": train_dataset, **named}.items():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import Comparison
+from sadkernels.divergence import DivergenceConfig
 from sadkernels.native import params
 from sadkernels.native.extension import load
 from sadkernels.native.span_kl import Launcher
@@ -45,9 +45,9 @@ def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:
 
 
 def _run(
-    student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison, grad: Tensor | None, **vectors: Tensor | None
+    student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, grad: Tensor | None, **vectors: Tensor | None
 ) -> None:
-    arguments = params.span_kl_params(student, teacher, kinds, how, grad, **vectors)
+    arguments = params.span_kl_params(student, teacher, kinds, config, grad, **vectors)
     load("cpu").span_kl(**arguments, **where())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import Comparison
+from sadkernels.divergence import DivergenceConfig
 from sadkernels.native import params
 from sadkernels.native.cuda.device import placement
 from sadkernels.native.extension import load
@@ -33,10 +33,10 @@ def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:
 
 
 def _run(
-    student: Tensor, teacher: Tensor, kinds: Tensor, how: Comparison, grad: Tensor | None, **vectors: Tensor | None
+    student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, grad: Tensor | None, **vectors: Tensor | None
 ) -> None:
     extension, where = load("cuda"), placement(student.device)
-    arguments = params.span_kl_params(student, teacher, kinds, how, grad, **vectors)
+    arguments = params.span_kl_params(student, teacher, kinds, config, grad, **vectors)
     size = extension.span_kl_scratch_bytes(**arguments, device=where["device"])
     # PyTorch's allocator gives it to the next user of this stream, who runs after the kernel: nothing need be kept.
     scratch = torch.empty(size, dtype=torch.uint8, device=student.device)

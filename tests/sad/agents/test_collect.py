@@ -6,9 +6,9 @@ import pytest
 
 import sad
 from sad.agents.collect import choose_tasks, collect, collect_expert
-from sad.agents.envs.household.reading import goal_of
 from sad.agents.episode import observation_lines
 from sad.agents.prompts import PROMPTS, prompt_text
+from sad.envs.household.reading import goal_of
 from sad.errors import InputError
 from sad.trajectories.segment import segment
 from sad.trajectories.spans import SpanKind

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
-from sad.agents.envs.protocol import Step, Task
+from sad.envs.protocol import Step, Task
 
 CORPUS = """You see door 1, door 2, and door 3.
 Your task is to: open door 2.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sad as package
-from sad.agents.journal import Journal
+from sad.agents.resumable import Journal
 from sad.cli.main import main
 from tests.sad.agents.toy import Doors, tiny_model, toy_tokenizer
 

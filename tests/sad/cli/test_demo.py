@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import sad
 from sad.agents.evaluate import evaluate
-from sad.cli.demo_settings import FAST
 from sad.cli.main import app, main
+from sad.demo.config import FAST
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from sad import SADConfig, SADTrainer, TeacherCache
+from sad.teacher_cache.metadata import CacheMetadata, example_digest
+from sad.teacher_cache.writer import write_teacher_cache
 from sad.training.difficulty import model_digest
-from sad.training.teacher_cache.settings import CacheSettings, example_digest
-from sad.training.teacher_cache.writer import write_teacher_cache
 from tests.sad.training import tiny
 
 
@@ -18,7 +18,7 @@ def write(path: str | Path, examples: list, model=None, shard_size: int = 1 << 2
     """A cache of the tiny teacher, 16 of 300 columns unless told otherwise."""
     model = tiny.model(seed=1, sharpness=30) if model is None else model
     known = {"top_k": 16, "vocab_size": 300, "dtype": "uint16", "tokenizer": "tokens", "teacher": model_digest(model)}
-    settings = CacheSettings(**known | {"teacher_dtype": "float32"} | fields)
+    settings = CacheMetadata(**known | {"teacher_dtype": "float32"} | fields)
     return write_teacher_cache(model, examples, path, settings, batch_tokens=200, shard_size=shard_size, show_progress=False)
 
 

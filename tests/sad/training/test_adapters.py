@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sad.cli.main import main
 from sad.errors import InputError
-from sad.training import prepare
+from sad.training import models
 from sad.training.adapters import add_adapters
 from sad.training.run import RunOptions
 from sad.trajectories.trajectory import write_jsonl
@@ -79,12 +79,12 @@ def test_adapters_from_the_command_line(train, tmp_path, monkeypatch):
 
     monkeypatch.chdir("/")
     with torch.no_grad():
-        trained = prepare.load_model("model", tmp_path / "whole/model")(torch.arange(9)[None]).logits
+        trained = models.load_model("model", tmp_path / "whole/model")(torch.arange(9)[None]).logits
         before = AutoModelForCausalLM.from_pretrained(tmp_path / "student")(torch.arange(9)[None]).logits
     assert 1e-4 < (trained - before).abs().max() < 1
     shutil.rmtree(tmp_path / "student")
     with pytest.raises(InputError, match="base_model_name_or_path"):
-        prepare.load_model("model", tmp_path / "whole/model")
+        models.load_model("model", tmp_path / "whole/model")
 
 
 def test_adapters_on_a_head_tied_to_the_embedding(trainer):
@@ -125,7 +125,7 @@ def test_a_quantized_teacher(train, tmp_path, bits):
     pytest.importorskip("bitsandbytes")
     whole, ids = wide(), torch.arange(60).view(2, 30)
     whole.save_pretrained(tmp_path / "wide")
-    quantized = prepare.load_model("teacher", tmp_path / "wide", quantization=bits, device="cpu")
+    quantized = models.load_model("teacher", tmp_path / "wide", quantization=bits, device="cpu")
     layers = sum(x.numel() for name, x in whole.named_parameters() if name.endswith("proj.weight"))
     saved = whole.get_memory_footprint() - quantized.get_memory_footprint()
     assert saved == pytest.approx({"8bit": 3.0, "4bit": 3.5}[bits] * layers, rel=0.05)

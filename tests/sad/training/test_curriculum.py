@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sad.errors import InputError
 from sad.training import difficulty
 from sad.training.collator import SpanCollator
-from sad.training.curriculum import CurriculumSampler, trajectory_scores
+from sad.training.curriculum import CurriculumSampler, difficulty_scores
 from sad.training.curriculum_of_run import measures_of
 from tests.sad.training import tiny
 
@@ -34,21 +34,21 @@ def drawn(sampler: CurriculumSampler, epoch: int) -> list[int]:
 
 
 def test_raw_scores_are_eq_7_to_the_letter():
-    scores = trajectory_scores([10, 20], [3, 1], [2.0, 0.5], alpha=1.0, beta=2.0, gamma=4.0, units="raw")
+    scores = difficulty_scores([10, 20], [3, 1], [2.0, 0.5], alpha=1.0, beta=2.0, gamma=4.0, units="raw")
     np.testing.assert_allclose(scores, [10 + 6 + 8, 20 + 2 + 2])
 
 
 def test_relative_scores_do_not_depend_on_the_unit_of_a_term():
     reason, act, entropy = np.array([10, 30]), np.array([4, 4]), np.array([1.0, 0.5])
-    scores = trajectory_scores(reason, act, entropy)
+    scores = difficulty_scores(reason, act, entropy)
     np.testing.assert_allclose(scores, [0.5 + 1 + 4 / 3, 1.5 + 1 + 2 / 3])
-    np.testing.assert_allclose(scores, trajectory_scores(reason * 1000, act, entropy / np.log(2)))
+    np.testing.assert_allclose(scores, difficulty_scores(reason * 1000, act, entropy / np.log(2)))
 
 
 def test_a_term_that_is_all_zero_or_not_weighed_is_left_out():
-    np.testing.assert_allclose(trajectory_scores([1, 3], [0, 0], [np.nan, np.nan], gamma=0.0), [0.5, 1.5])
+    np.testing.assert_allclose(difficulty_scores([1, 3], [0, 0], [np.nan, np.nan], gamma=0.0), [0.5, 1.5])
     with pytest.raises(InputError, match="teacher_entropy of trajectory 1"):
-        trajectory_scores([1, 3], [1, 1], [1.0, np.nan])
+        difficulty_scores([1, 3], [1, 1], [1.0, np.nan])
 
 
 # --- the order ---

@@ -57,7 +57,7 @@ LABELS_OF_TOKENS = "tests/sad/trajectories/test_spans.py"
 
 def test_accesses_are_in_bounds():
     files = ("test_span_kl.py", "test_span_kl_divergences.py", "test_span_kl_inputs.py", "cuda/test_ways.py")
-    files += ("test_topk_span_kl_edges.py", "cuda/test_listed.py")
+    files += ("test_topk_span_kl_edges.py", "cuda/test_topk.py")
     bodies = "test_sizes or test_long_rows or test_dtypes or test_shift or test_padded or test_strides or test_stats"
     bodies += " or nothing_supervised or test_spans or test_absent"
     select = f"(cuda and ({bodies})) or test_ways or several_windows or begin_anywhere"
@@ -68,7 +68,7 @@ def test_accesses_are_in_bounds():
 def test_no_races():
     select = "(cuda and (test_sizes or test_stats or (in_place_gives and float32))) or (test_ways and float32)"
     select += " or several_windows or row_after_row"
-    files = ("test_span_kl.py", "test_topk_span_kl_autograd.py", "cuda/test_ways.py", "cuda/test_listed.py")
+    files = ("test_span_kl.py", "test_topk_span_kl_autograd.py", "cuda/test_ways.py", "cuda/test_topk.py")
     done = sanitized(TSAN, selection(*(f"{KERNELS}/{name}" for name in files), select=select))
     assert done.returncode == 0 and " passed" in done.stdout, end(done)
 

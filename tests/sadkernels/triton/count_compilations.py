@@ -15,8 +15,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from sadkernels.comparison import Comparison
-from sadkernels.listed import ListedTarget, ListedValues
+from sadkernels.divergence import DivergenceConfig
+from sadkernels.topk import TopkTarget, TopkValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
 from sadkernels.triton.span_ids import span_ids_launch
@@ -53,7 +53,7 @@ def launches(kernel: str) -> Iterator[Launch]:
     for student, teacher, kinds in tensors():
         n, v = student.shape
         row, state = torch.empty(n, device="meta"), torch.empty(3, n, device="meta")
-        problem = Problem(student, teacher, kinds, Comparison(v, 1.0 + v, beta=1 / (1 + v)), student, row)
+        problem = Problem(student, teacher, kinds, DivergenceConfig(v, 1.0 + v, beta=1 / (1 + v)), student, row)
         with mock.patch.object(tiles, "slice_rows", cut):
             if kernel == "backward":
                 found = backward_launches(problem, state)
@@ -85,9 +85,9 @@ def topk_launches_of_many_sizes() -> Iterator[Launch]:
         n, v = student.shape
         for k in (1, 5, 16, 33, 64):
             columns, of_list, row = (torch.empty(shape, device="meta") for shape in ((n, k), (n, k), n))
-            target = ListedTarget(columns.int(), of_list, row, None, 1.0 if v % 2 else 0.5)
-            values = ListedValues(row, None)
-            yield from topk_launches(student, target, kinds, Comparison(v, 1.0 + v), values, grad=student, weights=row)
+            target = TopkTarget(columns.int(), of_list, row, None, 1.0 if v % 2 else 0.5)
+            values = TopkValues(row, None)
+            yield from topk_launches(student, target, kinds, DivergenceConfig(v, 1.0 + v), values, grad=student, weights=row)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sadkernels.comparison import RowValues
+from sadkernels.divergence import RowValues
 from sadkernels.triton import tiles
 
 

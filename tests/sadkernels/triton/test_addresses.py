@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sadkernels.comparison import Comparison
+from sadkernels.divergence import DivergenceConfig
 from sadkernels.reference import span_kl as reference
-from sadkernels.rows import row_layout
+from sadkernels.row_layout import row_layout
 from sadkernels.triton import span_kl, tiles
 from sadkernels.triton.launch import same_phase
 from sadkernels.triton.row_io import cut_row
@@ -63,11 +63,11 @@ def test_rows_in_a_guarded_buffer(vocab, dtypes, offsets, gaps, comparison, slic
     student, teacher = student.to(dtypes[0]), teacher.to(dtypes[1])
     student[KINDS == 0], teacher[KINDS == 0] = torch.nan, torch.nan  # rows that are not read
     weights = torch.tensor([0.7, 1.0, -1.9, 1.0, 0.2])
-    how = Comparison(vocab, 1.3, **COMPARISONS[comparison])
+    config = DivergenceConfig(vocab, 1.3, **COMPARISONS[comparison])
 
-    exact = reference.forward(student.double(), teacher.double(), KINDS, how, stats=True)
+    exact = reference.forward(student.double(), teacher.double(), KINDS, config, stats=True)
     exact_grad = torch.empty(5, vocab, dtype=torch.float64)
-    reference.backward(student.double(), teacher.double(), KINDS, exact.state, weights.double(), how, grad=exact_grad)
+    reference.backward(student.double(), teacher.double(), KINDS, exact.state, weights.double(), config, grad=exact_grad)
 
     def fresh() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
         buffer, s = rows_within(student, offsets[0], gaps[0], torch.nan, device)
@@ -82,15 +82,15 @@ def test_rows_in_a_guarded_buffer(vocab, dtypes, offsets, gaps, comparison, slic
 
     kinds, weights = KINDS.to(device), weights.to(device)
     buffer, s, t, grad, guard = fresh()
-    found = span_kl.forward(s, t, kinds, how, stats=True)
+    found = span_kl.forward(s, t, kinds, config, stats=True)
     assert_values(found, exact)
 
-    span_kl.backward(s, t, kinds, found.state, weights, how, grad=grad)
+    span_kl.backward(s, t, kinds, found.state, weights, config, grad=grad)
     assert_gradient(grad, exact_grad)
     assert_only_rows_written(buffer, grad, guard)
 
     buffer, s, t, grad, guard = fresh()
-    again = span_kl.forward_backward(s, t, kinds, weights, how, stats=False, grad=grad)
+    again = span_kl.forward_backward(s, t, kinds, weights, config, stats=False, grad=grad)
     torch.testing.assert_close(again.value.double().cpu(), exact.value, rtol=2e-6, atol=1e-7)
     assert_gradient(grad, exact_grad)
     assert_only_rows_written(buffer, grad, guard)
@@ -115,14 +115,14 @@ def test_columns_beyond_the_vocabulary_get_zeros_and_weight_0_rows_too(
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
     student[2, vocab // 2] = torch.nan  # NaN in a row of weight 0 stays out of its gradient
     tensors = (student.to(device), teacher.to(device), KINDS.to(device))
-    how = Comparison(vocab, divergence=divergence)
+    config = DivergenceConfig(vocab, divergence=divergence)
     for in_one in (True, False):
         grad = torch.full_like(student, torch.nan, device=device)
         if in_one:
-            value = span_kl.forward_backward(*tensors, weights.to(device), how, stats=False, grad=grad).value
+            value = span_kl.forward_backward(*tensors, weights.to(device), config, stats=False, grad=grad).value
         else:
-            value, state, *_ = span_kl.forward(*tensors, how, stats=False)
-            span_kl.backward(*tensors, state, weights.to(device), how, grad=grad)
+            value, state, *_ = span_kl.forward(*tensors, config, stats=False)
+            span_kl.backward(*tensors, state, weights.to(device), config, grad=grad)
         assert value[0] > 0 and value[1] == 0 and value[2].isnan() and value[3] == 0 and value[4] > 0
         for row in (0, 4):
             assert (grad[row, :vocab] != 0).any() and (grad[row, vocab:] == 0).all()

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sadkernels.comparison import Comparison
+from sadkernels.divergence import DivergenceConfig
 from sadkernels.triton import divergences, softcap, softmax, span_kl
 
 INF, NAN = math.inf, math.nan
@@ -136,12 +136,12 @@ def test_capped_logits_at_both_ends(device):
     s = torch.tensor([[-INF, -INF, 1e30, 2.0, 1e-6]])
     t = torch.tensor([[0.0, -INF, 3.0, INF, -1e-6]])
     kinds, weights = torch.ones(1, dtype=torch.uint8), torch.ones(1)
-    how = Comparison(5, student_softcap=3.0, teacher_softcap=4.0)
+    config = DivergenceConfig(5, student_softcap=3.0, teacher_softcap=4.0)
     z_s, z_t = 3 * torch.tanh(s.double() / 3), 4 * torch.tanh(t.double() / 4)
     p, q = z_t.softmax(-1), z_s.softmax(-1)
     grad = torch.empty_like(s, device=device)
     tensors = (s.to(device), t.to(device), kinds.to(device), weights.to(device))
-    found = span_kl.forward_backward(*tensors, how, stats=True, grad=grad)
+    found = span_kl.forward_backward(*tensors, config, stats=True, grad=grad)
     torch.testing.assert_close(found.value.double().cpu(), (p * (p / q).log()).sum(-1), rtol=2e-6, atol=0)
     torch.testing.assert_close(grad.double().cpu(), (q - p) * (1 - torch.tanh(s.double() / 3) ** 2), rtol=1e-5, atol=1e-7)
     assert found.argmax.tolist() == [[2], [3]]
@@ -159,7 +159,7 @@ def test_running_total_over_blocks(order, device):
         student[:, (slice(0, 600) if order == "-inf first" else slice(900, None))] = -INF
     teacher = student.clone()
     kinds = torch.ones(1, dtype=torch.uint8)
-    found = span_kl.forward(student.to(device), teacher.to(device), kinds.to(device), Comparison(v), stats=True)
+    found = span_kl.forward(student.to(device), teacher.to(device), kinds.to(device), DivergenceConfig(v), stats=True)
     exact = torch.logsumexp(student.double(), -1)
     p = (student.double() - exact[:, None]).exp()
     torch.testing.assert_close(found.state[:2].double().cpu(), exact.expand(2, 1), rtol=1e-6, atol=1e-6)
@@ -180,7 +180,7 @@ def test_argmax_ties_go_to_the_lowest_column_across_blocks_and_edges(device):
     kinds = torch.ones(len(ties), dtype=torch.uint8)
     memory = memory.to(device)
     student, teacher = memory[1:].view(2, len(ties), v)
-    argmax = span_kl.forward(student, teacher, kinds.to(device), Comparison(v), stats=True).argmax
+    argmax = span_kl.forward(student, teacher, kinds.to(device), DivergenceConfig(v), stats=True).argmax
     assert argmax[0].tolist() == [low for low, _ in ties]
     assert argmax[1].tolist() == [low if row % 2 else high for row, (low, high) in enumerate(ties)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sadkernels.comparison import DIVERGENCES
+from sadkernels.divergence import DIVERGENCES
 
 ROOT = Path(__file__).parents[3]
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sadkernels.comparison import Comparison
+from sadkernels.divergence import DivergenceConfig
 from sadkernels.triton import span_kl, span_kl_launches
 from sadkernels.triton.supervised_rows import collect_rows_kernel
 
@@ -60,7 +60,7 @@ def test_every_program_walks_several_rows(device, monkeypatch):
         kinds = kinds.to(torch.uint8).to(device)
         grad = torch.full_like(s, torch.nan)
         ones = torch.ones(n, device=device)
-        value = span_kl.forward_backward(s, t, kinds, ones, Comparison(v), stats=False, grad=grad).value
+        value = span_kl.forward_backward(s, t, kinds, ones, DivergenceConfig(v), stats=False, grad=grad).value
         expected = torch.where(kinds[:, None] != 0, s.softmax(-1) - t.softmax(-1), 0)
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6)
         assert ((value > 0) == (kinds != 0)).all() and (grad[kinds == 0] == 0).all()
@@ -70,9 +70,9 @@ def test_every_program_walks_several_rows(device, monkeypatch):
 
 def test_no_rows_at_all(device):
     s, kinds = torch.empty(0, 5, device=device), torch.empty(0, dtype=torch.uint8, device=device)
-    how = Comparison(5)
-    values = span_kl.forward(s, s, kinds, how, stats=True)
+    config = DivergenceConfig(5)
+    values = span_kl.forward(s, s, kinds, config, stats=True)
     assert [x.shape for x in values] == [(0,), (3, 0), (2, 0), (2, 0)]
-    span_kl.backward(s, s, kinds, values.state, torch.empty(0, device=device), how, grad=s)
+    span_kl.backward(s, s, kinds, values.state, torch.empty(0, device=device), config, grad=s)
     span_kl.scale(s, kinds, torch.tensor(2.0, device=device))
-    assert span_kl.log_sum_exps(s, s, kinds, how).shape == (2, 0)
+    assert span_kl.log_sum_exps(s, s, kinds, config).shape == (2, 0)

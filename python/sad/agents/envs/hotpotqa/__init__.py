@@ -1,7 +1,0 @@
-"""`hotpotqa`: HotPotQA's questions under ReAct's Search, Lookup and Finish, over the questions' own paragraphs."""
-
-from __future__ import annotations
-
-from sad.agents.envs.hotpotqa.env import HotpotQA
-
-__all__ = ["HotpotQA"]

@@ -1,7 +1,0 @@
-"""`household`: ALFWorld's six task types in generated rooms, under ALFWorld's rules and wording."""
-
-from __future__ import annotations
-
-from sad.agents.envs.household.env import Household, HouseholdEnv
-
-__all__ = ["Household", "HouseholdEnv"]

@@ -1,7 +1,0 @@
-"""`webshop`: the shop of the WebShop benchmark, in the text pages of its original environment."""
-
-from __future__ import annotations
-
-from sad.agents.envs.webshop.env import WebShop
-
-__all__ = ["WebShop"]

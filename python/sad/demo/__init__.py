@@ -1,0 +1,1 @@
+"""The demo: a small teacher, a distilled student, and a report on both."""

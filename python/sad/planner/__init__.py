@@ -1,0 +1,1 @@
+"""The memory of a training run, computed from model configurations alone."""

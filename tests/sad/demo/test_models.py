@@ -1,0 +1,92 @@
+"""How the demo's teacher learns: which tokens count, in which order examples come, what the optimizer does."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import sad
+from sad.demo.models import Shape, batches, build_model, imitate, imitation_loss, train_tokenizer
+from sad.demo.optimizer import Muon, orthogonalized
+
+LINE = "Reasoning: I need mug {k}.\nAction: take mug {k}\n"
+TEXTS = [f"You see mug {k}.\n" + LINE.format(k=k) * (1 + k % 3) for k in range(24)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, 300)
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer) -> list[dict]:
+    return sad.encode_all([sad.Trajectory(text=text) for text in TEXTS], tokenizer).examples
+
+
+def test_tokenizer_is_lossless_with_faithful_offsets(tokenizer) -> None:
+    for text in [*TEXTS[:3], "never seen: ünïcode, \t tabs — and “quotes”\n"]:
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        assert tokenizer.decode(encoding["input_ids"], clean_up_tokenization_spaces=False) == text
+    pieces = [TEXTS[0][start:end] for start, end in tokenizer(TEXTS[0], return_offsets_mapping=True)["offset_mapping"]]
+    assert "".join(pieces) == TEXTS[0]
+
+
+def test_loss_counts_supervised_tokens_only_and_padding_does_not_matter(tokenizer, examples) -> None:
+    model = build_model(Shape(2, 32, 2), tokenizer, 256, seed=0).double()
+    batch = [examples[0], examples[2]]
+    assert len(batch[0]["input_ids"]) != len(batch[1]["input_ids"])
+    loss, losses = imitation_loss(model, batch)
+    expected = []
+    for example in batch:
+        ids, spans = torch.tensor(example["input_ids"]), example["span_ids"]
+        log_probs = model(ids[None]).logits[0].log_softmax(-1)
+        expected += [-log_probs[t - 1, ids[t]] for t in range(1, len(ids)) if spans[t]]
+    torch.testing.assert_close(losses.double(), torch.stack(expected).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_batches_hold_every_example_once_per_pass(examples) -> None:
+    stream = batches(examples, 5, seed=1)
+    first = [example["input_ids"] for batch in itertools.islice(stream, 5) for example in batch]
+    assert sorted(first) == sorted(example["input_ids"] for example in examples)
+    second = [example["input_ids"] for batch in itertools.islice(stream, 5) for example in batch]
+    assert sorted(second) == sorted(first) and second != first
+
+
+def test_orthogonal_updates_keep_the_singular_vectors() -> None:
+    for shape in ((3, 24, 24), (2, 48, 16), (2, 16, 48)):
+        matrices = torch.randn(shape)
+        made = orthogonalized(matrices)
+        values = torch.linalg.svdvals(made)
+        assert values.max() < 1.25 and values.median() > 0.6
+        u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+        core = u.mT @ made @ vh.mT  # diagonal in the basis of the input
+        assert (core - torch.diag_embed(core.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
+
+
+def test_muon_moves_matrices_and_the_rest_and_follows_a_schedule(tokenizer, examples) -> None:
+    model = build_model(Shape(1, 32, 2), tokenizer, 256, seed=0)
+    optimizer = Muon(model, learning_rate=0.0, weight_decay=0.0)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    imitation_loss(model, examples[:4])[0].backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        moved = (parameter - before[name]).detach()
+        assert moved.abs().max() > 0, name
+        if moved.dim() == 2 and "embed" not in name:  # an orthogonal step: about equally far in every direction
+            values = torch.linalg.svdvals(moved)
+            assert values[0] / values[4] < 1.5, name  # a gradient of four texts has few directions
+
+
+def test_a_small_model_learns_to_copy_the_number(tokenizer, examples) -> None:
+    """The loss that remains at the number is that of a guess unless the model looks it up in the observation."""
+    model = build_model(Shape(2, 32, 2), tokenizer, 256, seed=0)
+    curve = imitate(model, examples, steps=200, batch_size=8, learning_rate=1e-2, seed=0)
+    assert len(curve) == 200 and sum(curve[-10:]) / 10 < 0.15 and curve[0] > 3
+    assert not model.training

@@ -1,0 +1,271 @@
+"""The memory plan: parameter counts against the published ones, formulas against counted steps, and what fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from sad.errors import InputError
+from sad.planner import formulas
+from sad.planner.formulas import Setup, phases, standing
+from sad.planner.model_shape import shape_of
+from sad.planner.plan import Question, gpu_bytes, plan, usable_bytes
+from sad.planner.presets import CONFIGS, config_of
+from sad.training.cli_args import parse_flags
+from tests.sad.planner.measured_memory import count, kept_by_layer, model_of, real_peak, with_adapters
+
+BAR = 0.10  # of the peak
+
+# As they are reported for the released checkpoints; tied heads counted once.
+PUBLISHED = {
+    "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
+    "opt-125m": 125_239_296, "opt-350m": 331_196_416, "opt-1.3b": 1_315_758_080, "opt-2.7b": 2_651_596_800,
+    "opt-6.7b": 6_658_473_984, "opt-13b": 12_853_473_280,
+    "llama-7b": 6_738_415_616, "llama-13b": 13_015_864_320, "llama-30b": 32_528_943_616, "llama-65b": 65_285_660_672,
+    "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824,
+    "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352,
+    "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200, "qwen3-32b": 32_762_123_264,
+}  # fmt: skip
+
+_ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+_GATED = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4, "vocab_size": 1000, **_ENDS}
+SMALL = {
+    "gpt2": {"n_embd": 256, "n_head": 4, "vocab_size": 1000, **_ENDS},
+    "opt": {
+        "hidden_size": 256, "word_embed_proj_dim": 256, "ffn_dim": 1024, "num_attention_heads": 4, "vocab_size": 1000,
+        **_ENDS,
+    },
+    "llama": _GATED,
+    "qwen2": {**_GATED, "num_key_value_heads": 2},
+    "qwen3": {**_GATED, "num_key_value_heads": 2, "num_attention_heads": 8, "head_dim": 64},
+}  # fmt: skip
+
+
+def small(family: str, layers: int):
+    return AutoConfig.for_model(family, num_hidden_layers=layers, **SMALL[family])
+
+
+def of_peak(student, teacher, how: Setup) -> float:
+    """The formulas' peak over the counted one, of configs."""
+    shapes = shape_of("student", student), shape_of("teacher", teacher)
+    frozen = torch.bfloat16 if how.r == 2 else torch.float32
+
+    def make_student():
+        made = model_of(student, frozen)
+        return with_adapters(made, how) if how.lora_rank else made
+
+    measured = count(make_student, None if how.mode == "cached" else lambda: model_of(teacher, torch.bfloat16), how)
+    stands = standing(*shapes, how).total
+    assert stands == pytest.approx(measured["static"], rel=2e-3)  # but for buffers and scalars exactly
+    return (stands + max(phase.total for phase in phases(*shapes, how))) / max(measured.values())
+
+
+def test_parameter_counts_are_the_published_ones():
+    assert PUBLISHED.keys() == CONFIGS.keys()
+    assert {name: shape_of(name, config_of("student", name)).parameters for name in CONFIGS} == PUBLISHED
+
+
+@pytest.mark.parametrize("how", [Setup(dtype="bf16"), Setup(dtype="fp32")], ids=lambda how: how.dtype)
+@pytest.mark.parametrize("family", SMALL)
+def test_what_a_layer_keeps(family, how):
+    how = replace(how, micro_batch=4, seq=128)
+    shape = shape_of("student", small(family, 2))
+    counted = kept_by_layer(lambda layers: model_of(small(family, layers), torch.float32), how)
+    formula = formulas.layer(shape, how) + formulas.autocast_copies(shape, how) // shape.layers
+    assert formula == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Setup(mode="linear", dtype="bf16"),
+        Setup(mode="linear", dtype="fp32", checkpointing=True),
+        Setup(mode="naive", dtype="bf16", checkpointing=True),
+        Setup(mode="cached", dtype="bf16", checkpointing=True),
+        Setup(mode="cached", dtype="fp32"),
+    ],
+    ids=lambda how: f"{how.mode}-{how.dtype}{'-checkpointing' * how.checkpointing}",
+)
+@pytest.mark.parametrize("family", SMALL)
+def test_peak_of_small_models(family, how, monkeypatch):
+    monkeypatch.setattr(formulas, "CHUNK_BYTES", 1 << 20)
+    how = replace(how, micro_batch=4, seq=128)
+    assert of_peak(small(family, 6), small(family, 2), how) == pytest.approx(1, abs=BAR)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "how"),
+    [
+        ("gpt2-xl", "gpt2", Setup(mode="linear", micro_batch=32)),
+        ("gpt2-xl", "gpt2", Setup(mode="naive", micro_batch=8)),
+        ("opt-13b", "opt-1.3b", Setup(mode="cached", micro_batch=4)),
+        ("opt-2.7b", "opt-350m", Setup(mode="linear", micro_batch=4)),
+        ("llama-13b", "llama-7b", Setup(mode="cached", micro_batch=8, lora_rank=16)),
+        ("llama-13b", "llama-7b", Setup(mode="cached", micro_batch=16, lora_rank=16, checkpointing=True)),
+        ("qwen2.5-7b", "qwen2.5-0.5b", Setup(mode="linear", micro_batch=4)),
+        ("qwen3-4b", "qwen3-0.6b", Setup(mode="cached", micro_batch=4, lora_rank=16, lora_target="all")),
+    ],
+    ids=lambda x: f"{x.mode}-{x.micro_batch}" if isinstance(x, Setup) else x,
+)
+def test_peak_at_real_sizes(teacher, student, how):
+    if how.lora_rank:
+        pytest.importorskip("peft")
+    assert of_peak(config_of("student", student), config_of("teacher", teacher), how) == pytest.approx(1, abs=BAR)
+
+
+@pytest.mark.parametrize(
+    ("family", "checkpointing"), [*((family, False) for family in SMALL), ("gpt2", True), ("qwen3", True)]
+)
+def test_peak_that_is_really_allocated(family, checkpointing):
+    how = Setup(dtype="fp32", micro_batch=2, seq=128, checkpointing=checkpointing, supervised=1.0)
+    configs = small(family, 3), small(family, 2)
+    shapes = [shape_of("model", config) for config in configs]
+    formula = standing(*shapes, how).total + max(phase.total for phase in phases(*shapes, how))
+    allocated = real_peak(model_of(configs[0], torch.float32), model_of(configs[1], torch.bfloat16), how)
+    assert formula == pytest.approx(allocated, rel=BAR)
+
+
+def question(teacher: str, student: str, gpu: str, **other) -> Question:
+    return Question(teacher, student, gpu_bytes(gpu), **other)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode"),
+    [
+        (question("gpt2-xl", "gpt2", "24GB"), "linear"),
+        (question("opt-13b", "opt-1.3b", "24GB"), "cached"),
+        (question("llama-13b", "llama-7b", "48GB", lora=16), "cached"),
+    ],
+    ids=["gpt2", "opt", "llama-lora"],
+)
+def test_the_papers_pairs_fit(asked, mode):
+    found = plan(asked).outcomes[mode]
+    assert found.fits and found.peak <= usable_bytes(asked.gpu) < asked.gpu
+    assert found.setup.micro_batch * found.accumulation == asked.batch == 64
+    assert found.levers == (("8-bit AdamW",) if mode == "cached" and not asked.lora else ())
+
+
+def test_a_larger_micro_batch_does_not_fit():
+    asked = question("gpt2-xl", "gpt2", "24GB")
+    found = plan(asked)
+    for outcome in found.outcomes.values():
+        twice = replace(outcome.setup, micro_batch=2 * outcome.setup.micro_batch)
+        stands = standing(found.student, found.teacher, twice).total
+        assert stands + max(x.total for x in phases(found.student, found.teacher, twice)) > found.usable
+
+
+def test_naive_needs_most_and_a_cache_no_teacher():
+    outcomes = {
+        mode: plan(question("gpt2-xl", "gpt2", "80GB", batch=1)).outcomes[mode] for mode in ("naive", "linear", "cached")
+    }
+    assert outcomes["naive"].peak > outcomes["linear"].peak > outcomes["cached"].peak
+    assert outcomes["cached"].standing.teacher == 0
+    assert outcomes["linear"].standing.teacher == 2 * PUBLISHED["gpt2-xl"]
+
+
+def test_levers_in_their_order_and_only_where_they_are_needed():
+    pair = ("gpt2-xl", "gpt2-large")
+    assert plan(question(*pair, "40GB")).outcomes["linear"].levers == ()
+    assert plan(question(*pair, "20.5GB", batch=4)).outcomes["linear"].levers == ("gradient checkpointing",)
+    assert "8-bit AdamW" in plan(question(*pair, "17GB")).outcomes["linear"].levers
+    kept = plan(question(*pair, "20.5GB", batch=4, checkpointing=False, optimizer="adamw")).outcomes["linear"]
+    assert not kept.fits and kept.levers == () and kept.setup.micro_batch == 1
+
+
+def test_states_of_optimizers_and_bits_of_teachers():
+    shapes = [shape_of(name, config_of(name, name)) for name in ("opt-1.3b", "opt-13b")]
+    sizes = {kind: standing(*shapes, Setup(optimizer=kind)).optimizer for kind in formulas.OPTIMIZERS}
+    assert sizes["adamw"] == 8 * PUBLISHED["opt-1.3b"]
+    assert sizes["adafactor"] < 0.01 * sizes["adamw"] < 0.3 * sizes["adamw"] < sizes["adamw_8bit"] < 0.4 * sizes["adamw"]
+    teachers = [standing(*shapes, Setup(teacher_bits=bits)).teacher for bits in (16, 8, 4)]
+    assert teachers[0] == 2 * PUBLISHED["opt-13b"] > max(1.9 * teachers[1], 3.2 * teachers[2])
+
+
+def test_commands_are_understood():
+    words = plan(question("gpt2-xl", "gpt2-large", "17GB")).command.split()
+    assert words[:2] == ["sad", "train"]
+    at = words.index("--max-length")
+    given = parse_flags(words[at:], ())
+    assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 64
+    assert given["max_length"] == 512 and given["bf16"] is True and given["optim"] == "adamw_8bit"
+    cached = plan(question("opt-13b", "opt-1.3b", "24GB"))
+    first, second = cached.command.splitlines()
+    assert cached.mode == "cached" and first.startswith("sad cache --teacher opt-13b ")
+    assert first.endswith("--top-k 64 --max-length 512")
+    assert (
+        second.startswith("sad train --teacher-cache teacher-cache --student opt-1.3b ") and "--optim adamw_8bit" in second
+    )
+
+
+def test_a_folder_is_read(tmp_path):
+    small("qwen3", 3).save_pretrained(tmp_path)
+    found = plan(question(str(tmp_path), str(tmp_path), "1GB", batch=2, seq=64))
+    assert found.student.parameters == sum(p.numel() for p in model_of(small("qwen3", 3), torch.float32).parameters())
+    assert found.mode == "linear"
+
+
+@pytest.mark.parametrize("name", ["facebook/opt-13b", "OPT-13B", "opt-13b"])
+def test_names_as_people_write_them(name):
+    assert config_of("teacher", name).hidden_size == 5120
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GB", 24 * 10**9), ("80 GiB", 80 * 2**30), ("24", 24 * 10**9), ("1.5g", 15 * 10**8)]
+)
+def test_sizes(text, size):
+    assert gpu_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "24TB", "-3GB", "0GB", "24GB!"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(InputError, match="gpu: expected a size of memory"):
+        gpu_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teacher": "gtp2-xl"}, "Did you mean gpt2-xl"),
+        ({"teacher": "no-such/thing-at-all"}, "Known by name: gpt2"),
+        ({"batch": 0}, "batch: expected a whole number >= 1"),
+        ({"seq": 1025}, "seq: expected at most the teacher's 1024 positions"),
+        ({"dtype": "fp8"}, "dtype: expected one of bf16, fp32"),
+        ({"optimizer": "sgd"}, "optimizer: expected one of"),
+        ({"lora": -1}, "lora: expected"),
+        ({"lora_target": "mlp"}, "lora_target: expected one of qv, all"),
+        ({"teacher_bits": 3}, "teacher_bits: expected one of 16, 8, 4"),
+        ({"supervised": 0.0}, "supervised: expected a share"),
+        ({"supervised": float("nan")}, "supervised: expected a share"),
+        ({"top_k": 10**6}, "top_k: expected at most the teacher's"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_what_cannot_be_planned(fields, message):
+    with pytest.raises(InputError, match=message):
+        plan(Question(**{"teacher": "gpt2-xl", "student": "gpt2", "gpu": 24 * 10**9} | fields))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model_type": "bert"}', "a model of a known family"),
+        ('{"model_type": "gpt2", "activation_function": "mish"}', "one of the activations"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "expected a config"),
+        ('{"model_type": "opt", "num_hidden_layers": 0}', "a model with layers, got 0"),
+        ('{"model_type": "llama", "num_attention_heads": 7, "hidden_size": 64}', "expected a config"),
+        ("{", "config.json: expected a config"),
+        ("[]", "config.json: expected a config"),
+        ("{}", "config.json: expected a config"),
+    ],
+    ids=["family", "activation", "zero", "no-layers", "contradiction", "no-json", "list", "empty"],
+)
+def test_folders_that_cannot_be_planned(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        plan(question("gpt2-xl", str(tmp_path), "24GB"))

@@ -1,0 +1,258 @@
+"""Writing and reading a teacher cache: what comes back, a kill at any moment, several runs, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from safetensors.torch import save_file
+
+from sad import TeacherCache
+from sad.errors import InputError
+from sad.teacher_cache import writer
+from sad.teacher_cache.metadata import example_digest, supervised_rows, tokenizer_digest
+from tests.sad.training import teacher_cached, tiny
+
+EXAMPLES = tiny.examples(12)
+TOKENIZER = tokenizer_digest(tiny.tokenizer())
+SHARD = 6000  # bytes: several files
+
+
+def write(path, examples=EXAMPLES, model=None, **fields):
+    return teacher_cached.write(path, examples, model, **{"shard_size": SHARD, "tokenizer": TOKENIZER} | fields)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A finished cache."""
+    path = tmp_path_factory.mktemp("whole")
+    write(path)
+    return path
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> Path:
+    """A finished cache to be damaged."""
+    path = tmp_path / "copy"
+    path.mkdir()
+    for file in whole.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+def same(path, other) -> bool:
+    """Whether two caches hold the same rows of the same examples."""
+    one, two = TeacherCache(path), TeacherCache(other)
+    rows = [[cache.read(x["input_ids"], x["span_ids"]) for x in EXAMPLES] for cache in (one, two)]
+    return len(one) == len(two) and all(np.array_equal(a, b) for x, y in zip(*rows) for a, b in zip(x, y))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_every_supervised_row_against_the_teacher_alone(family):
+    """One example at a time and without padding, on a file system that is none of the machine's."""
+    model, path = tiny.model(family, seed=1, sharpness=30).eval(), f"memory://{uuid.uuid4().hex}/cache"
+    report = write(path, model=model)
+    cache = TeacherCache(path)
+    assert report.tokens == cache.rows == sum(len(supervised_rows(x["span_ids"])) for x in EXAMPLES)
+    assert len(cache) == len(EXAMPLES)
+    masses = []
+    for example in EXAMPLES[::-1]:
+        rows, positions = cache.read(**example), supervised_rows(example["span_ids"])
+        with torch.no_grad():
+            log_p = model(torch.tensor([example["input_ids"]])).logits[0, positions].double().log_softmax(-1)
+        best = log_p.topk(16)
+        assert np.array_equal(rows.ids, best.indices.sort().values)
+        np.testing.assert_allclose(rows.logprobs, log_p.gather(1, best.indices.sort().values), atol=3e-4)
+        np.testing.assert_allclose(rows.entropy, -(log_p.exp() * log_p).sum(-1), rtol=1e-5)
+        masses += best.values.exp().sum(-1).tolist()
+    assert report.mass == pytest.approx(np.mean(masses), abs=1e-6)
+    assert report.mass_low == pytest.approx(np.quantile(masses, 0.01), abs=1e-6)
+    assert 0 < report.tail_spread < 1
+
+
+def test_other_columns_and_a_teacher_that_does_not_come_apart(tmp_path):
+    """The softmax over the columns that a smaller head has; from the logits of all tokens where it must be."""
+    model = tiny.model(seed=1, sharpness=30)
+    write(tmp_path / "apart", model=model, vocab_size=290)
+    model.get_output_embeddings = lambda: None
+    write(tmp_path / "logits", model=model, vocab_size=290)
+    example = EXAMPLES[3]
+    with torch.no_grad():
+        logits = model(torch.tensor([example["input_ids"]])).logits[0, supervised_rows(example["span_ids"]), :290]
+    entropy = torch.distributions.Categorical(logits=logits.double()).entropy()
+    for name in ("apart", "logits"):
+        rows = TeacherCache(tmp_path / name).read(**example)
+        np.testing.assert_allclose(rows.entropy, entropy, rtol=1e-5)
+        assert rows.ids.max() < 290
+
+
+class Killed(BaseException):
+    """Like SIGKILL, nobody catches it."""
+
+
+def kill_at(monkeypatch, moment: int) -> None:
+    """The file system stops at its nth operation: in the middle of a file's bytes, or before it is renamed or deleted."""
+    seen = 0
+
+    def dying(name, half=None):
+        inner = getattr(LocalFileSystem, name)
+
+        def operation(self, *args, **kwargs):
+            nonlocal seen
+            seen += 1
+            if seen > moment:
+                if half:
+                    inner(self, args[0], args[1][: len(args[1]) // 2])
+                raise Killed
+            return inner(self, *args, **kwargs)
+
+        monkeypatch.setattr(LocalFileSystem, name, operation)
+
+    dying("pipe_file", half=True)
+    dying("mv")
+    dying("rm_file")
+
+
+def test_a_run_killed_at_any_moment_is_finished_by_the_next(whole, tmp_path, monkeypatch):
+    """Nothing that was written whole is computed again."""
+    computed = []
+    inner = writer.RowReader.read
+    monkeypatch.setattr(writer.RowReader, "read", lambda self, x: (computed.extend(x), inner(self, x))[1])
+    for moment in range(100):
+        path = tmp_path / str(moment)
+        with monkeypatch.context() as patch:
+            kill_at(patch, moment)
+            try:
+                write(path)
+                break
+            except Killed:
+                pass
+        with pytest.raises(InputError, match=r"none there|not finished"):
+            TeacherCache(path)
+        held = {entry.digest for header in writer.read_shards(writer.CacheFolder(path)).values() for entry in header.entries}
+        computed.clear()
+        write(path)
+        assert {example_digest(**x) for x in computed}.isdisjoint(held)
+        assert len(computed) == len(EXAMPLES) - len(held)
+        assert same(path, whole)
+        assert all(name == "index.json" or name.endswith(".safetensors") for name in (p.name for p in path.iterdir()))
+    assert moment == 2 * len(list(whole.iterdir()))  # a write and a renaming of each file: all moments were tried
+
+
+def test_other_data_are_added_and_a_second_run_computes_nothing(whole, tmp_path, monkeypatch):
+    write(tmp_path, EXAMPLES[:5])
+    with pytest.raises(InputError, match="7 of 12 missing, the first example 5"):
+        TeacherCache(tmp_path).check_examples(EXAMPLES, None)
+    report = write(tmp_path, EXAMPLES[3:] + EXAMPLES[3:])
+    assert same(tmp_path, whole) and report.tokens == TeacherCache(whole).rows
+    monkeypatch.setattr(writer, "RowReader", None)
+    assert write(tmp_path) == report
+
+
+def test_a_damaged_file_is_refused_and_replaced(copy, whole):
+    victim = sorted(copy.glob("*.safetensors"))[0]
+    content = victim.read_bytes()
+    for damage, reason in ((content[:-7], "bytes"), (content[:5], "bytes"), (None, "no such file")):
+        victim.write_bytes(damage) if damage else victim.unlink()
+        with pytest.raises(InputError, match=reason) as caught:
+            TeacherCache(copy)
+        assert victim.name in str(caught.value) and "again" in caught.value.remedy
+        write(copy)
+        assert same(copy, whole)
+        victim.write_bytes(content)
+
+
+def test_changed_bytes_are_noticed_when_they_are_read(copy):
+    victim = sorted(copy.glob("*.safetensors"))[-1]
+    content = bytearray(victim.read_bytes())
+    content[-200] ^= 1
+    victim.write_bytes(content)
+    cache = TeacherCache(copy)
+    with pytest.raises(InputError, match="other bytes of example"):
+        for example in EXAMPLES:
+            cache.read(**example)
+    victim.write_bytes(b"\xff" * len(content))
+    with pytest.raises(InputError, match="header"):
+        for example in EXAMPLES:
+            TeacherCache(copy).read(**example)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda index: "not JSON", "no JSON"),
+        (lambda index: json.dumps({"weight_map": {}}), "something else"),
+        (lambda index: json.dumps({**index, "version": 99}), "version 1"),
+        (lambda index: json.dumps({**index, "shards": [{}]}), "other entries"),
+        (lambda index: json.dumps({**index, "top_k": 15}), "top_k 15.*top_k 16"),
+    ],
+    ids=["no JSON", "foreign", "version", "entries", "files of another cache"],
+)
+def test_an_index_of_something_else_is_refused(copy, change, reason):
+    path = copy / "index.json"
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(InputError, match=reason):
+        TeacherCache(copy).read(**EXAMPLES[0])
+
+
+def test_other_settings_and_other_folders_are_left_alone(copy, tmp_path):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    for other in ({"top_k": 8}, {"dtype": "float32"}, {"teacher": "another"}, {"tokenizer": "another"}, {"vocab_size": 299}):
+        with pytest.raises(InputError, match=next(iter(other))):
+            write(copy, **other)
+    assert before == {path.name: path.read_bytes() for path in copy.iterdir()}
+    for name in ("notes.txt", "model.safetensors"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        save_file({"weight": torch.zeros(2)}, folder / name)
+        with pytest.raises(InputError, match=name):
+            write(folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+    with pytest.raises(InputError, match="which is a file"):
+        write(copy / "index.json")
+    with pytest.raises(InputError, match="nosuchprotocol"):
+        TeacherCache("nosuchprotocol://cache")
+    with pytest.raises(InputError, match="none there"):
+        TeacherCache(tmp_path / "nowhere")
+
+
+def test_a_cache_that_does_not_fit_is_refused(whole):
+    cache = TeacherCache(whole)
+    cache.check_tokenizer(tiny.tokenizer())
+    with pytest.raises(InputError, match="tokenizer of the teacher cache"):
+        cache.check_tokenizer(tiny.tokenizer(290))
+    cache.check_columns(300)
+    with pytest.raises(InputError, match="--vocab-size 299"):
+        cache.check_columns(299)
+    with pytest.raises(InputError, match="one of 3 tokens"):
+        cache.read([1, 2, 3], [0, 1, 2])
+    with pytest.raises(InputError, match="iterable"):
+        cache.check_examples(iter(EXAMPLES), None)
+    with pytest.raises(InputError, match="data"):
+        write(whole, [{"input_ids": [1, 2], "span_ids": [1, 0]}])
+
+
+def test_nan_is_not_written(tmp_path):
+    model = tiny.model(seed=1, sharpness=30)
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    with pytest.raises(InputError, match="finite logits"):
+        write(tmp_path / "cache", model=model, teacher="broken")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_it_travels_to_other_processes(whole):
+    """As a spawned DataLoader worker gets it, after it has been read from."""
+    cache = TeacherCache(whole)
+    cache.read(**EXAMPLES[0])
+    sent = pickle.loads(pickle.dumps(cache))
+    for a, b in zip(sent.read(**EXAMPLES[1]), cache.read(**EXAMPLES[1])):
+        assert np.array_equal(a, b)
+    assert dataclasses.asdict(sent.settings) == dataclasses.asdict(cache.settings)

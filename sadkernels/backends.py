@@ -1,6 +1,6 @@
-"""Which backend runs an op: what is installed, what was asked for, and why something cannot run.
+"""The backend that runs an op: which are installed, which was requested, and why one cannot run.
 
-A backend is a package with one module per op; an op exists on a backend when that module exists.
+A backend is a package with one module per op. It has an op if that module exists.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import importlib.util
 import os
 import warnings
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
-from sadkernels import auto
 from sadkernels.native import extension
 from sadkernels.native.cuda.device import unusable
 
@@ -27,39 +27,104 @@ PACKAGES = {
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class AutoRule(NamedTuple):
+    """A row of the table that `backend="auto"` follows; None matches anything.
+
+    Attributes:
+        device: The device type of the tensors.
+        op: The op's module name, such as "span_kl".
+        dtypes: Dtypes of the student's tensors.
+        architectures: Compute capabilities, such as 90 for 9.0.
+        backends: The backends to try, best first. `reference` follows them.
+        source: The measurement behind the order: a file in benchmarks/results, or "not measured".
+    """
+
+    device: str
+    op: str | None
+    dtypes: tuple[torch.dtype, ...] | None
+    architectures: tuple[int, ...] | None
+    backends: tuple[str, ...]
+    source: str
+
+
+# The first row that matches decides, so specific rows come first.
+AUTO_RULES = (
+    AutoRule("cpu", None, None, None, ("cpu",), "benchmarks/results/span_kl_cpu.csv"),
+    AutoRule("cuda", None, None, None, ("triton", "cuda"), "not measured: no kernel has run on a GPU yet"),
+)
+
+
 class BackendUnavailableError(RuntimeError):
-    """A backend that was asked for by name cannot run here; the message says what is missing."""
+    """A backend that was requested by name cannot run here; the message says what is missing."""
 
 
+@functools.cache
 def implementation(backend: str, op: str) -> ModuleType:
     """The module that holds `op` on `backend`."""
     return importlib.import_module(f"{PACKAGES[backend]}.{op}")
 
 
-@functools.cache
-def _missing_module(backend: str, op: str) -> str | None:
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; `pip install triton` (PyTorch for CUDA brings it along)"
-    if importlib.util.find_spec(f"{PACKAGES[backend]}.{op}") is None:
-        return f"the op {op!r} has no {backend} kernel in this version; use backend='auto'"
-    return None
+@torch.compiler.assume_constant_result  # a compiled graph keeps the backend that was resolved when it was traced
+def resolve(backend: str, op: str, device: torch.device, *dtypes: torch.dtype) -> str:
+    """The backend that runs `op`; `backend` is "auto" or one of `PACKAGES`.
+
+    "auto" gives the first backend of `AUTO_RULES` that can run, or `reference` with one warning if none can. A backend
+    requested by name is returned or refused, never replaced. Only `reference` computes float64, so "auto" gives it then
+    without a warning.
+
+    Raises:
+        BackendUnavailableError: The backend was requested by name and cannot run here.
+    """
+    if backend == "auto":
+        return _resolve_auto(op, device, dtypes)
+    if reason := why_not(backend, op, device, *dtypes):
+        raise BackendUnavailableError(f"backend={backend!r} cannot run {op}: {reason}.")
+    return backend
 
 
-def _missing(backend: str, op: str) -> str | None:
-    """What is not installed for `op` on `backend`, with the remedy; None when everything is there."""
-    if backend in ("cpu", "cuda") and (reason := extension.missing(backend)):
-        return reason
-    return _missing_module(backend, op)
+def _resolve_auto(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
+    if torch.float64 in dtypes:
+        return "reference"
+    reasons = []
+    for candidate in auto_order(op, device, dtypes):
+        reason = why_not(candidate, op, device, *dtypes)
+        if reason is None:
+            return candidate
+        reasons.append(f"backend {candidate!r} cannot run: {reason}")
+    _warn_once(device.type, op, "; ".join(reasons) or f"there is no kernel for {device.type}")
+    return "reference"
+
+
+def auto_order(
+    op: str, device: torch.device, dtypes: tuple[torch.dtype, ...] = (), rules: tuple[AutoRule, ...] = AUTO_RULES
+) -> tuple[str, ...]:
+    """The backends that "auto" tries for `op`, best first; none for a device that is not in the table.
+
+    Args:
+        op: The op's module name, such as `"span_kl"`.
+        device: The device of the tensors.
+        dtypes: The dtypes of the floating-point tensors, the student's first.
+        rules: The table.
+    """
+    for rule in rules:
+        if (
+            rule.device == device.type
+            and rule.op in (None, op)
+            and (rule.dtypes is None or (dtypes and dtypes[0] in rule.dtypes))
+            and (rule.architectures is None or _architecture(device) in rule.architectures)
+        ):
+            return rule.backends
+    return ()
 
 
 def why_not(backend: str, op: str, device: torch.device, *dtypes: torch.dtype) -> str | None:
-    """Why `op` cannot run on `backend` for tensors of this device and these dtypes; None when it can.
+    """The reason why `op` cannot run on `backend` for tensors of this device and these dtypes; None if it can.
 
     Args:
         backend: One of `PACKAGES`.
         op: The op's module name, such as `"span_kl"`.
-        device: Where the tensors are.
-        dtypes: The dtypes of the floating-point tensors, if the op takes any.
+        device: The device of the tensors.
+        dtypes: The dtypes of the floating-point tensors, if the op has any.
     """
     if reason := _missing(backend, op):
         return reason
@@ -80,34 +145,29 @@ def why_not(backend: str, op: str, device: torch.device, *dtypes: torch.dtype) -
     return None
 
 
+def _missing(backend: str, op: str) -> str | None:
+    """What is not installed for `op` on `backend`, with the remedy; None if everything is."""
+    if backend in ("cpu", "cuda") and (reason := extension.missing(backend)):
+        return reason
+    return _missing_module(backend, op)
+
+
+@functools.cache
+def _missing_module(backend: str, op: str) -> str | None:
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; `pip install triton` (PyTorch for CUDA includes it)"
+    if importlib.util.find_spec(f"{PACKAGES[backend]}.{op}") is None:
+        return f"the op {op!r} has no {backend} kernel in this version; use backend='auto'"
+    return None
+
+
+def _architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 @functools.cache
 def _warn_once(device_type: str, op: str, reason: str) -> None:
     warnings.warn(
         f"{op} runs on the slow `reference` backend for {device_type} tensors: {reason}.", RuntimeWarning, stacklevel=4
     )
-
-
-def resolve(backend: str, op: str, device: torch.device, *dtypes: torch.dtype, columns: int | None = None) -> str:
-    """The backend that will run `op`; `backend` is "auto" or one of `PACKAGES`.
-
-    `"auto"` takes the first of `sadkernels.auto.order` that can run, and `reference` with one warning where none can;
-    `columns` is the vocabulary, where there is one. A backend named by the caller is returned or refused, never
-    replaced. float64 is computed by `reference` alone, so `"auto"` takes it there silently.
-
-    Raises:
-        BackendUnavailableError: The backend was named and cannot run here.
-    """
-    if backend == "auto":
-        if torch.float64 in dtypes:
-            return "reference"
-        reasons = []
-        for candidate in auto.order(op, device, dtypes, columns):
-            reason = why_not(candidate, op, device, *dtypes)
-            if reason is None:
-                return candidate
-            reasons.append(f"backend {candidate!r} cannot run: {reason}")
-        _warn_once(device.type, op, "; ".join(reasons) or f"there is no kernel for {device.type}")
-        return "reference"
-    if reason := why_not(backend, op, device, *dtypes):
-        raise BackendUnavailableError(f"backend={backend!r} cannot run {op}: {reason}.")
-    return backend

@@ -1,8 +1,8 @@
-"""How a kernel compares a row of student logits with a row of teacher logits, and what it says about each row."""
+"""The divergence between a row of student logits and a row of teacher logits: its options and the results per row."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -10,10 +10,11 @@ DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
 
 class DivergenceConfig(NamedTuple):
-    """What the distributions are and how far apart they count.
+    """The two distributions of a row and the divergence between them.
 
-    A logit x becomes z = cap tanh(scale x / cap), or z = scale x without a cap; p = softmax(z_teacher / T) and
-    q = softmax(z_student / T) over the first `vocab_size` columns. The divergences, with m = beta p + (1 - beta) q:
+    A logit x becomes z = cap tanh(scale x / cap), or z = scale x without a cap. The distributions are
+    p = softmax(z_teacher / T) and q = softmax(z_student / T) over the first `vocab_size` columns. The divergences, with
+    m = beta p + (1 - beta) q, are
 
         forward_kl  KL(p || q)
         reverse_kl  KL(q || p)
@@ -31,15 +32,21 @@ class DivergenceConfig(NamedTuple):
 
 
 class RowValues(NamedTuple):
-    """What one pass over N rows found; 0 on rows that were not read.
+    """The results of one pass over N rows; 0 on rows that are not read.
 
-    `value` (N,), the divergence. `state` (3, N), what `backward` needs: the log-sum-exps of z / T of student and teacher,
-    and E_q[G] of reverse_kl and jsd, whose gradient is q (G - E_q[G]) / T; None where nobody asked. With statistics,
-    `entropies` (2, N) of teacher and student in nats and `argmax` (2, N) integers, the lowest column of the largest
-    logit of student and teacher.
+    Attributes:
+        value: (N,), the divergence in nats.
+        state: (3, N), the input of `backward`: the log-sum-exps of z / T of student and teacher, and E_q[dD/dlog q] of
+            reverse_kl and jsd, whose gradient is q (dD/dlog q - E_q[dD/dlog q]) / T. None if not requested.
+        entropies: (2, N), of teacher and student in nats. None without statistics.
+        argmax: (2, N) integers, the lowest column of the largest logit of student and teacher. None without statistics.
     """
 
     value: Tensor
     state: Tensor | None
     entropies: Tensor | None = None
     argmax: Tensor | None = None
+
+    def as_row_values(self, target: Any) -> RowValues:
+        """These values; `sadkernels.topk.TopkValues` has the same method."""
+        return self

@@ -1,4 +1,4 @@
-"""A (..., V) tensor as rows: where row i begins, without copying."""
+"""A (..., V) tensor as rows: the address of each row, without a copy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ class RowLayout(NamedTuple):
 
 
 def row_layout(x: Tensor) -> RowLayout | None:
-    """The layout of the rows of `x` (..., V), or None when its leading dimensions need three strides or more."""
-    groups: list[tuple[int, int]] = []  # (size, stride), innermost first; neighbours merged where strides allow
+    """The layout of the rows of `x` (..., V), or None if its leading dimensions need more than two strides."""
+    if x.dim() == 2:  # fast path
+        rows = x.shape[0]
+        return RowLayout(max(rows, 1), 0, x.stride(0) if rows != 1 else 0)
+    groups: list[tuple[int, int]] = []  # (size, stride), innermost first; neighbors are merged if their strides allow it
     for size, stride in reversed(list(zip(x.shape[:-1], x.stride()[:-1]))):
         if size == 1:
             continue
@@ -32,5 +35,5 @@ def row_layout(x: Tensor) -> RowLayout | None:
 
 
 def with_row_layout(x: Tensor) -> Tensor:
-    """`x` itself where its rows have a `RowLayout`, else a contiguous copy."""
-    return x if row_layout(x) is not None else x.contiguous()
+    """`x` itself if its rows have a `RowLayout`, else a contiguous copy."""
+    return x if x.is_contiguous() or row_layout(x) is not None else x.contiguous()

@@ -1,7 +1,7 @@
-"""A row's target as a kernel reads it: a few listed columns with their probabilities, the rest as one tail, and a label.
+"""The teacher side of a row as k columns with their log-probabilities, the tail of all other columns, and a label.
 
-Made by PyTorch from k numbers a row, once for all backends, in float64: the tail's probability is 1 - sum_i p_i, and float32
-would leave nothing of a tail of 1e-8.
+A `TopkTarget` is built by PyTorch from k numbers per row, once for all backends, in float64: the tail's probability is
+1 - sum_i p_i, and float32 would lose a tail of 1e-8.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sadkernels.divergence import RowValues
+
 TAILS = ("bucket", "ignore")
-ABSENT = 2**31 - 1  # stands for a column that is not there, behind all that are
-_SERIAL = 1 << 14  # entries that PyTorch works on without waking threads, which on a busy CPU are slow to come
+ABSENT = 2**31 - 1  # the column of an entry that does not exist; it sorts behind all columns
+_SERIAL = 1 << 14  # elements per CPU op: fewer than PyTorch needs to start threads, which is slow on a busy CPU
 
 
 class TopkTarget(NamedTuple):
-    """The targets of N rows: alpha KL(p || q) + (1 - alpha) (-log q[label]), over k + 1 outcomes and over columns.
+    """The targets of N rows. The loss of a row is alpha KL(p || q) + (1 - alpha) (-log q[label]).
 
-    `columns` (N, k) int32 in ascending order, ABSENT behind them; of a column that is repeated the first entry counts.
-    `log_p` (N, k) and `log_tail` (N,), the log-probabilities of the listed columns and of all others together. `labels` (N,)
-    int32, -1 for a row without, or None when no row has one. Rows that carry no span hold anything.
+    The KL has k + 1 outcomes: the k columns and the tail. Rows without a span may hold anything.
+
+    Attributes:
+        columns: (N, k) int32, ascending, then ABSENT. If a column is repeated, its first entry counts.
+        log_p: (N, k), the log-probabilities of the columns.
+        log_tail: (N,), the log-probability of all other columns together.
+        labels: (N,) int32, -1 for a row without a label. None if no row has one.
+        alpha: The share of the KL.
     """
 
     columns: Tensor
@@ -32,23 +39,47 @@ class TopkTarget(NamedTuple):
     alpha: float
 
     def counts(self) -> Tensor:
-        """(N, k) bool: the entries that are columns of their own."""
+        """(N, k) bool: whether an entry is a column and not a repetition."""
         first = torch.ones_like(self.columns, dtype=torch.bool)
         first[:, 1:] = self.columns[:, 1:] != self.columns[:, :-1]
         return first & (self.columns != ABSENT)
 
     def entropy(self) -> Tensor:
-        """(N,), in nats, of the k + 1 outcomes; 0 where only labels are given."""
+        """(N,), the entropy of the k + 1 outcomes in nats; 0 if k is 0."""
         if self.columns.shape[1] == 0:
             return torch.zeros_like(self.log_tail)
         log_p = torch.cat([torch.where(self.counts(), self.log_p, -torch.inf), self.log_tail[:, None]], dim=1)
         return -torch.where(log_p == -torch.inf, 0, log_p.exp() * log_p).sum(-1)
 
     def best(self) -> Tensor:
-        """(N,) int32: the likeliest listed column, the lowest of equals; where nothing is listed, the label."""
+        """(N,) int32: the column of the largest log-probability (ties: the lowest); the label if k is 0."""
         if self.columns.shape[1] == 0:
             return self.labels
         return self.columns.gather(1, self.log_p.argmax(-1, keepdim=True))[:, 0]
+
+
+class TopkValues(NamedTuple):
+    """The results of one pass over N rows; 0 on rows that are not read.
+
+    Attributes:
+        value: (N,), the loss in nats.
+        state: (2, N), the input of `backward`: the log-sum-exps of the student's z / T over all columns, and over the
+            columns that are neither among the k nor the label.
+        entropy: (N,), of the student in nats. None without statistics.
+        argmax: (N,) integers, the student's. None without statistics.
+    """
+
+    value: Tensor
+    state: Tensor
+    entropy: Tensor | None = None
+    argmax: Tensor | None = None
+
+    def as_row_values(self, target: TopkTarget) -> RowValues:
+        """The values together with the teacher's entropy and best column, in the form that all losses share."""
+        if self.entropy is None:
+            return RowValues(self.value, self.state)
+        entropies = torch.stack([target.entropy(), self.entropy])
+        return RowValues(self.value, self.state, entropies, torch.stack([self.argmax.int(), target.best()]))
 
 
 def topk_target(
@@ -61,17 +92,17 @@ def topk_target(
     alpha: float,
     dtype: torch.dtype,
 ) -> TopkTarget:
-    """From a list of columns, a label, or both, of N rows.
+    """Builds the targets of N rows from their columns, their labels, or both.
 
     Args:
         logprobs: (..., k), or None for labels alone.
-        ids: (..., k) integers; those outside [0, vocab_size) are absent, whatever their log-probability.
+        ids: (..., k) integers. An id outside [0, vocab_size) is absent, whatever its log-probability is.
         labels: (N,), from `row_labels`, or None.
-        vocab_size: Columns of the student's softmax.
-        tail: "bucket": what is not listed has the remaining probability. "ignore": the listed are renormalised, and the tail
-            has none. A row with nothing listed has a tail of 1, and so a KL of 0.
-        alpha: Share of the KL.
-        dtype: Of the log-probabilities that come out.
+        vocab_size: The number of columns of the student's softmax.
+        tail: "bucket": the tail has the remaining probability. "ignore": the k columns are renormalized and the tail has
+            probability 0. A row without columns has a tail of 1, and so a KL of 0.
+        alpha: The share of the KL.
+        dtype: The dtype of the resulting log-probabilities.
     """
     if logprobs is None:
         nothing = torch.zeros(len(labels), dtype=dtype, device=labels.device)
@@ -97,7 +128,7 @@ def _ordered(ids: Tensor, logprobs: Tensor, vocab_size: int, tail: str) -> tuple
     repeated = torch.zeros_like(exists)
     repeated[:, 1:] = columns[:, 1:] == columns[:, :-1]
     log_p = torch.where(repeated, -torch.inf, log_p)
-    mass = torch.pow(math.e, log_p).sum(-1)  # `exp` and `log` wake threads for few elements, `pow` and `log1p` do not
+    mass = torch.pow(math.e, log_p).sum(-1)  # for few elements `exp` and `log` start threads, `pow` and `log1p` do not
     if tail == "bucket":
         return columns, log_p, torch.log1p(-mass.clamp(max=1))
     log_p = torch.where(mass[:, None] == 0, -torch.inf, log_p - mass.log()[:, None])
@@ -105,22 +136,9 @@ def _ordered(ids: Tensor, logprobs: Tensor, vocab_size: int, tail: str) -> tuple
 
 
 def row_labels(target_ids: Tensor, vocab_size: int, shift: bool) -> Tensor:
-    """(N,) int32 from `target_ids` (...,): -1 for those outside [0, vocab_size). With `shift` row t takes that of t + 1."""
+    """(N,) int32 from `target_ids` (...,): -1 for ids outside [0, vocab_size). With `shift` row t has the label of t + 1."""
     ids = target_ids.to(torch.int64)
     labels = torch.where((ids >= 0) & (ids < vocab_size), ids, -1).to(torch.int32)
     if shift:
         labels = torch.nn.functional.pad(labels[..., 1:], (0, 1), value=-1)
     return labels.reshape(-1).contiguous()
-
-
-class TopkValues(NamedTuple):
-    """What one pass over N rows found; 0 on rows that were not read.
-
-    `value` (N,). `state` (2, N), what `backward` needs: the log-sum-exps of the student's z / T over all columns and over
-    those that are neither listed nor the label. With statistics, the student's `entropy` (N,) in nats and `argmax` (N,).
-    """
-
-    value: Tensor
-    state: Tensor
-    entropy: Tensor | None = None
-    argmax: Tensor | None = None

@@ -73,6 +73,29 @@ def test_a_wing_knows_only_those_above_it(path):
             assert words[1] == wing or WINGS[words[1]] < WINGS[wing], f"{path} imports {name}"
 
 
+def test_no_import_cycle():
+    """Imports inside functions and for types count too."""
+    modules = {}
+    for folder, root in (("sadkernels", ROOT), ("python/sad", ROOT / "python")):
+        for path in files(folder):
+            name = ".".join(path.relative_to(root).with_suffix("").parts)
+            modules[name.removesuffix(".__init__")] = path
+    graph = {name: {x for x in imports_of(path) if x in modules and x != name} for name, path in modules.items()}
+    for module in graph:  # importing a submodule runs its packages, unless they are the importer's own
+        graph[module] = {x for x in graph[module] if not module.startswith(f"{x}.")}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
 def test_extensions_include_no_pytorch_and_backends_nothing_of_each_other():
     for path in [x for x in sorted((ROOT / "csrc").rglob("*")) if x.suffix in (".h", ".cuh", ".cpp", ".cu")]:
         included = re.findall(r'#include ["<](.+)[">]', path.read_text())

@@ -17,7 +17,8 @@ def option(
     The field's name gives the flag (`max_length` -> `--max-length`) and the YAML key, its annotation gives the type.
 
     Args:
-        default: The value if the flag is absent. A list or dict is copied for each instance. Without it the option is required.
+        default: The value if the flag is absent. A list or dict is copied for each instance. Without it the option is
+            required.
         help: One sentence for `--help`, with the unit and the meaning of the default.
         group: The heading in `--help` under which the flag is listed.
         flag: The flag in typer's notation, if it differs from the name, such as `"--resume"` for a switch that has no

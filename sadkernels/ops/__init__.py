@@ -1,1 +1,1 @@
-"""One file per op: its `torch.library` schema, fake and autograd, once for all backends, and its public function."""
+"""The ops: one file per loss, with its `torch.library` op and its public function."""

@@ -1,17 +1,76 @@
-"""The span KL from hidden states: the public function, which checks its arguments once."""
+"""The span KL from hidden states: its op, and the public function, which validates its arguments once."""
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import NamedTuple
+
 from torch import Tensor
 
-from sadkernels import backends, checks
-from sadkernels.divergence import DIVERGENCES
-from sadkernels.ops import linear_library
-from sadkernels.ops.linear_arguments import check_chunk_bytes, check_head, check_rows, check_tokens
-from sadkernels.ops.linear_span_kl_library import NAME, Inputs
-from sadkernels.ops.options import Options
-from sadkernels.ops.row_weights import REDUCTIONS
-from sadkernels.stats import SpanStats, span_stats
+from sadkernels.divergence import DivergenceConfig
+from sadkernels.ops import validate
+from sadkernels.ops.autograd import apply, register
+from sadkernels.ops.chunked import ChunkedOp, Head
+from sadkernels.ops.row_weights import LossOptions
+from sadkernels.spans import SpanStats, span_stats
+
+
+class Inputs(NamedTuple):
+    """The tensors of the op."""
+
+    student_hidden: Tensor  # (..., H_s)
+    student_weight: Tensor  # (V_s, H_s)
+    student_bias: Tensor | None  # (V_s,)
+    teacher_hidden: Tensor  # (..., H_t)
+    teacher_weight: Tensor  # (V_t, H_t)
+    teacher_bias: Tensor | None  # (V_t,)
+    span_ids: Tensor  # (...,)
+    normalizer: Tensor | None  # (2,)
+    rows: Tensor | None  # (M,), the rows to project
+
+
+class Options(NamedTuple):
+    """All other arguments of the op."""
+
+    loss: LossOptions
+    config: DivergenceConfig
+    chunk_bytes: int
+
+
+class TeacherLogits:
+    """A `chunked.Target`: the teacher's logits, projected like the student's.
+
+    Args:
+        kernel: The backend's functions.
+        head: The teacher's hidden states and head.
+    """
+
+    def __init__(self, kernel: ModuleType, head: Head) -> None:
+        self._kernel, self._head = kernel, head
+        self._buffer: Tensor | None = None
+        self.row_bytes = head.weight.shape[0] * head.hidden.element_size()
+
+    def for_rows(self, rows: Tensor, place: slice) -> Tensor:
+        """(n, V), the logits of these rows."""
+        if self._buffer is None:  # the first chunk is the largest
+            self._buffer = self._kernel.new_logits((len(rows), self._head.weight.shape[0]), self._head.hidden)
+        logits = self._buffer[: len(rows)]
+        self._head.project(self._head.hidden.index_select(0, rows), logits)
+        return logits
+
+
+class LinearSpanKL(ChunkedOp):
+    """The divergence from the teacher's hidden states."""
+
+    def floating(self, x: Inputs) -> tuple[Tensor, Tensor]:
+        return x.student_hidden, x.teacher_hidden
+
+    def target(self, x: Inputs, o: Options) -> TeacherLogits:
+        head = Head(x.teacher_hidden.flatten(0, -2), x.teacher_weight, x.teacher_bias)
+        return TeacherLogits(self.kernel(o), head.columns(o.config.vocab_size))
+
+
+_OP = register(LinearSpanKL("linear_span_kl", "span_kl", Inputs, Options, state_rows=3))
 
 
 def fused_linear_span_kl(
@@ -41,74 +100,70 @@ def fused_linear_span_kl(
 ) -> Tensor | tuple[Tensor, SpanStats]:
     r"""`sad.fused_span_kl` from the last hidden states and the two language-model heads, without N x V logits.
 
-    logits = hidden weight^T + bias on both sides. Supervised rows alone are gathered and projected, chunk by chunk; the
-    logits of a chunk become their gradient in place and are multiplied back at once, so neither head is computed twice. Time
-    is proportional to the number of supervised rows; memory beyond inputs and gradients is `chunk_bytes`, whatever N is.
+    On both sides logits = hidden weight^T + bias. Only supervised rows are gathered and projected, one chunk at a time. The
+    gradient of a chunk's logits overwrites them and is multiplied back at once, so no head is computed twice. Time is
+    proportional to the number of supervised rows. Memory beyond inputs and gradients is `chunk_bytes` for any N.
 
     Args:
-        student_hidden: (..., H_s), what the student's head takes; receives a gradient.
-        student_weight: (V_s, H_s), the head's; receives a gradient if it requires one (a frozen head costs none). Same
-            dtype as the hidden states; under autocast both are cast to its dtype. A DTensor is gathered once.
+        student_hidden: (..., H_s), the input of the student's head; receives a gradient.
+        student_weight: (V_s, H_s), the head's weight; receives a gradient if it requires one (a frozen head costs nothing).
+            Same dtype as the hidden states; under autocast both are cast to its dtype. A DTensor is gathered once.
         teacher_hidden: (..., H_t), must not require grad. H_t, dtype and V_t may differ from the student's.
-        teacher_weight: (V_t, H_t), gets no gradient.
-        span_ids: (...,), as in `sad.fused_span_kl`, likewise all arguments that are not described here.
+        teacher_weight: (V_t, H_t), receives no gradient.
+        span_ids: (...,), as in `sad.fused_span_kl`; so are all arguments that are not described here.
         student_bias: (V_s,) or None; receives a gradient if it requires one.
         teacher_bias: (V_t,) or None.
-        rows: (M,) int64, numbers of the rows of the flattened (...,) that are projected. Must hold every supervised row, in
-            any order, once (with `shift`, every row whose next token is supervised); others cost time and change
-            nothing. Without it the rows are looked for, which waits for the device.
-        chunk_bytes: Room for the logits of both sides; at least one row is taken. Default: 128 MiB on a CPU, 256 MiB
-            on a GPU. The loss does not depend on it, gradients of the weight do in the last digit.
+        rows: (M,) int64, the numbers of the rows of the flattened (...,) to project. Must contain each supervised row once,
+            in any order (with `shift`, each row whose next token is supervised). Other rows cost time and change nothing.
+            Pass it to avoid a device synchronization.
+        chunk_bytes: Memory for the logits of both sides; at least one row is projected. Default: 128 MiB on a CPU, 256 MiB
+            on a GPU. The loss does not depend on it; the gradient of the weight does in the last digit.
 
     Returns:
-        As `sad.fused_span_kl`. Gradients have the dtypes of their inputs; those of the weight and the bias are summed in
-        float32 (a chunk's bfloat16 product is rounded once on a CPU, whose libraries give no wider one).
+        As `sad.fused_span_kl`. Gradients have the dtypes of their inputs. Those of weight and bias are summed in float32 (on
+        a CPU the bfloat16 product of a chunk is rounded once, because PyTorch has none with a float32 result).
 
     Raises:
-        ValueError: A shape, device, number or name is not usable; the message names the argument and the remedy.
-        TypeError: An argument is of the wrong type or dtype.
-        sadkernels.backends.BackendUnavailableError: The backend named cannot run these tensors here.
+        ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.
+        TypeError: An argument has the wrong type or dtype.
+        sadkernels.backends.BackendUnavailableError: The backend was requested by name and cannot run here.
 
     Example:
         >>> hidden = student.model(x).last_hidden_state
         >>> loss = sad.fused_linear_span_kl(hidden, student.lm_head.weight, t_hidden, t_weight, span_ids, shift=True)
     """
-    student = check_head("student", student_hidden, student_weight, student_bias)
-    teacher = check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
-    lead, device = check_tokens(student_hidden)
-    if teacher_hidden.shape[:-1] != lead:
-        got = f"{tuple(teacher_hidden.shape)} against {tuple(student_hidden.shape)}"
-        checks.fail("teacher_hidden", "the student's shape except for H", got, "Run both models on the same tokens.")
-    if teacher_hidden.device != device:
-        got = f"{teacher_hidden.device} against {device}"
-        checks.fail("teacher_hidden", "the student's device", got, "Move one of them with `.to(...)`.")
-    if teacher_hidden.requires_grad:
-        checks.fail("teacher_hidden", "a tensor without grad", "one that requires grad", "Pass `teacher_hidden.detach()`.")
-    checks.check_span_ids("span_ids", span_ids, lead, device, "student_hidden")
-    checks.check_choice("reduction", reduction, REDUCTIONS)
-    checks.check_choice("divergence", divergence, DIVERGENCES)
-    checks.check_choice("backend", backend, ("auto", *backends.PACKAGES))
+    student = validate.check_head("student", student_hidden, student_weight, student_bias)
+    teacher = validate.check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
+    validate.check_tokens(student_hidden)
+    validate.check_teacher("teacher_hidden", teacher_hidden, student_hidden, "H")
+    validate.check_span_ids(span_ids, student_hidden, "student_hidden")
+    device = student_hidden.device
     if rows is not None:
-        check_rows(rows, device)
-    scales = checks.check_per_side("logit_scale", logit_scale, default=1.0)
-    caps = checks.check_per_side("logit_softcap", logit_softcap, default=None)
+        validate.check_rows(rows, device)
     options = Options(
-        checks.check_number("lambda_reason", lambda_reason, at_least=0.0),
-        checks.check_number("lambda_act", lambda_act, at_least=0.0),
-        reduction,
-        bool(shift),
-        bool(return_stats),
-        backend,
-        "",
-        checks.check_vocab_size(vocab_size, student_weight.t(), teacher_weight.t()),  # their rows are the logits' columns
-        checks.check_number("temperature", temperature, above=0.0),
-        divergence,
-        checks.check_beta(beta),
-        *scales,
-        *caps,
+        validate.loss_options(
+            "span_kl",
+            (student[0], teacher[0]),
+            lambda_reason=lambda_reason,
+            lambda_act=lambda_act,
+            reduction=reduction,
+            shift=shift,
+            return_stats=return_stats,
+            backend=backend,
+        ),
+        validate.divergence_config(
+            student_weight.shape[0],
+            teacher_weight.shape[0],
+            vocab_size=vocab_size,
+            temperature=temperature,
+            divergence=divergence,
+            beta=beta,
+            logit_scale=logit_scale,
+            logit_softcap=logit_softcap,
+        ),
+        validate.check_chunk_bytes(chunk_bytes, device),
     )
-    normalizer = checks.check_normalizer(normalizer, reduction, device)
-    chunk_bytes = check_chunk_bytes(chunk_bytes, device)
+    normalizer = validate.check_normalizer(normalizer, reduction, device)
     inputs = Inputs(*student, *(None if x is None else x.detach() for x in teacher), span_ids, normalizer, rows)
-    loss, sums, counts = linear_library.apply(NAME, inputs, options, chunk_bytes)
+    loss, sums, counts = apply(_OP, inputs, options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

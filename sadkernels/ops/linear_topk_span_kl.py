@@ -1,15 +1,75 @@
-"""The KL to a teacher's likeliest columns from hidden states: the public function, which checks its arguments once."""
+"""The top-k span KL from hidden states: its op, and the public function, which validates its arguments once."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
-from sadkernels import checks
-from sadkernels.ops import linear_library
-from sadkernels.ops.linear_arguments import check_chunk_bytes, check_head, check_rows, check_tokens
-from sadkernels.ops.linear_topk_span_kl_library import NAME, Inputs
-from sadkernels.ops.topk_arguments import check_list, check_mixture, check_options
-from sadkernels.stats import SpanStats, span_stats
+from sadkernels.divergence import DivergenceConfig
+from sadkernels.ops import validate
+from sadkernels.ops.autograd import apply, register
+from sadkernels.ops.chunked import ChunkedOp
+from sadkernels.ops.row_weights import LossOptions
+from sadkernels.spans import SpanStats, span_stats
+from sadkernels.topk import TAILS, TopkTarget, row_labels, topk_target
+
+_ENTRY_BYTES = 48  # per column of a row while it is sorted: columns, order and log-probabilities of 8 bytes each, and copies
+
+
+class Inputs(NamedTuple):
+    """The tensors of the op."""
+
+    student_hidden: Tensor  # (..., H)
+    student_weight: Tensor  # (V, H)
+    student_bias: Tensor | None  # (V,)
+    logprobs: Tensor  # (..., k), or (M, k) with `rows`
+    ids: Tensor  # as `logprobs`
+    target_ids: Tensor | None  # (...,)
+    span_ids: Tensor  # (...,)
+    normalizer: Tensor | None  # (2,)
+    rows: Tensor | None  # (M,), the rows to project
+
+
+class Options(NamedTuple):
+    """All other arguments of the op."""
+
+    loss: LossOptions
+    config: DivergenceConfig
+    tail: str
+    alpha: float
+    chunk_bytes: int
+
+
+class TopkRows:
+    """A `chunked.Target`: the top-k columns and the label of each row."""
+
+    def __init__(self, x: Inputs, o: Options, dtype: torch.dtype) -> None:
+        k = x.ids.shape[-1]
+        self.row_bytes = k * _ENTRY_BYTES
+        self._logprobs, self._ids, self._by_place = x.logprobs.reshape(-1, k), x.ids.reshape(-1, k), x.rows is not None
+        self._labels = None if x.target_ids is None else row_labels(x.target_ids, o.config.vocab_size, o.loss.shift)
+        self._config = {"vocab_size": o.config.vocab_size, "tail": o.tail, "alpha": o.alpha, "dtype": dtype}
+
+    def for_rows(self, rows: Tensor, place: slice) -> TopkTarget:
+        """The targets of these rows."""
+        at = place if self._by_place else rows
+        labels = None if self._labels is None else self._labels[rows]
+        return topk_target(self._logprobs[at], self._ids[at], labels, **self._config)
+
+
+class LinearTopkSpanKL(ChunkedOp):
+    """The divergence from the teacher's top-k columns, mixed with the cross-entropy."""
+
+    def floating(self, x: Inputs) -> tuple[Tensor, Tensor]:
+        return x.student_hidden, x.logprobs
+
+    def target(self, x: Inputs, o: Options) -> TopkRows:
+        return TopkRows(x, o, self.loss_dtype(x))
+
+
+_OP = register(LinearTopkSpanKL("linear_topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=2))
 
 
 def fused_linear_topk_span_kl(
@@ -39,67 +99,76 @@ def fused_linear_topk_span_kl(
 ) -> Tensor | tuple[Tensor, SpanStats]:
     r"""`sad.fused_topk_span_kl` from the student's last hidden states and its language-model head, without N x V logits.
 
-    student_logits = student_hidden student_weight^T + student_bias, of supervised rows alone and a chunk of them at a time,
+    student_logits = student_hidden student_weight^T + student_bias, of supervised rows only and one chunk of them at a time,
     as in `sad.fused_linear_span_kl`.
 
     Args:
-        student_hidden: (..., H), what the student's head takes; receives a gradient.
-        student_weight: (V, H), the head's; receives a gradient if it requires one (a frozen head costs none). Same dtype as
-            the hidden states; under autocast both are cast to its dtype. A DTensor is gathered once.
+        student_hidden: (..., H), the input of the student's head; receives a gradient.
+        student_weight: (V, H), the head's weight; receives a gradient if it requires one (a frozen head costs nothing). Same
+            dtype as the hidden states; under autocast both are cast to its dtype. A DTensor is gathered once.
         teacher_logprobs: (..., k) as in `sad.fused_topk_span_kl`. With `rows` it is (M, k): entry i belongs to row rows[i],
-            so that nobody need keep lists of rows without a span.
+            so rows without a span need no entry.
         teacher_ids: Of the shape of `teacher_logprobs`.
         span_ids: (...,), as in `sad.fused_span_kl`.
         student_bias: (V,) or None; receives a gradient if it requires one.
-        tail: As in `sad.fused_topk_span_kl`, likewise `alpha`, the lambdas, `temperature`, `reduction`, `normalizer`,
-            `shift`, `vocab_size`, `logit_scale`, `logit_softcap`, `return_stats` and `backend`.
-        target_ids: (...,) of all rows, also with `rows`.
-        rows: (M,) int64, numbers of the rows of the flattened (...,) that are projected. Must hold every supervised row, in
-            any order, once (with `shift`, every row whose next token is supervised: row t is the one whose logits predict
-            token t + 1, and its list is the teacher's prediction of that token); others cost time and change nothing.
-            Without it the rows are looked for, which waits for the device.
-        chunk_bytes: Room for the student's logits and the lists; at least one row is taken. Default: 128 MiB on a CPU,
-            256 MiB on a GPU.
+        tail: As in `sad.fused_topk_span_kl`; so are `alpha`, the lambdas, `temperature`, `reduction`, `normalizer`, `shift`,
+            `vocab_size`, `logit_scale`, `logit_softcap`, `return_stats` and `backend`.
+        target_ids: (...,), of all rows, also with `rows`.
+        rows: (M,) int64, the numbers of the rows of the flattened (...,) to project. Must contain each supervised row once,
+            in any order (with `shift`, each row whose next token is supervised: the logits of row t predict token t + 1, and
+            its entry is the teacher's prediction of that token). Other rows cost time and change nothing. Pass it to avoid
+            a device synchronization.
+        chunk_bytes: Memory for the student's logits and the targets; at least one row is projected. Default: 128 MiB on a
+            CPU, 256 MiB on a GPU.
 
     Returns:
-        As `sad.fused_topk_span_kl`. Gradients have the dtypes of their inputs; those of the weight and the bias are summed
-        in float32 (a chunk's bfloat16 product is rounded once on a CPU, whose libraries give no wider one).
+        As `sad.fused_topk_span_kl`. Gradients have the dtypes of their inputs. Those of weight and bias are summed in
+        float32 (on a CPU the bfloat16 product of a chunk is rounded once, because PyTorch has none with a float32 result).
 
     Raises:
-        ValueError: A shape, device, number or name is not usable; the message names the argument and the remedy.
-        TypeError: An argument is of the wrong type or dtype.
-        sadkernels.backends.BackendUnavailableError: The backend named cannot run these tensors here.
+        ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.
+        TypeError: An argument has the wrong type or dtype.
+        sadkernels.backends.BackendUnavailableError: The backend was requested by name and cannot run here.
 
     Example:
         >>> hidden = student.model(x).last_hidden_state
         >>> loss = sad.fused_linear_topk_span_kl(hidden, student.lm_head.weight, logprobs, ids, span_ids, shift=True)
     """
-    student = check_head("student", student_hidden, student_weight, student_bias)
-    lead, device = check_tokens(student_hidden)
+    student = validate.check_head("student", student_hidden, student_weight, student_bias)
+    validate.check_tokens(student_hidden)
+    device = student_hidden.device
     if rows is None:
-        check_list(teacher_logprobs, teacher_ids, lead, device, "the student's shape except for k")
+        shape, expected = student_hidden.shape[:-1], "the student's shape except for k"
     else:
-        check_rows(rows, device)
-        check_list(teacher_logprobs, teacher_ids, rows.shape, device, "shape (M, k), a list for each of `rows`")
-    alpha = check_mixture(alpha, target_ids, lead, device, "student_hidden without H")
-    checks.check_span_ids("span_ids", span_ids, lead, device, "student_hidden")
-    options = check_options(
-        student_weight.t(),  # its rows are the logits' columns
-        tail=tail,
-        alpha=alpha,
-        lambda_reason=lambda_reason,
-        lambda_act=lambda_act,
-        temperature=temperature,
-        reduction=reduction,
-        shift=shift,
-        vocab_size=vocab_size,
-        logit_scale=logit_scale,
-        logit_softcap=logit_softcap,
-        return_stats=return_stats,
-        backend=backend,
+        validate.check_rows(rows, device)
+        shape, expected = rows.shape, "shape (M, k), k entries for each of `rows`"
+    validate.check_topk(teacher_logprobs, teacher_ids, shape, device, expected)
+    alpha = validate.check_mixture(alpha, target_ids, student_hidden, "student_hidden")
+    validate.check_span_ids(span_ids, student_hidden, "student_hidden")
+    validate.check_choice("tail", tail, TAILS)
+    options = Options(
+        validate.loss_options(
+            "topk_span_kl",
+            (student[0], teacher_logprobs),
+            lambda_reason=lambda_reason,
+            lambda_act=lambda_act,
+            reduction=reduction,
+            shift=shift,
+            return_stats=return_stats,
+            backend=backend,
+        ),
+        validate.student_config(
+            student_weight.shape[0],
+            vocab_size=vocab_size,
+            temperature=temperature,
+            logit_scale=logit_scale,
+            logit_softcap=logit_softcap,
+        ),
+        tail,
+        alpha,
+        validate.check_chunk_bytes(chunk_bytes, device),
     )
-    normalizer = checks.check_normalizer(normalizer, reduction, device)
+    normalizer = validate.check_normalizer(normalizer, reduction, device)
     targets = (teacher_logprobs, teacher_ids, target_ids if alpha < 1.0 else None)
-    inputs = Inputs(*student, *targets, span_ids, normalizer, rows)
-    loss, sums, counts = linear_library.apply(NAME, inputs, options, check_chunk_bytes(chunk_bytes, device))
+    loss, sums, counts = apply(_OP, Inputs(*student, *targets, span_ids, normalizer, rows), options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

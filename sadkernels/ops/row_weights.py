@@ -1,57 +1,140 @@
-"""From span ids to what a kernel needs of a row: its kind, and the weight of its KL in the loss."""
+"""The weight of each row in the loss, and the reduction of row values to the loss and its statistics."""
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sadkernels.kinds import SpanKind
+from sadkernels.divergence import RowValues
+from sadkernels.spans import SpanKind
 
 REDUCTIONS = ("mean", "sum", "span_mean", "none")
 
 
+class LossOptions(NamedTuple):
+    """The options that every loss has.
+
+    Attributes:
+        lambda_reason: Weight of the reasoning tokens, >= 0.
+        lambda_act: Weight of the action tokens, >= 0.
+        reduction: One of `REDUCTIONS`.
+        shift: Whether row t of (..., T) takes the span id of token t + 1.
+        stats: Whether the loss also returns statistics.
+        inplace: Whether the gradient overwrites the student's logits.
+        backend: The backend that computes the loss; never "auto".
+    """
+
+    lambda_reason: float
+    lambda_act: float
+    reduction: str
+    shift: bool
+    stats: bool
+    inplace: bool
+    backend: str
+
+
 class RowWeights(NamedTuple):
-    """N rows: `kinds` (N,) uint8 after `shift`; `weights` (N,) by which the loss sums the KLs; `counts` (2,) int64."""
+    """The part that each of N rows has in the loss.
+
+    Attributes:
+        kinds: (N,) uint8, the span kind after `shift`: 1 reason, 2 act, 0 none.
+        weights: (N,), the loss is sum_n weights[n] value[n].
+        counts: (2,) int64, the number of reason rows and of act rows.
+    """
 
     kinds: Tensor
     weights: Tensor
     counts: Tensor
 
+    def kinds_to_read(self, o: LossOptions) -> Tensor:
+        """(N,) uint8, the kinds of the rows that a kernel reads, 0 for the others.
+
+        A row of weight 0 is counted but not read, unless its value or its statistics are returned.
+        """
+        return self.kinds if o.stats or o.reduction == "none" else self.kinds * (self.weights != 0)
+
+    def times(self, upstream: Tensor) -> RowWeights:
+        """The weights times the upstream gradient, a scalar or (...,); rows whose product is 0 get kind 0."""
+        scaled = torch.where(self.weights != 0, self.weights * upstream.reshape(-1).to(self.weights.dtype), 0)
+        return self._replace(weights=scaled, kinds=self.kinds * (scaled != 0))
+
+    def select(self, rows: Tensor) -> RowWeights:
+        """The weights of some rows, given by their numbers (M,); the counts stay those of all rows."""
+        return RowWeights(self.kinds[rows], self.weights[rows], self.counts)
+
 
 def row_kinds(span_ids: Tensor, shift: bool) -> Tensor:
     """(N,) uint8: 1 reason, 2 act, 0 anything else; with `shift` row t of (..., T) takes the id of t + 1."""
-    supervised = (span_ids == SpanKind.REASON) | (span_ids == SpanKind.ACT)
-    kinds = torch.where(supervised, span_ids, 0).to(torch.uint8)
-    if shift:
-        kinds = torch.nn.functional.pad(kinds[..., 1:], (0, 1))
-    return kinds.reshape(-1)
+    reason, act = _is_kind(span_ids, shift).view(torch.uint8).unbind()
+    return torch.add(reason, act, alpha=SpanKind.ACT)
 
 
-def row_weights(
-    span_ids: Tensor,
-    normalizer: Tensor | None,
-    lambdas: tuple[float, float],
-    reduction: str,
-    shift: bool,
-    dtype: torch.dtype,
-) -> RowWeights:
-    """Row weights so that the loss is sum_n weights[n] KL[n] (eq. 6, divided as `reduction` says).
+def row_weights(span_ids: Tensor, normalizer: Tensor | None, o: LossOptions, dtype: torch.dtype) -> RowWeights:
+    """Computes the row weights, so that the loss is sum_n weights[n] value[n] (eq. 6, divided as `o.reduction` says).
 
-    `normalizer` (2,) replaces the local counts: equal entries for "mean", one per kind for "span_mean".
-    A count of zero divides nothing, since no row carries its weight.
+    Args:
+        span_ids: (...,) integers.
+        normalizer: (2,) tensor that replaces the local counts: equal entries for "mean", one per kind for "span_mean".
+            None: the local counts. A count of 0 divides nothing, because no row has its weight.
+        o: Options of the loss.
+        dtype: Dtype of the weights.
     """
-    kinds = row_kinds(span_ids, shift)
-    counts = torch.stack([(kinds == SpanKind.REASON).sum(), (kinds == SpanKind.ACT).sum()])
-    if reduction == "none":
+    is_kind = _is_kind(span_ids, o.shift)
+    reason, act = is_kind.view(torch.uint8).unbind()
+    kinds, counts = torch.add(reason, act, alpha=SpanKind.ACT), is_kind.sum(1)
+    if o.reduction == "none":
         return RowWeights(kinds, (kinds != 0).to(dtype), counts)
-    by_kind = torch.stack([torch.full((), x, dtype=dtype, device=kinds.device) for x in lambdas])
-    if reduction != "sum":
+    weight = torch.full((2,), o.lambda_reason, dtype=dtype, device=kinds.device)
+    if o.lambda_act != o.lambda_reason:
+        weight[1] = o.lambda_act
+    if o.reduction != "sum":
         if normalizer is None:
-            normalizer = counts if reduction == "span_mean" else counts.sum().expand(2)
-            normalizer = normalizer.clamp(min=1)
-        # A lambda of 0 stays 0 whatever the divisor, so that its rows are neither read nor turned into NaN.
-        by_kind = torch.where(by_kind == 0, 0, by_kind / normalizer.to(dtype))
-    table = torch.nn.functional.pad(by_kind, (1, 0))
-    return RowWeights(kinds, table[kinds.long()], counts)
+            normalizer = (counts if o.reduction == "span_mean" else counts.sum()).clamp(min=1)
+        divided = weight / normalizer.to(dtype)
+        # A lambda of 0 gives weight 0 whatever the normalizer is, so its rows are neither read nor NaN.
+        weight = divided if o.lambda_reason and o.lambda_act else torch.where(weight == 0, 0, divided)
+    return RowWeights(kinds, torch.where(is_kind, weight[:, None], 0).sum(0), counts)
+
+
+def reduce_values(value: Tensor, rows: RowWeights, shape: torch.Size, o: LossOptions) -> Tensor:
+    """The loss from the values (N,) of all rows: a scalar, or `shape` for reduction="none"."""
+    if o.reduction == "none":
+        return value.view(shape)
+    if o.stats:  # a row of weight 0 was read, and its value may be NaN
+        return torch.where(rows.weights != 0, rows.weights * value, 0).sum()
+    return (rows.weights * value).sum()
+
+
+def sums_by_kind(values: RowValues, rows: RowWeights) -> Tensor:
+    """(2, 4): for reason and act rows the sums of divergence, teacher entropy, student entropy and agreements.
+
+    (0, 4) if the values have no statistics.
+    """
+    if values.entropies is None:
+        return values.value.new_empty((0, 4))
+    agree = values.argmax[0] == values.argmax[1]
+    by_row = torch.cat([values.value[None], values.entropies, agree[None]])
+    return torch.where(_is_kind(rows.kinds, shift=False)[:, None], by_row, 0).sum(-1)
+
+
+def fake_results(span_ids: Tensor, o: LossOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, sums and counts with the shapes and dtypes of the real ones; `dtype` is that of the loss."""
+    loss = span_ids.new_empty(span_ids.shape if o.reduction == "none" else (), dtype=dtype)
+    sums = span_ids.new_empty((2 if o.stats else 0, 4), dtype=dtype)
+    return loss, sums, span_ids.new_empty((2,), dtype=torch.int64)
+
+
+@functools.cache
+def _kinds(device: torch.device) -> Tensor:
+    """(2, 1): the ids of reason and act."""
+    return torch.tensor([[SpanKind.REASON], [SpanKind.ACT]], device=device)
+
+
+def _is_kind(span_ids: Tensor, shift: bool) -> Tensor:
+    """(2, N) bool: whether each row is reason, and whether it is act."""
+    if shift:
+        span_ids = torch.nn.functional.pad(span_ids[..., 1:], (0, 1))
+    return span_ids.reshape(-1) == _kinds(span_ids.device)

@@ -1,23 +1,112 @@
-"""The span KL on logits: the public function, which checks its arguments once."""
+"""The span KL on logits: its op, and the public function, which validates its arguments once.
+
+`LogitsOp` is the part that all losses on logits share.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import abc
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sadkernels import backends, checks
-from sadkernels.divergence import DIVERGENCES
-from sadkernels.ops import vocab_parallel
-from sadkernels.ops.options import Options
-from sadkernels.ops.row_weights import REDUCTIONS
-from sadkernels.ops.span_kl_expecting import OnePassIfExpected
-from sadkernels.ops.span_kl_library import OnePass
-from sadkernels.stats import SpanStats, span_stats
+from sadkernels.divergence import DivergenceConfig
+from sadkernels.ops import validate, vocab_parallel
+from sadkernels.ops.autograd import LossOp, Results, apply, register
+from sadkernels.ops.row_weights import LossOptions, RowWeights, reduce_values, sums_by_kind
+from sadkernels.row_layout import with_row_layout
+from sadkernels.spans import SpanStats, span_stats
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class LogitsOp(LossOp):
+    """A loss on the student's logits, the first input `student` (..., V)."""
+
+    leaves = 1
+    writes_in_place = True
+
+    @abc.abstractmethod
+    def target(self, x: Any, o: Any) -> Any:
+        """The teacher side of all rows, as the kernel takes it after the student's logits."""
+
+    def grad_in_forward(self, x: Any, o: Any) -> bool:
+        """A float16 gradient would underflow before the loss scale multiplies it."""
+        return o.loss.reduction != "none" and x.student.dtype != torch.float16
+
+    def gradient_dtype(self, x: Any) -> torch.dtype:
+        return x.student.dtype
+
+    def forward(self, x: Any, o: Any) -> tuple[Tensor, ...]:
+        rows, target = self.row_weights(x, o), self.target(x, o)
+        student, kinds = with_row_layout(x.student), rows.kinds_to_read(o.loss)
+        values = self.kernel(o).forward(student, target, kinds, o.config, stats=o.loss.stats)
+        return *self._results(values, target, rows, x, o), values.state
+
+    def forward_backward(self, x: Any, o: Any, wants: list[bool]) -> tuple[Tensor, ...]:
+        rows, target, grad = self.row_weights(x, o), self.target(x, o), self._gradient_buffer(x, o)
+        student, kinds = with_row_layout(x.student), rows.kinds_to_read(o.loss)
+        values = self.kernel(o).forward_backward(
+            student, target, kinds, rows.weights, o.config, stats=o.loss.stats, grad=grad
+        )
+        return *self._results(values, target, rows, x, o), grad
+
+    def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
+        rows, grad = self.row_weights(x, o).times(upstream), self._gradient_buffer(x, o)
+        student = with_row_layout(x.student)
+        self.kernel(o).backward(student, self.target(x, o), rows.kinds, state, rows.weights, o.config, grad=grad)
+        return (grad,)
+
+    def scale_(self, gradient: Tensor, span_ids: Tensor, upstream: Tensor, shift: bool, backend: str) -> None:
+        torch.ops.sad.scale_supervised_rows_(gradient, span_ids, upstream, shift, backend)
+
+    def _gradient_buffer(self, x: Any, o: Any) -> Tensor:
+        return x.student if o.loss.inplace else self.kernel(o).new_logits(x.student.shape, x.student)
+
+    def _results(self, values: Any, target: Any, rows: RowWeights, x: Any, o: Any) -> Results:
+        loss = reduce_values(values.value, rows, x.span_ids.shape, o.loss)
+        return loss, sums_by_kind(values.as_row_values(target), rows), rows.counts
+
+
+class Inputs(NamedTuple):
+    """The tensors of the op."""
+
+    student: Tensor  # (..., V_s)
+    teacher: Tensor  # (..., V_t)
+    span_ids: Tensor  # (...,)
+    normalizer: Tensor | None  # (2,)
+
+
+class Options(NamedTuple):
+    """All other arguments of the op; `group` names the process group that shares the vocabulary, "" if there is none."""
+
+    loss: LossOptions
+    config: DivergenceConfig
+    group: str
+
+
+class SpanKL(LogitsOp):
+    """The divergence from the teacher's logits."""
+
+    def floating(self, x: Inputs) -> tuple[Tensor, Tensor]:
+        return x.student, x.teacher
+
+    def target(self, x: Inputs, o: Options) -> Tensor:
+        return with_row_layout(x.teacher)
+
+    def kernel(self, o: Options) -> ModuleType | vocab_parallel.Kernel:
+        kernel = super().kernel(o)
+        return vocab_parallel.Kernel(kernel, o.group) if o.group else kernel
+
+    def grad_in_forward(self, x: Inputs, o: Options) -> bool:
+        """With a shared vocabulary the gradient needs the log-sum-exps of all ranks first."""
+        return not o.group and super().grad_in_forward(x, o)
+
+
+_OP = register(SpanKL("span_kl", "span_kl", Inputs, Options, state_rows=3))
 
 
 def fused_span_kl(
@@ -41,117 +130,96 @@ def fused_span_kl(
     return_stats: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, SpanStats]:
-    r"""KL(teacher || student) on the reasoning and the action tokens of agent trajectories, fused.
+    r"""KL(teacher || student) on the reasoning tokens and the action tokens of agent trajectories.
 
         L = lambda_r sum_t m_r(t) KL(p_T(x_t) || p_S(x_t)) + lambda_a sum_t m_a(t) KL(p_T(x_t) || p_S(x_t))
 
-    (Structured Agent Distillation, eqs. 4 to 6), where p = softmax(logits / temperature). One call over the supervised
-    rows gives loss, statistics and gradient; other rows are never read and get a gradient of exactly 0, and no buffer of
-    the logits' size is made besides the gradient. The same bits on every run.
+    (Structured Agent Distillation, eqs. 4 to 6) with p = softmax(logits / temperature). One pass over the supervised rows
+    computes loss, statistics and gradient. Rows without a span are never read, and their gradient is exactly 0. No buffer of
+    N x V elements is allocated except the gradient. Every run gives the same bits.
 
     Args:
         student_logits: (..., V_s), float32, bfloat16 or float16 (float64 on `reference`), any strides with a unit stride
             on V. Receives the gradient, in its dtype.
-        teacher_logits: (..., V_t), dtype and V may differ from the student's. Must not require grad.
-        span_ids: (...,), any integer dtype: 0 none, 1 reason, 2 act (`sad.Span.REASON`, `sad.Span.ACT`); any other
-            value, such as -100, means none.
+        teacher_logits: (..., V_t). Dtype and V may differ from the student's. Must not require grad.
+        span_ids: (...,), any integer dtype: 0 none, 1 reason, 2 act (`sad.SpanKind`). Any other value, such as -100, means
+            none.
         lambda_reason: Weight of the reasoning tokens, >= 0.
-        lambda_act: Weight of the action tokens, >= 0. Rows of weight 0 count in "mean" but are read for statistics only.
-        temperature: T > 0, divides both sides' logits. The loss is the KL of the tempered distributions, not
+        lambda_act: Weight of the action tokens, >= 0. Rows of weight 0 count in "mean"; they are read for statistics only.
+        temperature: T > 0, divides the logits of both sides. The loss is the KL of the tempered distributions; it is not
             multiplied by T^2.
         reduction: "sum" is L. "mean" divides it by the number of supervised tokens n_r + n_a. "span_mean" is
-            lambda_r L_cot / n_r + lambda_a L_act / n_a. "none" gives the KL of every token, not weighted by lambda, in the
-            shape of `span_ids`. Without a supervised token the loss and the gradient are exactly 0.
+            lambda_r L_cot / n_r + lambda_a L_act / n_a. "none" gives the KL of each token in the shape of `span_ids`,
+            without the lambdas. Without a supervised token the loss and the gradient are exactly 0.
         normalizer: Replaces the local token counts in "mean" (a number or a 0-dim tensor on the logits' device) and in
-            "span_mean" (two of them): the global count under gradient accumulation and data parallelism.
-        shift: For logits (..., T, V) of a causal model: row t is judged by the span id of token t + 1. Nothing is copied;
-            the last row carries no loss and the id of token 0 counts nowhere.
-        vocab_size: The softmaxes run over the first `vocab_size` columns of both sides; the gradient beyond is 0.
+            "span_mean" (two of them). Pass the global count under gradient accumulation and data parallelism.
+        shift: For logits (..., T, V) of a causal model: row t takes the span id of token t + 1. Nothing is copied. The last
+            row has no loss, and the id of token 0 is not counted.
+        vocab_size: The softmaxes run over the first `vocab_size` columns of both sides; the gradient of the others is 0.
             Default: min(V_s, V_t), which is right for vocabularies padded to different sizes.
-        divergence: "forward_kl" is KL(teacher || student), the paper's; "reverse_kl" is KL(student || teacher), MiniLLM's;
-            "jsd" is beta KL(teacher || m) + (1 - beta) KL(student || m) with the mixture m = beta teacher +
-            (1 - beta) student, the generalized Jensen-Shannon divergence of GKD (Agarwal et al., 2024).
-        beta: The teacher's weight in "jsd", 0 < beta < 1. Towards 0 JSD / beta becomes forward_kl, towards 1
+        divergence: "forward_kl" is KL(teacher || student), the paper's. "reverse_kl" is KL(student || teacher), as in
+            MiniLLM. "jsd" is the generalized Jensen-Shannon divergence of GKD (Agarwal et al., 2024):
+            beta KL(teacher || m) + (1 - beta) KL(student || m) with the mixture m = beta teacher + (1 - beta) student.
+        beta: The teacher's weight in "jsd", 0 < beta < 1. Towards 0, JSD / beta becomes forward_kl; towards 1,
             JSD / (1 - beta) becomes reverse_kl.
-        logit_scale: Multiplies the logits before anything else (> 0); a number for both sides, or (student, teacher).
-        logit_softcap: Replaces logits x, already scaled, by cap tanh(x / cap) (cap > 0), as Gemma 2 does; a number for both
-            sides, or (student, teacher) with None for a side without a cap.
-        process_group: The ranks that share the vocabulary: each passes its slice of the columns of both logits, the same
-            slice of both, slices in the order of the ranks, everything else equal on all ranks. `vocab_size` then counts
-            the columns of the own slice. All ranks get the loss of the whole rows, and the gradient of their slice. Two to
-            four numbers a row travel (`return_stats` adds six).
+        logit_scale: Multiplies the logits before anything else (> 0): a number for both sides, or (student, teacher).
+        logit_softcap: Replaces scaled logits x by cap tanh(x / cap) (cap > 0), as Gemma 2 does: a number for both sides, or
+            (student, teacher) with None for a side without a cap.
+        process_group: The ranks that share the vocabulary. Each rank passes its slice of the columns of both logits: the
+            same slice of both, in the order of the ranks. All other arguments are equal on all ranks; `vocab_size` counts
+            the columns of the rank's slice. All ranks get the loss of the whole rows and the gradient of their slice. Two to
+            four numbers per row are communicated, six more with `return_stats`.
         inplace_backward: Write the gradient over `student_logits`, whose contents are undefined from the call on. No
-            gradient buffer is allocated; a second backward raises, as does the backward of another op that saved the
+            gradient buffer is allocated. A second backward raises, and so does the backward of another op that saved the
             logits. Without grad mode nothing is written.
-        return_stats: Also return `SpanStats` from the same pass, without a device sync.
-        backend: "auto", or one of "reference", "cpu", "triton" by name, which never falls back.
+        return_stats: Also return `SpanStats` from the same pass, without a device synchronization.
+        backend: "auto", or "reference", "cpu", "triton" or "cuda". A backend requested by name is never replaced.
 
     Returns:
-        The loss, a float32 scalar (float64 if an input is); with `return_stats` a pair (loss, `SpanStats`). A divergence is
-        never negative. "forward_kl" is +inf where the student's logit is -inf and the teacher's is not, and its gradient
-        q - p stays finite there. "reverse_kl" is +inf where the teacher's logit is -inf and the student's is not, and its
-        gradient is not finite there. "jsd" is always finite. A NaN logit in a supervised row makes the loss NaN, as does a
-        row whose columns are all -inf.
+        The loss, a float32 scalar (float64 if an input is float64); with `return_stats` a pair (loss, `SpanStats`). A
+        divergence is never negative. "forward_kl" is +inf if the student's logit is -inf and the teacher's is not; its
+        gradient q - p stays finite. "reverse_kl" is +inf if the teacher's logit is -inf and the student's is not; its
+        gradient is not finite. "jsd" is always finite. The loss is NaN if a supervised row has a NaN logit or only -inf
+        logits.
 
     Raises:
-        ValueError: A shape, device, number or name is not usable; the message names the argument and the remedy.
-        TypeError: An argument is of the wrong type or dtype.
-        sadkernels.backends.BackendUnavailableError: The backend named cannot run these tensors here.
+        ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.
+        TypeError: An argument has the wrong type or dtype.
+        sadkernels.backends.BackendUnavailableError: The backend was requested by name and cannot run here.
 
     Example:
         >>> loss = sad.fused_span_kl(student(x).logits, teacher_logits, span_ids, shift=True)
         >>> loss.backward()
     """
-    checks.check_logits("student_logits", student_logits)
-    checks.check_logits("teacher_logits", teacher_logits)
-    lead = student_logits.shape[:-1]
-    if teacher_logits.shape[:-1] != lead:
-        got = f"{tuple(teacher_logits.shape)} against {tuple(student_logits.shape)}"
-        checks.fail("teacher_logits", "the student's shape except for V", got, "Run both models on the same tokens.")
-    if teacher_logits.device != student_logits.device:
-        got = f"{teacher_logits.device} against {student_logits.device}"
-        checks.fail("teacher_logits", "the student's device", got, "Move one of them with `.to(...)`.")
-    if teacher_logits.requires_grad:
-        checks.fail("teacher_logits", "a tensor without grad", "one that requires grad", "Pass `teacher_logits.detach()`.")
-    checks.check_span_ids("span_ids", span_ids, lead, student_logits.device, "student_logits")
-    checks.check_choice("reduction", reduction, REDUCTIONS)
-    checks.check_choice("divergence", divergence, DIVERGENCES)
-    checks.check_choice("backend", backend, ("auto", *backends.PACKAGES))
-    if shift and not lead:
-        checks.fail("shift", "logits of shape (..., T, V)", tuple(student_logits.shape), "Leave shift=False.")
-    checks.check_process_group("process_group", process_group)
-    scales = checks.check_per_side("logit_scale", logit_scale, default=1.0)
-    caps = checks.check_per_side("logit_softcap", logit_softcap, default=None)
+    validate.check_logits("student_logits", student_logits)
+    validate.check_logits("teacher_logits", teacher_logits)
+    validate.check_teacher("teacher_logits", teacher_logits, student_logits, "V")
+    validate.check_span_ids(span_ids, student_logits, "student_logits")
+    validate.check_process_group(process_group)
     options = Options(
-        checks.check_number("lambda_reason", lambda_reason, at_least=0.0),
-        checks.check_number("lambda_act", lambda_act, at_least=0.0),
-        reduction,
-        bool(shift),
-        bool(return_stats),
-        backend,
+        validate.loss_options(
+            "span_kl",
+            (student_logits, teacher_logits),
+            lambda_reason=lambda_reason,
+            lambda_act=lambda_act,
+            reduction=reduction,
+            shift=shift,
+            return_stats=return_stats,
+            backend=backend,
+            inplace_backward=inplace_backward,
+        ),
+        validate.divergence_config(
+            student_logits.shape[-1],
+            teacher_logits.shape[-1],
+            vocab_size=vocab_size,
+            temperature=temperature,
+            divergence=divergence,
+            beta=beta,
+            logit_scale=logit_scale,
+            logit_softcap=logit_softcap,
+        ),
         "" if process_group is None else vocab_parallel.register(process_group),
-        checks.check_vocab_size(vocab_size, student_logits, teacher_logits),
-        checks.check_number("temperature", temperature, above=0.0),
-        divergence,
-        checks.check_beta(beta),
-        *scales,
-        *caps,
     )
-    normalizer = checks.check_normalizer(normalizer, reduction, student_logits.device)
-    if inplace_backward and torch.is_grad_enabled() and student_logits.requires_grad:
-        checks.check_writable(student_logits)
-    loss, sums, counts = _by_way(student_logits, teacher_logits, span_ids, normalizer, options, inplace_backward)
+    normalizer = validate.check_normalizer(normalizer, reduction, student_logits.device)
+    loss, sums, counts = apply(_OP, Inputs(student_logits, teacher_logits, span_ids, normalizer), options)
     return (loss, span_stats(sums, counts)) if return_stats else loss
-
-
-def _by_way(
-    student: Tensor, teacher: Tensor, span_ids: Tensor, normalizer: Tensor | None, options: Options, inplace_backward: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, sums (2, 4) and counts (2,), by the way to the gradient that fits (see `span_kl_library`)."""
-    needs_grad = torch.is_grad_enabled() and student.requires_grad
-    if needs_grad and options.reduction != "none" and not options.group:
-        if student.dtype != torch.float16:
-            return OnePass.apply(student, teacher, span_ids, normalizer, options, inplace_backward)
-        if student.device.type == "cpu" and not inplace_backward:
-            return OnePassIfExpected.apply(student, teacher, span_ids, normalizer, options)
-    return torch.ops.sad.span_kl(student, teacher, span_ids, normalizer, *options, inplace_backward)[:3]

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 
 
 def span_ids_from_offsets(

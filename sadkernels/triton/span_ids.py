@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 from sadkernels.triton.launch import Launch
 
 # Tokens of a program, four to a thread, whose searches wait for memory at the same time. One warp, since all tokens of a

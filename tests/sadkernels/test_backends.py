@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sad
-from sadkernels import auto, backends
+from sadkernels import backends
 from sadkernels.native import extension
 from sadkernels.native.cuda import device as cuda_device
 
@@ -147,27 +147,36 @@ def test_the_emulation_takes_cpu_tensors_alone(emulated_cuda):
     assert backends.resolve("auto", "span_kl", CPU, torch.float32) == "cpu"  # never by itself
 
 
-def test_the_table_of_auto():
-    """The first row that fits decides, and a row's limits count only where the op knows the figure."""
+def test_the_auto_table():
+    """The first row that matches decides, and a row without dtypes matches any."""
     wide, narrow = (torch.float32,), (torch.bfloat16,)
     table = (
-        auto.Choice("cuda", "span_kl", narrow, (0, 50_000), None, ("triton", "cuda"), "a test"),
-        auto.Choice("cuda", "span_kl", None, None, None, ("cuda", "triton"), "a test"),
-        auto.Choice("cuda", None, None, None, None, ("cuda",), "a test"),
+        backends.AutoRule("cuda", "span_kl", narrow, None, ("triton", "cuda"), "a test"),
+        backends.AutoRule("cuda", "span_kl", None, None, ("cuda", "triton"), "a test"),
+        backends.AutoRule("cuda", None, None, None, ("cuda",), "a test"),
     )
     gpu = torch.device("cuda")
-    assert auto.order("span_kl", gpu, narrow, 32_000, table) == ("triton", "cuda")
-    for dtypes, columns in ((narrow, 50_000), (narrow, None), (wide, 32_000)):
-        assert auto.order("span_kl", gpu, dtypes, columns, table) == ("cuda", "triton")
-    assert auto.order("span_ids", gpu, choices=table) == ("cuda",)
-    assert auto.order("span_ids", CPU, choices=table) == ()
+    assert backends.auto_order("span_kl", gpu, narrow, table) == ("triton", "cuda")
+    for dtypes in (wide, ()):
+        assert backends.auto_order("span_kl", gpu, dtypes, table) == ("cuda", "triton")
+    assert backends.auto_order("span_ids", gpu, rules=table) == ("cuda",)
+    assert backends.auto_order("span_ids", CPU, rules=table) == ()
 
 
-def test_every_row_of_the_table_says_where_it_comes_from():
-    for row in auto.CHOICES:
-        assert set(row.backends) <= set(backends.PACKAGES) and row.because
-        if row.because.startswith("benchmarks/"):
-            assert (ROOT / row.because).is_file()
+def test_every_row_of_the_auto_table_names_its_source():
+    for rule in backends.AUTO_RULES:
+        assert set(rule.backends) <= set(backends.PACKAGES) and rule.source
+        if rule.source.startswith("benchmarks/"):
+            assert (ROOT / rule.source).is_file()
+
+
+def test_the_backend_is_resolved_once_per_call(monkeypatch):
+    """In the public function; forward and backward use the result."""
+    calls, why_not = [], backends.why_not
+    monkeypatch.setattr(backends, "why_not", lambda *args: (calls.append(args[0]), why_not(*args))[1])
+    student = TENSORS[0].clone().requires_grad_()
+    sad.fused_span_kl(student, *TENSORS[1:]).backward(torch.tensor(2.0))
+    assert calls == ["cpu"]
 
 
 def test_triton_asks_for_a_gpu_outside_the_interpreter(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sadkernels.ops import linear_chunks
+from sadkernels.ops import chunked
 from tests.sadkernels.linear_cases import Dense, Listed, V, assert_close, assert_gradients_close
 
 both = pytest.mark.parametrize("make", [Dense, Listed])
@@ -65,7 +65,7 @@ def test_projection_of_a_wide_vocabulary(biased):
     """On a CPU it is done in slices: two whole ones and a remainder of columns."""
     hidden, weight, bias = torch.randn(5, 24), torch.randn(1100, 24), torch.randn(1100)
     logits = torch.full((5, 1100), torch.nan)
-    linear_chunks.Head(hidden, weight, bias if biased else None).project(hidden, logits)
+    chunked.Head(hidden, weight, bias if biased else None).project(hidden, logits)
     exact = hidden.double() @ weight.double().T + (bias if biased else 0)
     torch.testing.assert_close(logits.double(), exact, rtol=0, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_a_frozen_head_costs_no_gradient(make, monkeypatch):
     problem.leaves[1].requires_grad_(False)
     problem.leaves[2].requires_grad_(False)
     made = []
-    monkeypatch.setattr(linear_chunks, "_add_product", lambda *_: made.append("of the weight"))
+    monkeypatch.setattr(chunked, "_add_product", lambda *_: made.append("of the weight"))
     problem.linear().backward()
     torch.testing.assert_close(problem.leaves[0].grad.double(), problem.exact()[1][0], rtol=1e-5, atol=1e-6)
     assert made == [] and problem.leaves[1].grad is None and problem.leaves[2].grad is None
@@ -161,8 +161,9 @@ def test_compiles_without_a_break(make, reduction):
     assert_close((loss.detach(), problem.gradients(loss)), (exact_loss.sum(), exact))
 
 
-DENSE_OPTIONS = (1.0, 0.5, "mean", False, True, "cpu", "", V, 2.0, "jsd", 0.4, 1.0, 0.9, None, 30.0)
-LISTED_OPTIONS = (1.0, 0.5, "mean", False, True, "cpu", "bucket", 0.6, V, 2.0, 0.9, 30.0)
+LOSS_OPTIONS = (1.0, 0.5, "mean", False, True, False, "cpu")
+DENSE_OPTIONS = (*LOSS_OPTIONS, V, 2.0, "jsd", 0.4, 1.0, 0.9, None, 30.0)
+LISTED_OPTIONS = (*LOSS_OPTIONS, V, 2.0, "forward_kl", 0.5, 0.9, 1.0, 30.0, None, "bucket", 0.6)
 
 
 @both

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sad.planner.model_shape import ModelShape
-from sadkernels.ops import linear_arguments
+from sadkernels.ops import validate
 
 MODES = ("naive", "linear", "cached")
 DTYPES = ("bf16", "fp32")
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
 TEACHER_BITS = (16, 8, 4)
-CHUNK_BYTES = linear_arguments.CHUNK_BYTES["cuda"]
+CHUNK_BYTES = validate.CHUNK_BYTES["cuda"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sad.training.collator import SpanCollator
 from sad.training.config import SADConfig
 from sad.training.hidden_loss import parts_of
 from sad.training.model_parts import forward_as
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 
 
 class CachedLoss:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
 from sad.training.labels import span_ids_of
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 
 # What a batch holds besides the model's input.
 LABELS = frozenset({"span_ids", "loss_rows", "teacher_ids", "teacher_logprobs", "teacher_entropy"})

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sad.training.model_parts import Head
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 
 
 def directions(

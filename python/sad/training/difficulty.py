@@ -19,7 +19,7 @@ from sad.errors import InputError
 from sad.losses import fused_span_kl
 from sad.training.collator import SpanCollator
 from sad.training.labels import span_ids_of
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 
 FILE_NAME = "curriculum.json"
 

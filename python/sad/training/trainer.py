@@ -24,7 +24,7 @@ from sad.training.hidden_loss import split_models
 from sad.training.metrics import MeanMeter, SpanMeter, mean_loss, span_metrics
 from sad.training.throughput import Throughput, speed_metrics
 from sadkernels import backends
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 
 Dataset = Sequence[Mapping[str, Any]]
 

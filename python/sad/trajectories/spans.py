@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sad.errors import InputError
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ import torch
 from sad.errors import InputError
 from sad.training.contrastive import directions, info_nce
 from sad.training.model_parts import Head
-from sadkernels.kinds import SpanKind
+from sadkernels.spans import SpanKind
 from tests.sad.training import tiny
 from tests.sad.training.test_trainer import _StopAt, logged, weights
 

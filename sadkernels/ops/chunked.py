@@ -1,0 +1,250 @@
+"""The losses from hidden states: the student's head is applied to one chunk of supervised rows at a time.
+
+Only supervised rows are gathered and projected. A `Target` supplies the teacher side of each chunk. The kernel overwrites
+the chunk's logits with their gradient, which is multiplied onto hidden states and head at once; then the next chunk uses the
+same memory. So no head is projected twice, and no buffer has N x V elements.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sadkernels.divergence import RowValues
+from sadkernels.ops.autograd import LossOp
+from sadkernels.ops.row_weights import RowWeights, reduce_values, sums_by_kind
+
+_COLUMNS_AT_ONCE = 512  # of a float32 product on a CPU: MKL computes such slices faster than the whole (docs/benchmarks.md)
+_FLOAT16_WEIGHT = 1024.0  # float16 gradients are computed with the largest row weight scaled to about this value
+
+
+class Head(NamedTuple):
+    """Hidden states (N, H) and the head that projects them: weight (V, H), bias (V,) or None."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def columns(self, count: int) -> Head:
+        """The head of the first `count` columns of the vocabulary."""
+        return Head(self.hidden, self.weight[:count], None if self.bias is None else self.bias[:count])
+
+    def project(self, rows: Tensor, out: Tensor) -> None:
+        """Writes the logits of hidden states `rows` (n, H) to `out` (n, V)."""
+        in_slices = rows.dtype == torch.float32 and rows.device.type == "cpu"
+        width = _COLUMNS_AT_ONCE if in_slices else len(self.weight)
+        biases = itertools.repeat(None) if self.bias is None else self.bias.split(width)
+        for logits, weight, bias in zip(out.split(width, dim=1), self.weight.split(width), biases):
+            if bias is None:
+                torch.mm(rows, weight.t(), out=logits)
+            else:
+                torch.addmm(bias, rows, weight.t(), out=logits)
+
+
+class Target(Protocol):
+    """The teacher side of the rows, one chunk at a time.
+
+    Attributes:
+        row_bytes: Memory per row of a chunk, besides the student's logits.
+    """
+
+    row_bytes: int
+
+    def for_rows(self, rows: Tensor, place: slice) -> Any:
+        """The kernel's second argument for these rows; valid until the next call.
+
+        Args:
+            rows: (n,), their numbers among all N rows.
+            place: Their position among the rows that are projected.
+        """
+
+
+class Chunk(NamedTuple):
+    """Rows in progress: their numbers (n,), their position, hidden states (n, H), logits (n, V) and target."""
+
+    rows: Tensor
+    place: slice
+    hidden: Tensor
+    logits: Tensor
+    target: Any
+
+
+class Gradients(NamedTuple):
+    """Buffers for the gradients of the student's hidden states (N, H), weight (V, H) and bias (V,); None if not needed.
+
+    Sums over chunks are float32 for 16-bit weights. With float16 all buffers are float32 until the loss scale is applied.
+    """
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def allocate(cls, student: Head, wants: list[bool], written: int) -> Gradients:
+        """Zeros, except that the first `written` rows of the weight's gradient are uninitialized: the first chunk writes
+        them.
+        """
+        dtype = student.hidden.dtype
+        summed = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+        hidden_dtype = torch.float32 if dtype == torch.float16 else dtype
+        hidden = weight = bias = None
+        if wants[0]:
+            hidden = torch.zeros_like(student.hidden, dtype=hidden_dtype, memory_format=torch.contiguous_format)
+        if wants[1]:
+            weight = torch.empty_like(student.weight, dtype=summed, memory_format=torch.contiguous_format)
+            weight[written:].zero_()
+        if wants[2] and student.bias is not None:
+            bias = torch.zeros_like(student.bias, dtype=summed)
+        return cls(hidden, weight, bias)
+
+    def add(self, chunk: Chunk, student: Head, vocab_size: int) -> None:
+        """Adds the gradients that follow from the gradient of a chunk's logits, which is in `chunk.logits`."""
+        if self.hidden is not None:
+            self.hidden.index_copy_(0, chunk.rows, torch.mm(chunk.logits, student.weight).to(self.hidden.dtype))
+        if self.weight is not None:
+            _add_product(self.weight[:vocab_size], chunk.logits.t(), chunk.hidden, first=chunk.place.start == 0)
+        if self.bias is not None:
+            self.bias[:vocab_size].add_(chunk.logits.sum(0, dtype=self.bias.dtype))
+
+    def multiply(self, factor: Tensor | None) -> None:
+        """Multiplies all gradients by a scalar tensor; None means 1."""
+        for gradient in self:
+            if gradient is not None and factor is not None:
+                gradient.mul_(factor)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a b, or total = a b if `first`, in the precision of `total` if the hardware has such a product."""
+    if a.dtype == torch.float16 and not a.is_cuda:  # a sum over rows can exceed the range of float16
+        a, b = a.to(total.dtype), b.to(total.dtype)
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, beta=0 if first else 1)  # beta=0: `total` is not read
+        return
+    product = torch.mm(a, b, out_dtype=total.dtype) if a.is_cuda else torch.mm(a, b)
+    if first:
+        total.copy_(product)
+    else:
+        total.add_(product)
+
+
+class ChunkedOp(LossOp):
+    """A loss on hidden states. Its first inputs are `student_hidden` (..., H), `student_weight` (V, H) and `student_bias`
+    (V,) or None; its input `rows` (M,) lists the rows to project, or is None."""
+
+    leaves = 3
+    writes_in_place = False
+
+    @abc.abstractmethod
+    def target(self, x: Any, o: Any) -> Target:
+        """The teacher side of the rows."""
+
+    def grad_in_forward(self, x: Any, o: Any) -> bool:
+        return o.loss.reduction != "none"
+
+    def gradient_dtype(self, x: Any) -> torch.dtype:
+        """float16 gradients stay float32 until the loss scale is applied."""
+        return torch.float32 if x.student_hidden.dtype == torch.float16 else x.student_weight.dtype
+
+    def forward(self, x: Any, o: Any) -> tuple[Tensor, ...]:
+        weights = self.row_weights(x, o)
+        rows, kinds, kernel, parts = self._projected(x, weights, o), weights.kinds_to_read(o.loss), self.kernel(o), []
+        for chunk in self._chunks(x, o, rows):
+            values = kernel.forward(chunk.logits, chunk.target, kinds[chunk.rows], o.config, stats=o.loss.stats)
+            parts.append(values.as_row_values(chunk.target))
+        values = self._joined(parts, weights, o)
+        results = self._results(values, rows, weights, x, o)
+        state = results[0].new_zeros((self.state_rows, len(weights.kinds))).index_copy_(1, rows, values.state)
+        return *results, state
+
+    def forward_backward(self, x: Any, o: Any, wants: list[bool]) -> tuple[Tensor, ...]:
+        weights, student = self.row_weights(x, o), _student(x)
+        rows, kinds, kernel, parts = self._projected(x, weights, o), weights.kinds_to_read(o.loss), self.kernel(o), []
+        gradients, narrow = self._gradients(student, wants, rows, o), student.columns(o.config.vocab_size)
+        scaled, unscale = _float16_scaled(weights.weights, student.hidden.dtype)
+        for chunk in self._chunks(x, o, rows):
+            arguments = (chunk.logits, chunk.target, kinds[chunk.rows], scaled[chunk.rows], o.config)
+            values = kernel.forward_backward(*arguments, stats=o.loss.stats, grad=chunk.logits)
+            parts.append(values.as_row_values(chunk.target))
+            gradients.add(chunk, narrow, o.config.vocab_size)
+        gradients.multiply(unscale)
+        results = self._results(self._joined(parts, weights, o), rows, weights, x, o)
+        return *results, *self._finished(gradients, x)
+
+    def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
+        weights, student = self.row_weights(x, o), _student(x)
+        rows, weights, kernel = self._projected(x, weights, o), weights.times(upstream), self.kernel(o)
+        gradients, narrow = self._gradients(student, wants, rows, o), student.columns(o.config.vocab_size)
+        scaled, unscale = _float16_scaled(weights.weights, student.hidden.dtype)
+        for chunk in self._chunks(x, o, rows):
+            n = chunk.rows
+            arguments = (chunk.logits, chunk.target, weights.kinds[n], state[:, n], scaled[n], o.config)
+            kernel.backward(*arguments, grad=chunk.logits)
+            gradients.add(chunk, narrow, o.config.vocab_size)
+        gradients.multiply(unscale)
+        return self._finished(gradients, x)
+
+    def scale_(self, gradient: Tensor, span_ids: Tensor, upstream: Tensor, shift: bool, backend: str) -> None:
+        torch.ops.sad.scale_(gradient, upstream)
+
+    def _projected(self, x: Any, weights: RowWeights, o: Any) -> Tensor:
+        """(M,) int64, the rows to project. Finding them synchronizes with the device, unless the caller passes them."""
+        return weights.kinds_to_read(o.loss).nonzero().squeeze(-1) if x.rows is None else x.rows
+
+    def _chunks(self, x: Any, o: Any, rows: Tensor) -> Iterator[Chunk]:
+        """Chunks of about equal size in at most `o.chunk_bytes` (but at least one row), with their logits."""
+        student, target = _student(x).columns(o.config.vocab_size), self.target(x, o)
+        vocab = student.weight.shape[0]
+        row_bytes = vocab * student.hidden.element_size() + target.row_bytes
+        count = -(-len(rows) // max(1, o.chunk_bytes // row_bytes))
+        size = -(-len(rows) // max(1, count))
+        logits = self.kernel(o).new_logits((size, vocab), student.hidden)
+        for number, some in enumerate(rows.split(size) if size else ()):
+            place = slice(number * size, number * size + len(some))
+            hidden = student.hidden.index_select(0, some)
+            student.project(hidden, logits[: len(some)])
+            yield Chunk(some, place, hidden, logits[: len(some)], target.for_rows(some, place))
+
+    def _gradients(self, student: Head, wants: list[bool], rows: Tensor, o: Any) -> Gradients:
+        return Gradients.allocate(student, wants, written=o.config.vocab_size if len(rows) else 0)
+
+    def _joined(self, parts: list[RowValues], weights: RowWeights, o: Any) -> RowValues:
+        """The values of all projected rows, in their order."""
+        if not parts:
+            empty = weights.weights.new_empty(0)
+            pair = empty.new_empty((2, 0)) if o.loss.stats else None
+            return RowValues(empty, empty.new_empty((self.state_rows, 0)), pair, pair)
+        return RowValues(*(None if field[0] is None else torch.cat(field, dim=-1) for field in zip(*parts)))
+
+    def _results(self, values: RowValues, rows: Tensor, weights: RowWeights, x: Any, o: Any) -> tuple[Tensor, ...]:
+        """Loss, sums and counts of all rows, from the values of the projected rows."""
+        projected, shape = weights.select(rows), x.span_ids.shape
+        if o.loss.reduction == "none":
+            loss = torch.zeros_like(weights.weights).index_copy_(0, rows, values.value).view(shape)
+        else:
+            loss = reduce_values(values.value, projected, shape, o.loss)
+        return loss, sums_by_kind(values, projected), weights.counts
+
+    def _finished(self, gradients: Gradients, x: Any) -> tuple[Tensor, ...]:
+        """The gradients in the shapes of the inputs and the dtype that `gradient_dtype` gives; empty ones for None."""
+        hidden, weight, bias = gradients
+        hidden = None if hidden is None else hidden.view(x.student_hidden.shape)
+        dtype, empty = self.gradient_dtype(x), x.student_hidden.new_empty(0)
+        return tuple(empty.to(dtype) if g is None else g.to(dtype) for g in (hidden, weight, bias))
+
+
+def _student(x: Any) -> Head:
+    return Head(x.student_hidden.flatten(0, -2), x.student_weight, x.student_bias)
+
+
+def _float16_scaled(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Row weights that keep small float16 gradients, and the power of two that undoes the scaling; None if not float16."""
+    if dtype != torch.float16:
+        return weights, None
+    largest = weights.abs().amax() if weights.numel() else weights.new_zeros(())
+    exponent = torch.where(largest > 0, torch.floor(torch.log2(_FLOAT16_WEIGHT / largest)), 0)
+    return weights * torch.exp2(exponent), torch.exp2(-exponent)

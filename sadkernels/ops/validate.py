@@ -1,0 +1,346 @@
+"""Validation of arguments, once, at the public functions. Every message names the argument, what was expected, what was
+given, and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from sadkernels import backends
+from sadkernels.divergence import DIVERGENCES, DivergenceConfig
+from sadkernels.ops.row_weights import REDUCTIONS, LossOptions
+from sadkernels.row_layout import row_layout
+
+_LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # enough rows for matrix products at nearly full throughput
+
+
+def fail(name: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError) -> None:
+    """Raises `error` with the message form of this package."""
+    raise error(f"{name}: expected {expected}, got {got}. {remedy}")
+
+
+# --- tensors ---
+
+
+def check_logits(name: str, x: Tensor) -> None:
+    """Requires a (..., V) floating-point tensor with V >= 1 and a unit stride on V."""
+    if not isinstance(x, Tensor):
+        fail(name, "a tensor", type(x).__name__, "Pass the model's logits.", TypeError)
+    if x.dtype not in _LOGITS_DTYPES:
+        fail(name, "float32, bfloat16, float16 or float64", x.dtype, "Convert it with `.to(torch.float32)`.", TypeError)
+    if x.dim() < 1 or x.shape[-1] < 1:
+        fail(name, "shape (..., V) with V >= 1", tuple(x.shape), "The last dimension is the vocabulary.")
+    if x.stride(-1) != 1 and x.shape[-1] != 1:
+        fail(name, "unit stride on the last dimension", f"strides {x.stride()}", "Call `.contiguous()` first.")
+
+
+def check_teacher(name: str, teacher: Tensor, student: Tensor, last: str) -> None:
+    """Requires the student's device and its shape except for the last dimension, called `last`, and no gradient."""
+    if teacher.shape[:-1] != student.shape[:-1]:
+        got = f"{tuple(teacher.shape)} against {tuple(student.shape)}"
+        fail(name, f"the student's shape except for {last}", got, "Run both models on the same tokens.")
+    if teacher.device != student.device:
+        got = f"{teacher.device} against {student.device}"
+        fail(name, "the student's device", got, "Move one of them with `.to(...)`.")
+    if teacher.requires_grad:
+        fail(name, "a tensor without grad", "one that requires grad", f"Pass `{name}.detach()`.")
+
+
+def check_integers(
+    name: str, ids: Tensor, shape: torch.Size, device: torch.device, like: str, remedy: str = "Pass one integer per entry."
+) -> None:
+    """Requires an integer tensor of this shape, which is that of `like`, on this device."""
+    if not isinstance(ids, Tensor):
+        fail(name, "an integer tensor", type(ids).__name__, "Use `torch.as_tensor(ids)`.", TypeError)
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        fail(name, "an integer dtype", ids.dtype, remedy, TypeError)
+    if ids.shape != shape:
+        fail(name, f"shape {tuple(shape)}, that of {like}", tuple(ids.shape), remedy)
+    if ids.device != device:
+        fail(name, f"a tensor on {device}, like {like}", f"one on {ids.device}", "Move it with `.to(...)`.")
+
+
+def check_span_ids(ids: Tensor, student: Tensor, like: str) -> None:
+    """Requires one integer per row of `student` (..., V or H); `like` is the student's argument name."""
+    remedy = "Pass one id per row; convert two masks with `sad.span_ids_from_masks`."
+    check_integers("span_ids", ids, student.shape[:-1], student.device, f"{like} without its last dimension", remedy)
+
+
+def check_writable(student: Tensor) -> None:
+    """Requires each element at an address of its own, in rows that a kernel can address."""
+    overlapping = any(size > 1 and stride == 0 for size, stride in zip(student.shape, student.stride()))
+    if overlapping or row_layout(student) is None:
+        got = f"shape {tuple(student.shape)} with strides {student.stride()}"
+        expected = "student_logits whose rows do not overlap in memory"
+        fail("inplace_backward", expected, got, "Call `.contiguous()` first.")
+
+
+def check_topk(logprobs: Tensor, ids: Tensor, shape: torch.Size, device: torch.device, expected: str) -> None:
+    """Requires log-probabilities and columns of shape (*shape, k) on this device; `expected` describes that shape."""
+    name = "teacher_logprobs"
+    if not isinstance(logprobs, Tensor):
+        fail(name, "a tensor", type(logprobs).__name__, "Pass log-probabilities (..., k).", TypeError)
+    if not logprobs.is_floating_point():
+        remedy = "Pass the values of `log_softmax(-1).topk(k)`."
+        fail(name, "float32, bfloat16, float16 or float64", logprobs.dtype, remedy, TypeError)
+    if logprobs.dim() < 1 or logprobs.shape[-1] < 1:
+        fail(name, "shape (..., k) with k >= 1", tuple(logprobs.shape), "Pass at least one column per row.")
+    if logprobs.shape[:-1] != shape:
+        got = f"{tuple(logprobs.shape)} against {tuple(shape)}"
+        fail(name, expected, got, "Pass k values per row.")
+    if logprobs.requires_grad:
+        fail(name, "a tensor without grad", "one that requires grad", "Pass `.detach()` of it.")
+    if logprobs.device != device:
+        fail(name, f"a tensor on {device}", f"one on {logprobs.device}", "Move it with `.to(...)`.")
+    check_integers("teacher_ids", ids, logprobs.shape, device, name, "Pass the column of each log-probability.")
+
+
+def check_target_ids(target_ids: Tensor, student: Tensor, like: str) -> None:
+    """Requires one integer per row of `student` (..., V or H)."""
+    remedy = "Pass one column of the vocabulary per row."
+    check_integers(
+        "target_ids", target_ids, student.shape[:-1], student.device, f"{like} without its last dimension", remedy
+    )
+
+
+def check_mixture(alpha: object, target_ids: Tensor | None, student: Tensor, like: str) -> float:
+    """Requires 0 <= alpha <= 1, the share of the KL; less than 1 needs targets."""
+    alpha = check_number("alpha", alpha, at_least=0.0)
+    if alpha > 1.0:
+        fail("alpha", "a number from 0 to 1", alpha, "It is the share of the KL.")
+    if target_ids is not None:
+        check_target_ids(target_ids, student, like)
+    elif alpha < 1.0:
+        fail("target_ids", "a tensor with alpha < 1", None, "Pass the trajectory's tokens, or alpha=1.")
+    return alpha
+
+
+def check_head(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns hidden states, weight and bias of one side: a DTensor gathered, and under autocast in its dtype.
+
+    Both conversions are differentiable.
+    """
+    names = {f"{side}_hidden": hidden, f"{side}_weight": weight} | ({} if bias is None else {f"{side}_bias": bias})
+    weight, bias = _gathered(weight), _gathered(bias)
+    check_logits(f"{side}_hidden", hidden)
+    for name, x in names.items():
+        if not isinstance(x, Tensor):
+            fail(name, "a tensor", type(x).__name__, "Pass the head's parameter.", TypeError)
+        if x.device != hidden.device:
+            expected = f"a tensor on {hidden.device}, like {side}_hidden"
+            fail(name, expected, f"one on {x.device}", "Move it with `.to(...)`.")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        expected = f"shape (V, {hidden.shape[-1]}), H that of {side}_hidden"
+        fail(f"{side}_weight", expected, tuple(weight.shape), "Pass the head's `.weight`, as nn.Linear stores it.")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        fail(f"{side}_bias", f"shape ({weight.shape[0]},)", tuple(bias.shape), "Pass the head's `.bias`.")
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    for name, x in ((f"{side}_weight", weight), (f"{side}_bias", bias)):
+        if x is not None and x.dtype != hidden.dtype:
+            got = f"{x.dtype} beside hidden states of {hidden.dtype}"
+            fail(name, f"the dtype of {side}_hidden", got, "Convert one of them, or run under torch.autocast.", TypeError)
+    return hidden, weight, bias
+
+
+def check_tokens(hidden: Tensor) -> None:
+    """Requires at least one dimension of tokens."""
+    if hidden.dim() < 2:
+        expected = "shape (..., H) with at least one dimension of tokens"
+        fail("student_hidden", expected, tuple(hidden.shape), "Add a dimension of tokens.")
+
+
+def check_rows(rows: Tensor, device: torch.device) -> None:
+    """Requires an int64 tensor (M,) on `device`."""
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
+        got = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        remedy = "Flatten the mask of supervised rows: `.nonzero().squeeze(-1)`."
+        fail("rows", "int64 of shape (M,)", got, remedy, TypeError)
+    if rows.device != device:
+        fail("rows", f"a tensor on {device}", f"one on {rows.device}", "Move it with `.to(...)`.")
+
+
+def check_normalizer(normalizer, reduction: str, device: torch.device) -> Tensor | None:
+    """The normalizer as a (2,) tensor on `device`, without a device synchronization."""
+    if normalizer is None:
+        return None
+    wanted = {"mean": 1, "span_mean": 2}.get(reduction)
+    if wanted is None:
+        fail("normalizer", "None with reduction 'sum' or 'none'", "a value", "Use 'mean' or 'span_mean' with it.")
+    expected = "a number or 0-dim tensor" if wanted == 1 else "two numbers or a tensor of shape (2,)"
+    remedy = f"reduction={reduction!r} divides by {'one count' if wanted == 1 else 'one count per kind'}."
+    if isinstance(normalizer, Tensor):
+        if normalizer.numel() != wanted:
+            fail("normalizer", expected, f"shape {tuple(normalizer.shape)}", remedy)
+        if normalizer.device != device:
+            fail("normalizer", f"a tensor on {device}", f"one on {normalizer.device}", "Move it there.")
+        return normalizer.detach().reshape(-1).expand(2)
+    numbers = normalizer if isinstance(normalizer, (tuple, list)) else (normalizer,)
+    if len(numbers) != wanted:
+        fail("normalizer", expected, repr(normalizer), remedy)
+    values = [check_number("normalizer", x, at_least=0.0) for x in numbers]
+    dtype = torch.float64  # counts stay exact; the division converts them to the loss's dtype
+    return torch.stack([torch.full((), x, dtype=dtype, device=device) for x in values]).expand(2)
+
+
+# --- options ---
+
+
+def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> float:
+    """A finite real number within its bound, as a float."""
+    if type(value) is not float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            fail(name, f"a number{_bound(above, at_least)}", type(value).__name__, "Pass a Python float.", TypeError)
+        value = float(value)
+    too_low = (above is not None and value <= above) or (at_least is not None and value < at_least)
+    if too_low or not abs(value) < math.inf:  # also true for NaN; torch.compile can trace it
+        fail(name, f"a finite number{_bound(above, at_least)}", value, "Choose a value in that range.")
+    return value
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Requires one of a few strings."""
+    if value not in choices:
+        fail(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
+
+
+def check_chunk_bytes(value: object, device: torch.device) -> int:
+    """An integer >= 1; None gives the default of `device`."""
+    if value is None:
+        return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        fail("chunk_bytes", "an integer >= 1", repr(value), "256 << 20 fits on a GPU with 24 GB.")
+    return value
+
+
+def check_process_group(group: object) -> None:
+    """Requires a process group of torch.distributed, or None."""
+    if group is None:
+        return
+    if not torch.distributed.is_available() or not isinstance(group, torch.distributed.ProcessGroup):
+        remedy = "Pass e.g. `torch.distributed.group.WORLD`."
+        fail("process_group", "a ProcessGroup", type(group).__name__, remedy, TypeError)
+
+
+def loss_options(
+    kernel: str,
+    tensors: tuple[Tensor, ...],
+    *,
+    lambda_reason: float,
+    lambda_act: float,
+    reduction: str,
+    shift: bool,
+    return_stats: bool,
+    backend: str,
+    inplace_backward: bool = False,
+) -> LossOptions:
+    """The options that every loss has, validated; the backend is resolved here, once per call.
+
+    Args:
+        kernel: The op that the backend must have, such as "span_kl".
+        tensors: The floating-point tensors that the kernel reads, the student's first; it has shape (..., V or H).
+
+    Raises:
+        ValueError, TypeError: An option is out of range or of the wrong type.
+        sadkernels.backends.BackendUnavailableError: The backend was named and cannot run here.
+    """
+    student = tensors[0]
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("backend", backend, ("auto", *backends.PACKAGES))
+    if shift and student.dim() < 2:
+        fail("shift", "logits of shape (..., T, V)", tuple(student.shape), "Leave shift=False.")
+    inplace = bool(inplace_backward) and torch.is_grad_enabled() and student.requires_grad
+    if inplace:
+        check_writable(student)
+    return LossOptions(
+        check_number("lambda_reason", lambda_reason, at_least=0.0),
+        check_number("lambda_act", lambda_act, at_least=0.0),
+        reduction,
+        bool(shift),
+        bool(return_stats),
+        inplace,
+        backends.resolve(backend, kernel, student.device, *(x.dtype for x in tensors)),
+    )
+
+
+def divergence_config(
+    student_columns: int,
+    teacher_columns: int,
+    *,
+    vocab_size: int | None,
+    temperature: float,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    logit_scale: float | tuple[float, float] | None = None,
+    logit_softcap: float | tuple[float | None, float | None] | None = None,
+) -> DivergenceConfig:
+    """The options of the divergence, validated."""
+    check_choice("divergence", divergence, DIVERGENCES)
+    scales = _per_side("logit_scale", logit_scale, default=1.0)
+    caps = _per_side("logit_softcap", logit_softcap, default=None)
+    return DivergenceConfig(
+        _vocab_size(vocab_size, min(student_columns, teacher_columns)),
+        check_number("temperature", temperature, above=0.0),
+        divergence,
+        _beta(beta),
+        *scales,
+        *caps,
+    )
+
+
+def student_config(
+    columns: int, *, vocab_size: int | None, temperature: float, logit_scale: float | None, logit_softcap: float | None
+) -> DivergenceConfig:
+    """The options of the student's distribution, validated, for a loss without teacher logits."""
+    return DivergenceConfig(
+        _vocab_size(vocab_size, columns),
+        check_number("temperature", temperature, above=0.0),
+        student_scale=1.0 if logit_scale is None else check_number("logit_scale", logit_scale, above=0.0),
+        student_softcap=None if logit_softcap is None else check_number("logit_softcap", logit_softcap, above=0.0),
+    )
+
+
+def _vocab_size(value: object, shared: int) -> int:
+    if value is None:
+        return shared
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        fail("vocab_size", "an int", type(value).__name__, "Pass the tokenizer's size.", TypeError)
+    if not 1 <= value <= shared:
+        fail("vocab_size", f"1 to {shared}, the columns both logits have", value, "Leave it out to use all.")
+    return value
+
+
+def _beta(beta: object) -> float:
+    value = check_number("beta", beta)
+    if not 0.0 < value < 1.0:
+        remedy = "Its limits have names: divergence='forward_kl' towards 0, 'reverse_kl' towards 1."
+        fail("beta", "a number with 0 < beta < 1", value, remedy)
+    return value
+
+
+def _per_side(name: str, value: object, default: float | None) -> tuple[float | None, float | None]:
+    """(student, teacher) from one number for both, a pair, or None for `default`; if that is None, an entry may be None."""
+    if value is None:
+        return default, default
+    if not isinstance(value, (tuple, list)):
+        value = (value, value)
+    elif len(value) != 2 or (default is not None and None in value):
+        fail(name, "a number, or a pair (student, teacher)", repr(value), "Pass one number per side.")
+    return tuple(default if x is None else check_number(name, x, above=0.0) for x in value)
+
+
+def _bound(above: float | None, at_least: float | None) -> str:
+    return f" > {above}" if above is not None else f" >= {at_least}" if at_least is not None else ""
+
+
+def _gathered(x: Tensor | None) -> Tensor | None:
+    """The whole of a DTensor; any other tensor unchanged."""
+    gather: Callable[[], Tensor] | None = getattr(x, "full_tensor", None)
+    return x if gather is None else gather()

@@ -1,0 +1,49 @@
+"""Span kinds, and the statistics that a loss reports for each kind."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SpanKind(IntEnum):
+    """The span a token belongs to. Any other id, such as the -100 of a padded label, means `NONE`."""
+
+    NONE = 0
+    REASON = 1
+    ACT = 2
+
+
+class KindStats(NamedTuple):
+    """Sums over the tokens of one span kind: 0-dim tensors on the logits' device, of the tempered distributions.
+
+    `kl_sum`, `teacher_entropy_sum` and `student_entropy_sum` are in nats. `tokens` and `agreements` are int64 counts; a
+    token agrees if student and teacher have the same argmax column (ties: the lowest column).
+    """
+
+    kl_sum: Tensor
+    tokens: Tensor
+    teacher_entropy_sum: Tensor
+    student_entropy_sum: Tensor
+    agreements: Tensor
+
+
+class SpanStats(NamedTuple):
+    """The statistics of reasoning tokens and of action tokens, from the pass that computes the loss."""
+
+    reason: KindStats
+    act: KindStats
+
+
+def span_stats(sums: Tensor, counts: Tensor) -> SpanStats:
+    """Names the entries of `sums` (2, 4) and `counts` (2,), whose rows are reason and act.
+
+    The columns of `sums` are divergence, teacher entropy, student entropy and agreements.
+    """
+    kl, teacher_entropy, student_entropy, agreements = sums.unbind(1)
+    columns = (kl, counts, teacher_entropy, student_entropy, agreements.to(torch.int64))
+    reason, act = zip(*(column.unbind() for column in columns))
+    return SpanStats(KindStats(*reason), KindStats(*act))

@@ -1,4 +1,4 @@
-"""ALFWorld's data folder: which games a split has, and what a game file says."""
+"""Reads the ALFWorld data folder: the games of a split, and single game files."""
 
 from __future__ import annotations
 
@@ -14,43 +14,42 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sad.envs.household.dialect import Dialect
-from sad.envs.household.game import Game
-from sad.envs.household.goal import PREAMBLE, TASK_TYPES
-from sad.envs.household.pddl import game_from_pddl, goal_from_pddl
+from sad.envs.alfworld.pddl import game_from_pddl, goal_from_pddl
+from sad.envs.checks import check_choice
+from sad.envs.household.game import GOAL_PREFIX, TASK_TYPES, Game, GameTexts
 from sad.envs.protocol import Task
 from sad.errors import InputError
 
 GAME_FILE = "game.tw-pddl"
-_GAMES = "json_2.1.1"
-_GET_IT = (
-    "Get the games with `pip install alfworld` and `alfworld-download`, then pass the folder they are in as root=, or set "
+_GAMES_FOLDER = "json_2.1.1"
+_DOWNLOAD = (
+    "Get the games with `pip install alfworld` and `alfworld-download`, then pass their folder as root=, or set "
     "ALFWORLD_DATA to it."
 )
 _TEXT = r'"((?:[^"\\]|\\.)*)"'
 _TASK = re.compile(r'"task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
-_PLACE = re.compile(r'\baction\s+PutObject\s*\{\s*template\s*::\s*"([^"]*)"')
-_PLACED = re.compile(r'"PutObject\.feedback"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
+_PUT = re.compile(r'\baction\s+PutObject\s*\{\s*template\s*::\s*"([^"]*)"')
+_PUT_ANSWER = re.compile(r'"PutObject\.feedback"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
 _ARRIVAL = re.compile(r'"GotoLocation\.feedback"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
 _HELP = re.compile(r'\baction\s+help\s*\{.*?feedback\s*::\s*"([^"]*)"', re.DOTALL)
 _HELP_RULE = re.compile(r'"help\.feedback"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
-_SLOT = re.compile(r"(\{[^{}]*\}|#[^#]*#)")
-_SLOTS = {  # what a rule names, and what `Dialect` calls it
-    "{o}": "{thing}",
-    "{o.name}": "{thing}",
-    "{r}": "{place}",
-    "{r.name}": "{place}",
-    "{lend.name}": "loc {spot}",
+_FIELD = re.compile(r"(\{[^{}]*\}|#[^#]*#)")
+_FIELDS = {  # field of a grammar rule -> field of `GameTexts`
+    "{o}": "{object}",
+    "{o.name}": "{object}",
+    "{r}": "{receptacle}",
+    "{r.name}": "{receptacle}",
+    "{lend.name}": "loc {location}",
     "#examineReceptacle.feedback#": "",
 }
 
 
 class GameFile(NamedTuple):
-    """A game that can be played.
+    """A playable game.
 
     Attributes:
-        task: Its task; the id is the game's folder, below the split's.
-        path: Of its `game.tw-pddl`.
+        task: Its task. The id is the path of the game's folder within the split.
+        path: Path of its `game.tw-pddl`.
     """
 
     task: Task
@@ -62,8 +61,8 @@ class Listing:
     """The games of a split.
 
     Attributes:
-        games: Those that can be played.
-        skipped: For each broken file, where it is and what is wrong.
+        games: The playable games.
+        skipped: One message per broken file, with its path and the reason.
     """
 
     games: tuple[GameFile, ...]
@@ -71,24 +70,23 @@ class Listing:
 
 
 def list_games(root: str | PathLike[str] | None, split: str, seed: int, types: Sequence[str] | None) -> Listing:
-    """Finds the games of a split. Broken files are skipped, with one warning that counts them.
+    """Lists the games of a split. Broken files are skipped with one warning, which counts them.
 
-    Left out without a word is what the official engine leaves out: games that are not marked as solvable, and those with
-    movable receptacles or sliced things.
+    Like the official engine, this omits games that are not marked as solvable, games with movable receptacles, and games
+    with sliced objects.
 
     Args:
-        root: ALFWorld's data folder, which holds `json_2.1.1`, or `json_2.1.1` itself; None takes the environment
-            variable ALFWORLD_DATA, then `~/.cache/alfworld`, where the official package looks.
+        root: The ALFWorld data folder, which contains `json_2.1.1`, or `json_2.1.1` itself. None selects the environment
+            variable ALFWORLD_DATA, then `~/.cache/alfworld`, as in the official package.
         split: Name of a folder in it, such as `"valid_seen"`.
-        seed: Of the order, in which the task types are mixed; the first n tasks are a fair sample.
-        types: Task types to keep; None keeps all.
+        seed: Random seed of the order. The order mixes the task types, so the first n tasks are a random sample.
+        types: Task types to keep. None keeps all.
 
     Raises:
-        InputError: There is no such folder, no playable game in it, or an unknown type is asked for.
+        InputError: There is no such folder, it has no playable game, or a task type is unknown.
     """
     for task_type in types or ():
-        if task_type not in TASK_TYPES:
-            raise InputError("types", "one of " + ", ".join(TASK_TYPES), repr(task_type), "Pass one of these.")
+        check_choice("types", task_type, TASK_TYPES)
     folder = _split_folder(root, split)
     games: list[GameFile] = []
     skipped: list[str] = []
@@ -96,14 +94,14 @@ def list_games(root: str | PathLike[str] | None, split: str, seed: int, types: S
         name = path.parent.relative_to(folder).as_posix()
         try:
             task = _task(path, name)
-        except (InputError, ValueError, OSError) as problem:
-            skipped.append(f"{path}: {problem}")
+        except (InputError, ValueError, OSError) as error:
+            skipped.append(f"{path}: {error}")
             continue
         if task is not None and (types is None or task.type in types):
             games.append(GameFile(task, str(path)))
     if not games:
         got = f"{len(skipped)} broken ones; the first: {skipped[0]}" if skipped else "none"
-        raise InputError("split", f"games ({GAME_FILE}) to play in {folder}", got, _GET_IT)
+        raise InputError("split", f"games ({GAME_FILE}) to play in {folder}", got, _DOWNLOAD)
     if skipped:
         warnings.warn(f"{len(skipped)} broken game files skipped; the first: {skipped[0]}", stacklevel=3)
     games.sort(key=lambda game: (zlib.crc32(f"{seed}/{game.task.id}".encode()), game.task.id))
@@ -111,7 +109,7 @@ def list_games(root: str | PathLike[str] | None, split: str, seed: int, types: S
 
 
 def read_game(file: GameFile) -> Game:
-    """The game in a file; the latest few hundred are kept in memory.
+    """Reads a game file. The latest 256 games stay in memory.
 
     Raises:
         InputError: The file is broken.
@@ -120,36 +118,37 @@ def read_game(file: GameFile) -> Game:
         return _read(file, os.stat(file.path).st_mtime_ns)
     except InputError:
         raise
-    except (OSError, ValueError) as problem:
-        raise InputError(file.path, "a game file", str(problem), _GET_IT) from None
+    except (OSError, ValueError) as error:
+        raise InputError(file.path, "a game file", str(error), _DOWNLOAD) from None
 
 
 @lru_cache(maxsize=256)
-def _read(file: GameFile, _changed: int) -> Game:
+def _read(file: GameFile, _modified_ns: int) -> Game:
     data = _load(file.path)
     game = game_from_pddl(data["pddl_problem"], file.task.goal, file.task.id)
-    return game._replace(dialect=_dialect(_after_task(data["grammar"])))
+    return game._replace(texts=_texts(_after_task(data["grammar"])))
 
 
 def _split_folder(root: str | PathLike[str] | None, split: str) -> Path:
     given = root if root is not None else os.environ.get("ALFWORLD_DATA") or "~/.cache/alfworld"
     top = Path(given).expanduser()
-    games = top / _GAMES if (top / _GAMES).is_dir() else top
+    games = top / _GAMES_FOLDER if (top / _GAMES_FOLDER).is_dir() else top
     if not (games / split).is_dir():
         there = sorted(entry.name for entry in games.iterdir() if entry.is_dir()) if games.is_dir() else []
-        if games.name == _GAMES and there:
+        if games.name == _GAMES_FOLDER and there:
             raise InputError("split", "one of " + ", ".join(there), repr(split), f"These are the folders in {games}.")
-        expected = f"ALFWorld's data folder, which holds {_GAMES}/{split}"
-        raise InputError("root", expected, str(top) + ("" if top.is_dir() else ", which is not there"), _GET_IT)
+        expected = f"ALFWorld's data folder, which holds {_GAMES_FOLDER}/{split}"
+        raise InputError("root", expected, str(top) + ("" if top.is_dir() else ", which is not there"), _DOWNLOAD)
     return games / split
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder, followlinks=True):
+    """Yields the paths of the game files below a folder."""
+    for path, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
-        below = place[len(str(folder)) :]
-        if GAME_FILE in names and "movable" not in below and "Sliced" not in below:
-            yield Path(place, GAME_FILE)
+        game = path[len(str(folder)) :]
+        if GAME_FILE in names and "movable" not in game and "Sliced" not in game:
+            yield Path(path, GAME_FILE)
 
 
 def _load(path: str | Path) -> dict[str, Any]:
@@ -160,39 +159,42 @@ def _load(path: str | Path) -> dict[str, Any]:
 
 
 def _task(path: Path, name: str) -> Task | None:
-    """The task of a game file, without building its scene; None if the game is not marked as solvable."""
+    """Reads the task of a game file without its scene. Returns None if the game is not marked as solvable."""
     data = _load(path)
     if not data.get("solvable"):
         return None
     problem: str = data["pddl_problem"]
     if problem.count("(") != problem.count(")") or "(atLocation agent" not in problem:
         raise InputError("pddl_problem", "a whole PDDL problem", "a part of one", "Download it again.")
-    asked = _TASK.search(data["grammar"])
-    if asked is None:
+    rule = _TASK.search(data["grammar"])
+    if rule is None:
         raise InputError("grammar", 'a rule "task"', "none", "Download it again.")
-    _dialect(_after_task(data["grammar"]))
-    words = json.loads(f'"{asked[1]}"').rpartition(PREAMBLE)[2]
-    return Task(name, goal_from_pddl(problem, name).type, " ".join(words.split()))
+    _texts(_after_task(data["grammar"]))  # raises an error for an unknown grammar
+    instruction = json.loads(f'"{rule[1]}"').rpartition(GOAL_PREFIX)[2]
+    return Task(name, goal_from_pddl(problem, name).type, " ".join(instruction.split()))
 
 
 def _after_task(grammar: str) -> str:
-    """The grammar from its task on, which is the same in all games of a release."""
+    """Returns the grammar after its task. This part is the same in all games of a release, so `_texts` caches it."""
     return grammar[grammar.find('"GotoLocation.feedback"') :]
 
 
 @lru_cache(maxsize=16)
-def _dialect(grammar: str) -> Dialect:
-    """Reads the wording that differs between releases of the games."""
-    found = [pattern.search(grammar) for pattern in (_PLACE, _PLACED, _ARRIVAL)]
-    rules = [_SLOT.split(match[1]) if match else [""] for match in found]
-    if None in found or not {part for rule in rules for part in rule[1::2]} <= _SLOTS.keys():
+def _texts(grammar: str) -> GameTexts:
+    """Reads the texts that differ between releases of the games."""
+    found = [pattern.search(grammar) for pattern in (_PUT, _PUT_ANSWER, _ARRIVAL)]
+    rules = [_FIELD.split(match[1]) if match else [""] for match in found]
+    if None in found or not {part for rule in rules for part in rule[1::2]} <= _FIELDS.keys():
         raise InputError("grammar", "the rules of ALFWorld's games", "others", "Use the games of alfworld-download.")
-    place, placed, arrival = ("".join(_SLOTS.get(part, part) for part in rule) for rule in rules)
-    return Dialect(place, placed, arrival, lines_of(_help(grammar)))
+    put, put_answer, arrival = ("".join(_FIELDS.get(part, part) for part in rule) for rule in rules)
+    return GameTexts(put, put_answer, arrival, normalize_lines(_help(grammar)))
 
 
 def _help(grammar: str) -> str:
-    """The answer to `help`: written out, as in the released games, or in a rule, as in games that users make; or none."""
+    """Returns the answer to `help`, or "" if the grammar has none.
+
+    The released games contain the answer itself. Games that users generate refer to a rule.
+    """
     answer = _HELP.search(grammar)
     if answer is None or "#" not in answer[1]:
         return answer[1] if answer else ""
@@ -200,6 +202,6 @@ def _help(grammar: str) -> str:
     return json.loads(f'"{rule[1]}"') if rule else ""
 
 
-def lines_of(text: str) -> str:
-    """An answer as the worlds here give it: without blank lines, and without blanks at the ends of lines."""
+def normalize_lines(text: str) -> str:
+    """Removes blank lines and trailing whitespace, as in all observations of this package."""
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())

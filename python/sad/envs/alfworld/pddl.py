@@ -1,4 +1,4 @@
-"""Scenes from ALFWorld's own games: a PDDL problem becomes a scene of the same engine."""
+"""Reads the PDDL problem of an ALFWorld game into a `Game` of the household engine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from sad.envs.household.game import Game
-from sad.envs.household.goal import CLEAN, COOL, HEAT, LIGHT, PREAMBLE, SIMPLE, TWO, Goal
-from sad.envs.household.scene import Receptacle, Scene, Thing
+from sad.envs.household.game import (
+    CLEAN,
+    COOL,
+    GOAL_PREFIX,
+    HEAT,
+    LIGHT,
+    SIMPLE,
+    TWO,
+    Game,
+    Goal,
+    Object,
+    Receptacle,
+    Scene,
+)
 from sad.envs.protocol import Task
 from sad.errors import InputError
 
@@ -26,15 +37,15 @@ _STATES = {"isclean": CLEAN, "ishot": HEAT, "iscool": COOL, "istoggled": LIGHT}
 
 
 def game_from_pddl(problem: str, task: str, name: str) -> Game:
-    """Reads one of ALFWorld's games.
+    """Reads an ALFWorld game.
 
     Args:
-        problem: The PDDL problem: `:init` and `:goal` of ALFWorld's domain.
-        task: The task as the agent is told it, with or without "Your task is to: ".
-        name: What the task is to be called.
+        problem: The PDDL problem, with `:init` and `:goal` in ALFWorld's domain.
+        task: The instruction that the agent reads, with or without "Your task is to: ".
+        name: The id of the task.
 
     Raises:
-        InputError: `problem` does not hold a scene and one of the six goals.
+        InputError: `problem` has no complete scene, or none of the six goals.
     """
     goal = goal_from_pddl(problem, name)
     init = problem.lower().partition("(:goal")[0].partition("(:init")[2]
@@ -43,13 +54,13 @@ def game_from_pddl(problem: str, task: str, name: str) -> Game:
         facts[predicate].append(arguments.split())
     try:
         scene = _scene(facts)
-    except (KeyError, IndexError, ValueError) as flaw:
-        raise InputError(f"{name}: problem", "a whole scene in :init", repr(flaw), "Check the file.") from None
-    return Game(Task(name, goal.type, task.rpartition(PREAMBLE)[2].strip()), scene, goal)
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"{name}: problem", "a whole scene in :init", repr(error), "Check the file.") from None
+    return Game(Task(name, goal.type, task.rpartition(GOAL_PREFIX)[2].strip()), scene, goal)
 
 
 def goal_from_pddl(problem: str, name: str) -> Goal:
-    """Reads the goal of one of ALFWorld's games, and nothing else.
+    """Reads only the goal of an ALFWorld game.
 
     Raises:
         InputError: `problem` has no `:init`, or none of the six goals.
@@ -69,48 +80,49 @@ def goal_from_pddl(problem: str, name: str) -> Goal:
 
 
 def _scene(facts: dict[str, list[list[str]]]) -> Scene:
-    names = _numbered({argument for rows in facts.values() for row in rows for argument in row})
-    spots = {place: int(name.rpartition(" ")[2]) for place, name in names.items() if name.startswith("loc ")}
-    kinds = {name: kind.removesuffix("type") for name, kind in facts["receptacletype"] + facts["objecttype"]}
-    where = dict(facts["receptacleatlocation"])
+    """Builds the scene from the facts of `:init`: predicate -> argument lists."""
+    names = _display_names({argument for rows in facts.values() for row in rows for argument in row})
+    locations = {pddl_id: int(name.rpartition(" ")[2]) for pddl_id, name in names.items() if name.startswith("loc ")}
+    kinds = {pddl_id: kind.removesuffix("type") for pddl_id, kind in facts["receptacletype"] + facts["objecttype"]}
+    location_of = dict(facts["receptacleatlocation"])
     openable = {row[0] for row in facts["openable"]}
-    places = sorted(name for name, _ in facts["receptacletype"])
-    ids = sorted(name for name, _ in facts["objecttype"])
-    index = {name: i for i, name in enumerate(ids)}
+    receptacles = sorted(pddl_id for pddl_id, _ in facts["receptacletype"])
+    objects = sorted(pddl_id for pddl_id, _ in facts["objecttype"])
+    index = {pddl_id: i for i, pddl_id in enumerate(objects)}
 
     traits: dict[str, set[str]] = defaultdict(set)
     for predicate, trait in _TRAITS.items():
         for row in facts[predicate]:
             traits[row[0]].add(trait)
-    inside: dict[str, list[int]] = defaultdict(list)
-    for thing, place in facts["inreceptacle"]:
-        inside[place].append(index[thing])
-    near: dict[str, set[int]] = defaultdict(set)
-    for thing, location in facts["objectatlocation"]:
-        near[thing].add(spots[location])
-    within: dict[int, list[int]] = defaultdict(list)
+    contents: dict[str, list[int]] = defaultdict(list)
+    for obj, receptacle in facts["inreceptacle"]:
+        contents[receptacle].append(index[obj])
+    reachable_from: dict[str, set[int]] = defaultdict(set)
+    for obj, location in facts["objectatlocation"]:
+        reachable_from[obj].add(locations[location])
+    object_contents: dict[int, list[int]] = defaultdict(list)
     for inner, outer in facts["inreceptacleobject"]:
-        within[index[outer]].append(index[inner])
-    holds: dict[str, set[str]] = defaultdict(set)
-    for place, thing in facts["cancontain"]:
-        holds[place.removesuffix("type")].add(thing.removesuffix("type"))
+        object_contents[index[outer]].append(index[inner])
+    can_contain: dict[str, set[str]] = defaultdict(set)
+    for receptacle, obj in facts["cancontain"]:
+        can_contain[receptacle.removesuffix("type")].add(obj.removesuffix("type"))
 
     opened = {row[0] for row in facts["opened"]}
     return Scene(
-        receptacles=tuple(Receptacle(names[p], kinds[p], spots[where[p]], p in openable) for p in places),
-        things=tuple(Thing(names[t], kinds[t], frozenset(traits[t])) for t in ids),
-        inside=tuple(tuple(inside[p]) for p in places),
-        holds={place: frozenset(things) for place, things in holds.items()},
-        start=spots[facts["atlocation"][0][1]],
-        opened=frozenset(i for i, p in enumerate(places) if p in opened),
+        receptacles=tuple(Receptacle(names[r], kinds[r], locations[location_of[r]], r in openable) for r in receptacles),
+        objects=tuple(Object(names[o], kinds[o], frozenset(traits[o])) for o in objects),
+        contents=tuple(tuple(contents[r]) for r in receptacles),
+        can_contain={kind: frozenset(object_kinds) for kind, object_kinds in can_contain.items()},
+        start=locations[facts["atlocation"][0][1]],
+        opened=frozenset(i for i, r in enumerate(receptacles) if r in opened),
         cool=frozenset(index[row[0]] for row in facts["iscool"]),
-        spots=tuple(frozenset(near[t]) for t in ids),
-        within={outer: tuple(inner) for outer, inner in within.items()},
+        reachable_from=tuple(frozenset(reachable_from[o]) for o in objects),
+        object_contents={outer: tuple(inner) for outer, inner in object_contents.items()},
     )
 
 
-def _numbered(ids: Iterable[str]) -> dict[str, str]:
-    """The names that the game shows: the kind, and a number that counts down along the sorted ids of the kind."""
+def _display_names(ids: Iterable[str]) -> dict[str, str]:
+    """Maps PDDL ids to the names in observations: the kind and a number that decreases along the sorted ids of the kind."""
     by_kind: dict[str, list[str]] = defaultdict(list)
     for name in sorted(ids):
         kind, bar, _ = name.partition("_bar_")
@@ -120,17 +132,17 @@ def _numbered(ids: Iterable[str]) -> dict[str, str]:
 
 
 def _goal(text: str) -> Goal | None:
-    """Recognizes which of the six formulas the goal is; None if it is none of them."""
+    """Returns which of the six goals the formula is, or None for another formula."""
     facts = [(predicate, arguments.split()) for predicate, arguments in _FACT.findall(text)]
-    things = [(row[0], row[1].removesuffix("type")) for predicate, row in facts if predicate == "objecttype"]
-    places = [row[1].removesuffix("type") for predicate, row in facts if predicate == "receptacletype"]
+    objects = [(row[0], row[1].removesuffix("type")) for predicate, row in facts if predicate == "objecttype"]
+    targets = [row[1].removesuffix("type") for predicate, row in facts if predicate == "receptacletype"]
     states = [_STATES[predicate] for predicate, _ in facts if predicate in _STATES]
-    task_type = states[0] if states else TWO if len(things) == 2 else SIMPLE
-    if task_type == LIGHT and len(things) == 2:
-        lit = next(row[0] for predicate, row in facts if predicate == "istoggled")
-        kinds = dict(things)
-        lamp = kinds.pop(lit)
+    task_type = states[0] if states else TWO if len(objects) == 2 else SIMPLE
+    if task_type == LIGHT and len(objects) == 2:
+        toggled = next(row[0] for predicate, row in facts if predicate == "istoggled")
+        kinds = dict(objects)
+        lamp = kinds.pop(toggled)
         return Goal(LIGHT, next(iter(kinds.values())), lamp)
-    if len(set(states)) > 1 or not things or len(set(places)) != 1:
+    if len(set(states)) > 1 or not objects or len(set(targets)) != 1:
         return None
-    return Goal(task_type, things[0][1], places[0])
+    return Goal(task_type, objects[0][1], targets[0])

@@ -1,148 +1,165 @@
-"""The state of a household during an episode, and the rules by which it changes.
+"""The state of a household episode and its rules, which are those of ALFWorld's PDDL domain.
 
-The rules are those of ALFWorld's PDDL domain: `legal` says which actions' preconditions hold, `World.apply` gives their
-effects.
+`admissible_actions` evaluates the preconditions, `HouseholdState.apply` the effects.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from sad.envs.household.dialect import PLAIN, Dialect
-from sad.envs.household.scene import Scene
+from sad.envs.household.game import CLEAN, COOL, HEAT, LIGHT, REACT_TEXTS, TWO, GameTexts, Goal, Scene
 
-SINKS = frozenset({"sink", "sinkbasin"})
-KNIVES = frozenset({"knife", "butterknife"})
-# what is done to a held thing: the verb, the trait it needs, and the kinds of receptacle that do it
-TREATMENTS = (
-    ("clean", "cleanable", SINKS),
+_SINKS = frozenset({"sink", "sinkbasin"})
+_KNIVES = frozenset({"knife", "butterknife"})
+# Actions on a held object: the verb, the trait that the object needs, and the receptacle kinds that can do it.
+_TREATMENTS = (
+    ("clean", "cleanable", _SINKS),
     ("heat", "heatable", frozenset({"microwave"})),
     ("cool", "coolable", frozenset({"fridge"})),
 )
 
 
 class Action(NamedTuple):
-    """An action with its arguments, as indices into the scene.
+    """An action. Its arguments are indices into the scene.
 
     Attributes:
         verb: One of `go open close take put clean heat cool use slice examine look inventory help`.
-        thing: The thing acted on, if any.
-        receptacle: The receptacle acted on or with, if any.
+        obj: The object of the action, if any.
+        receptacle: The receptacle of the action, if any.
     """
 
     verb: str
-    thing: int | None = None
+    obj: int | None = None
     receptacle: int | None = None
 
 
-LOOK, INVENTORY, HELP = Action("look"), Action("inventory"), Action("help")
+_LOOK, _INVENTORY, HELP = Action("look"), Action("inventory"), Action("help")
 
 
-class World:
-    """What is where, and in which state. Made fresh from a scene, which it never changes."""
+class HouseholdState:
+    """The state of an episode. It begins as a copy of the scene and never changes the scene."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self.spot = scene.start
+        self.location = scene.start
         self.held: int | None = None
-        self.inside = [set(contents) for contents in scene.inside]
-        self.spots = [set(spots) for spots in scene.thing_spots]
+        self.contents = [set(contents) for contents in scene.contents]
+        self.reachable_from = [set(locations) for locations in scene.start_reachable_from]
         self.opened = set(scene.opened)
         self.cool = set(scene.cool)
         self.hot: set[int] = set()
         self.clean: set[int] = set()
         self.sliced: set[int] = set()
         self.toggled: set[int] = set()
-        self.left: set[tuple[int, int]] = set()  # (thing, receptacle) it was taken out of and not put back into
+        # Pairs (object, receptacle): the object was taken out of the receptacle and not put back into it.
+        self.removed: set[tuple[int, int]] = set()
 
-    def here(self) -> list[int]:
-        """The receptacles reached from where the agent stands."""
-        return self.scene.by_spot.get(self.spot, [])
+    def receptacles_here(self) -> list[int]:
+        """Returns the receptacles at the agent's location."""
+        return self.scene.receptacles_at.get(self.location, [])
 
     def accessible(self, receptacle: int) -> bool:
-        """Whether a hand gets into it: it has no door, or the door is open."""
+        """Returns whether objects can be taken from and put into the receptacle: it is open, or cannot be closed."""
         return receptacle in self.opened or not self.scene.receptacles[receptacle].openable
 
     def apply(self, action: Action) -> None:
-        """Changes the state by the effects of a legal action."""
-        verb, thing, receptacle = action
+        """Applies the effects of an admissible action."""
+        verb, obj, receptacle = action
         if verb == "go":
-            self.spot = self.scene.receptacles[receptacle].spot
+            self.location = self.scene.receptacles[receptacle].location
         elif verb == "open":
             self.opened.add(receptacle)
         elif verb == "close":
             self.opened.remove(receptacle)
         elif verb == "take":
-            self.inside[receptacle].remove(thing)
-            self.spots[thing].discard(self.spot)
-            self.left.add((thing, receptacle))
-            self.held = thing
+            self.contents[receptacle].remove(obj)
+            self.reachable_from[obj].discard(self.location)
+            self.removed.add((obj, receptacle))
+            self.held = obj
         elif verb == "put":
-            self.inside[receptacle].add(thing)
-            self.spots[thing].add(self.spot)
-            self.left.discard((thing, receptacle))
+            self.contents[receptacle].add(obj)
+            self.reachable_from[obj].add(self.location)
+            self.removed.discard((obj, receptacle))
             self.held = None
         elif verb == "clean":
-            self.clean.add(thing)
+            self.clean.add(obj)
         elif verb == "heat":
-            self.hot.add(thing)
-            self.cool.discard(thing)
+            self.hot.add(obj)
+            self.cool.discard(obj)
         elif verb == "cool":
-            self.cool.add(thing)
-            self.hot.discard(thing)
+            self.cool.add(obj)
+            self.hot.discard(obj)
         elif verb == "use":
-            self.toggled.add(thing)  # for good: using a lamp again does not untoggle it
+            self.toggled.add(obj)  # a second `use` does not turn the lamp off
         elif verb == "slice":
-            self.sliced.add(thing)
+            self.sliced.add(obj)
+
+    def satisfies(self, goal: Goal) -> bool:
+        """Returns whether the goal holds in this state."""
+        objects = self.scene.objects
+        if goal.type == LIGHT:
+            if self.held is None or objects[self.held].kind != goal.object:
+                return False
+            near = {obj for receptacle in self.receptacles_here() for obj in self.contents[receptacle]}
+            return any(objects[obj].kind == goal.target for obj in self.toggled & near)
+        treated = {CLEAN: self.clean, HEAT: self.hot, COOL: self.cool}.get(goal.type)
+        needed = 2 if goal.type == TWO else 1
+        for receptacle, contents in zip(self.scene.receptacles, self.contents):
+            if receptacle.kind == goal.target:
+                fitting = [o for o in contents if objects[o].kind == goal.object and (treated is None or o in treated)]
+                if len(fitting) >= needed:
+                    return True
+        return False
 
 
-def legal(world: World, dialect: Dialect = PLAIN) -> dict[str, Action]:
-    """Every admissible command with the action it stands for, in the words of the dialect.
+def admissible_actions(state: HouseholdState, texts: GameTexts = REACT_TEXTS) -> dict[str, Action]:
+    """Maps every admissible command to its action.
 
-    Going to a receptacle at the agent's own spot changes nothing and is not among them; `help` is where the dialect has it.
+    `go to` a receptacle at the agent's own location has no effect and is not admissible. `help` is admissible if `texts`
+    has an answer to it.
     """
-    scene, held = world.scene, world.held
-    receptacles, things = scene.receptacles, scene.things
-    commands = dict(_ways(scene, world.spot))
-    for r in world.here():
+    scene, held = state.scene, state.held
+    receptacles, objects = scene.receptacles, scene.objects
+    commands = dict(_go_to_actions(scene, state.location))
+    for r in state.receptacles_here():
         name, kind = receptacles[r].name, receptacles[r].kind
         commands[f"examine {name}"] = Action("examine", None, r)
         if receptacles[r].openable:
-            verb = "close" if r in world.opened else "open"
+            verb = "close" if r in state.opened else "open"
             commands[f"{verb} {name}"] = Action(verb, None, r)
-        accessible = world.accessible(r)
-        for t in world.inside[r]:
-            if held is None and accessible and "pickupable" in things[t].traits:
-                commands[f"take {things[t].name} from {name}"] = Action("take", t, r)
-            if "toggleable" in things[t].traits:
-                commands[f"use {things[t].name}"] = Action("use", t, r)
+        accessible = state.accessible(r)
+        for o in state.contents[r]:
+            if held is None and accessible and "pickupable" in objects[o].traits:
+                commands[f"take {objects[o].name} from {name}"] = Action("take", o, r)
+            if "toggleable" in objects[o].traits:
+                commands[f"use {objects[o].name}"] = Action("use", o, r)
         if held is not None:
-            if accessible and things[held].kind in scene.holds.get(kind, ()):
-                commands[dialect.place.format(thing=things[held].name, place=name)] = Action("put", held, r)
-            for verb, trait, kinds in TREATMENTS:
-                if kind in kinds and trait in things[held].traits:
-                    commands[f"{verb} {things[held].name} with {name}"] = Action(verb, held, r)
+            if accessible and objects[held].kind in scene.can_contain.get(kind, ()):
+                commands[texts.put.format(object=objects[held].name, receptacle=name)] = Action("put", held, r)
+            for verb, trait, kinds in _TREATMENTS:
+                if kind in kinds and trait in objects[held].traits:
+                    commands[f"{verb} {objects[held].name} with {name}"] = Action(verb, held, r)
     if held is not None:
-        commands[f"examine {things[held].name}"] = Action("examine", held)
-        if things[held].kind in KNIVES:
-            for t, thing in enumerate(things):
-                if world.spot in world.spots[t] and "sliceable" in thing.traits:
-                    commands[f"slice {thing.name} with {things[held].name}"] = Action("slice", t)
-    commands["look"] = LOOK
-    commands["inventory"] = INVENTORY
-    if dialect.help:
+        commands[f"examine {objects[held].name}"] = Action("examine", held)
+        if objects[held].kind in _KNIVES:
+            for o, obj in enumerate(objects):
+                if state.location in state.reachable_from[o] and "sliceable" in obj.traits:
+                    commands[f"slice {obj.name} with {objects[held].name}"] = Action("slice", o)
+    commands["look"] = _LOOK
+    commands["inventory"] = _INVENTORY
+    if texts.help:
         commands["help"] = HELP
     return commands
 
 
-def _ways(scene: Scene, spot: int) -> dict[str, Action]:
-    """The `go to` commands from a spot, which are the same every time."""
-    ways = scene.ways.get(spot)
-    if ways is None:
-        ways = {
+def _go_to_actions(scene: Scene, location: int) -> dict[str, Action]:
+    """Returns the `go to` commands from a location. They never change, so the scene caches them."""
+    actions = scene.go_to_cache.get(location)
+    if actions is None:
+        actions = {
             f"go to {receptacle.name}": Action("go", None, index)
             for index, receptacle in enumerate(scene.receptacles)
-            if receptacle.spot != spot
+            if receptacle.location != location
         }
-        scene.ways[spot] = ways
-    return ways
+        scene.go_to_cache[location] = actions
+    return actions

@@ -1,14 +1,17 @@
-"""What the household says: the answers of ALFWorld's text grammar, word for word."""
+"""The observations of the household: formatting them, in the exact texts of ALFWorld's grammar, and parsing them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from sad.envs.household.dialect import PLAIN, Dialect
-from sad.envs.household.world import Action, World
+from sad.envs.household.game import GOAL_PREFIX, GOAL_TEMPLATES, REACT_TEXTS, GameTexts, Goal
+from sad.envs.household.state import Action, HouseholdState
+from sad.errors import InputError
 
 NOTHING_HAPPENS = "Nothing happens."
-COMMANDS = """Available commands:
+_COMMANDS = """Available commands:
   look:                             look around your current location
   inventory:                        check your current inventory
   go to (receptacle):               move to a receptacle
@@ -23,10 +26,107 @@ COMMANDS = """Available commands:
   clean (object) with (receptacle): clean an object using a receptacle
   cool (object) with (receptacle):  cool an object using a receptacle
   slice (object) with (object):     slice an object using a sharp object"""
+_NAME = re.compile(r"\ba ([a-z]+ \d+)")
+_CONTENTS = re.compile(r"(?:On the|The) ([a-z]+ \d+)(?: is open\. In it)?, you see ([^.]*)\.")
+_CLOSED = re.compile(r"The ([a-z]+ \d+) is closed\.")
+_GOALS = [
+    (
+        task_type,
+        re.compile(
+            re.escape(template).replace(r"\{object\}", r"(?P<object>\w+)").replace(r"\{target\}", r"(?P<target>\w+)")
+        ),
+    )
+    for task_type, templates in GOAL_TEMPLATES.items()
+    for template in templates
+]
 
 
-def enumeration(names: Sequence[str]) -> str:
-    """`x`, `x, and y`, `x, y, and z`, or `nothing`."""
+class ReceptacleView(NamedTuple):
+    """A receptacle as an observation shows it.
+
+    Attributes:
+        name: Its name.
+        contents: The names of the objects in or on it. None if it is closed.
+    """
+
+    name: str
+    contents: list[str] | None
+
+
+def kind_of(name: str) -> str:
+    """Returns the kind in a name: `mug` for `mug 1`."""
+    return name.rpartition(" ")[0]
+
+
+def parse_receptacles(first_observation: str) -> list[str]:
+    """Returns the names of the receptacles in the first observation, in its order."""
+    return _NAME.findall(first_observation.partition(GOAL_PREFIX)[0])
+
+
+def parse_goal(text: str) -> Goal:
+    """Parses a goal in the form of one of `GOAL_TEMPLATES`. Other text can precede it.
+
+    Raises:
+        InputError: No template matches.
+    """
+    instruction = text.rpartition(GOAL_PREFIX)[2].strip()
+    for task_type, pattern in _GOALS:
+        if match := pattern.fullmatch(instruction):
+            return Goal(task_type, match["object"], match["target"])
+    raise InputError("task", "a goal in one of the household's wordings", repr(instruction), "See game.GOAL_TEMPLATES.")
+
+
+def parse_view(observation: str) -> ReceptacleView | None:
+    """Returns the receptacle that an observation shows, if any."""
+    if match := _CONTENTS.search(observation):
+        return ReceptacleView(match[1], _NAME.findall(match[2]))
+    if match := _CLOSED.search(observation):
+        return ReceptacleView(match[1], None)
+    return None
+
+
+def format_room(state: HouseholdState) -> str:
+    """Returns the room description at the start of an episode, with all receptacles."""
+    receptacles = _join([f"a {receptacle.name}" for receptacle in state.scene.receptacles])
+    return f"You are in the middle of a room. Looking quickly around you, you see {receptacles}."
+
+
+def format_answer(state: HouseholdState, action: Action, texts: GameTexts = REACT_TEXTS) -> str:
+    """Returns the observation after an action.
+
+    Args:
+        state: The state after the action.
+        action: The admissible action that was applied last.
+        texts: The texts of the game.
+    """
+    verb, o, r = action
+    obj = "" if o is None else state.scene.objects[o].name
+    receptacle = "" if r is None else state.scene.receptacles[r].name
+    if verb == "go":
+        return texts.arrival.format(receptacle=receptacle, location=state.location) + _receptacle(state, r)
+    if verb == "open":
+        return f"You open the {receptacle}. {_receptacle(state, r)}"
+    if verb == "close":
+        return f"You close the {receptacle}."
+    if verb == "take":
+        return f"You pick up the {obj} from the {receptacle}."
+    if verb == "put":
+        return texts.put_answer.format(object=obj, receptacle=receptacle)
+    if verb in ("clean", "heat", "cool"):
+        return f"You {verb} the {obj} using the {receptacle}."
+    if verb == "use":
+        return f"You turn on the {obj}."  # never off: ALFWorld only records that the lamp was toggled
+    if verb == "slice":
+        return f"You sliced the {obj} with the {state.scene.objects[state.held].name}."
+    if verb == "examine":
+        return _object(state, o) if r is None else _receptacle(state, r)
+    if verb == "inventory":
+        return _inventory(state)
+    return texts.help or _COMMANDS if verb == "help" else _look(state)
+
+
+def _join(names: Sequence[str]) -> str:
+    """Returns `x`, `x, and y`, `x, y, and z`, or `nothing`."""
     if not names:
         return "nothing"
     if len(names) == 1:
@@ -34,94 +134,55 @@ def enumeration(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + ", and " + names[-1]
 
 
-def introduction(world: World) -> str:
-    """The room as the episode begins: everything that can be gone to."""
-    everything = enumeration([f"a {receptacle.name}" for receptacle in world.scene.receptacles])
-    return f"You are in the middle of a room. Looking quickly around you, you see {everything}."
+def _list_objects(state: HouseholdState, objects: Sequence[int]) -> str:
+    return _join([f"a {state.scene.objects[o].name}" for o in sorted(objects)])
 
 
-def answer(world: World, action: Action, dialect: Dialect = PLAIN) -> str:
-    """What is said after `action` was applied to `world`.
-
-    Args:
-        world: The state after the action.
-        action: A legal action that was just applied.
-        dialect: The words of the game.
-    """
-    verb, t, r = action
-    thing = "" if t is None else world.scene.things[t].name
-    receptacle = "" if r is None else world.scene.receptacles[r].name
-    if verb == "go":
-        return dialect.arrival.format(place=receptacle, spot=world.spot) + _receptacle(world, r)
-    if verb == "open":
-        return f"You open the {receptacle}. {_receptacle(world, r)}"
-    if verb == "close":
-        return f"You close the {receptacle}."
-    if verb == "take":
-        return f"You pick up the {thing} from the {receptacle}."
-    if verb == "put":
-        return dialect.placed.format(thing=thing, place=receptacle)
-    if verb in ("clean", "heat", "cool"):
-        return f"You {verb} the {thing} using the {receptacle}."
-    if verb == "use":
-        return f"You turn on the {thing}."  # and never off: the original looks at "was ever toggled"
-    if verb == "slice":
-        return f"You sliced the {thing} with the {world.scene.things[world.held].name}."
-    if verb == "examine":
-        return _thing(world, t) if r is None else _receptacle(world, r)
-    if verb == "inventory":
-        return _inventory(world)
-    return dialect.help or COMMANDS if verb == "help" else _look(world)
-
-
-def _listing(world: World, things: Sequence[int]) -> str:
-    return enumeration([f"a {world.scene.things[t].name}" for t in sorted(things)])
-
-
-def _receptacle(world: World, r: int) -> str:
-    name = world.scene.receptacles[r].name
-    if not world.scene.receptacles[r].openable:
-        return f"On the {name}, you see {_listing(world, world.inside[r])}."
-    if r not in world.opened:
+def _receptacle(state: HouseholdState, r: int) -> str:
+    name = state.scene.receptacles[r].name
+    if not state.scene.receptacles[r].openable:
+        return f"On the {name}, you see {_list_objects(state, state.contents[r])}."
+    if r not in state.opened:
         return f"The {name} is closed."
-    return f"The {name} is open. In it, you see {_listing(world, world.inside[r])}."
+    return f"The {name} is open. In it, you see {_list_objects(state, state.contents[r])}."
 
 
-def _thing(world: World, t: int) -> str:
-    """The first description of the grammar whose condition holds."""
-    thing = world.scene.things[t]
-    if "hollow" in thing.traits:
-        return f"This is a normal {thing.name}. In it, you see {_listing(world, world.scene.within.get(t, ()))}."
-    clean, sliced = t in world.clean, t in world.sliced
-    warmth = "hot" if t in world.hot else "cool" if t in world.cool else ""
+def _object(state: HouseholdState, o: int) -> str:
+    """Returns the first description of ALFWorld's grammar whose condition holds."""
+    obj = state.scene.objects[o]
+    if "hollow" in obj.traits:
+        contents = _list_objects(state, state.scene.object_contents.get(o, ()))
+        return f"This is a normal {obj.name}. In it, you see {contents}."
+    clean, sliced = o in state.clean, o in state.sliced
+    warmth = "hot" if o in state.hot else "cool" if o in state.cool else ""
     if sliced and (clean or warmth):
         both = f"{warmth} and clean" if clean and warmth else warmth or "clean"
-        return f"This is a {both} sliced {thing.name}."
+        return f"This is a {both} sliced {obj.name}."
     if clean and warmth:
-        return f"This is a {warmth} and clean {thing.name}."
+        return f"This is a {warmth} and clean {obj.name}."
     if clean or warmth:
-        return f"This is a {'clean' if clean else 'hot' if warmth == 'hot' else 'cold'} {thing.name}."
-    if t in world.toggled:
-        return f"This {thing.name} is on."
-    # an untoggled lamp, too: nothing in the original's state says that it is off
-    return f"This is a sliced {thing.name}." if sliced else f"There's nothing special about {thing.name}."
+        return f"This is a {'clean' if clean else 'hot' if warmth == 'hot' else 'cold'} {obj.name}."
+    if o in state.toggled:
+        return f"This {obj.name} is on."
+    # ALFWorld's state does not record that a lamp is off, so a lamp has no description of its own.
+    return f"This is a sliced {obj.name}." if sliced else f"There's nothing special about {obj.name}."
 
 
-def _inventory(world: World) -> str:
-    if world.held is None:
+def _inventory(state: HouseholdState) -> str:
+    if state.held is None:
         return "You are not carrying anything."
-    return f"You are carrying: a {world.scene.things[world.held].name}."
+    return f"You are carrying: a {state.scene.objects[state.held].name}."
 
 
-def _look(world: World) -> str:
-    """What is here.
+def _look(state: HouseholdState) -> str:
+    """Returns the answer to `look`.
 
-    As in the original, the room is described only once, and what is seen "next to" the receptacles are the things that
-    were moved from one of them to another within the same spot.
+    As in ALFWorld, it does not describe the room again. The objects "next to" the receptacles are those that the agent
+    moved from one receptacle to another at this location.
     """
-    here = world.here()
+    here = state.receptacles_here()
     if not here:
         return "You are in the middle of a room. Looking quickly around you, you see nothing."
-    moved = [t for t, r in world.left if r in here and world.spot in world.spots[t]]
-    facing = enumeration([world.scene.receptacles[r].name for r in here])
-    return f"You are facing the {facing}. Next to it, you see {_listing(world, moved)}."
+    moved = [o for o, r in state.removed if r in here and state.location in state.reachable_from[o]]
+    facing = _join([state.scene.receptacles[r].name for r in here])
+    return f"You are facing the {facing}. Next to it, you see {_list_objects(state, moved)}."

@@ -57,12 +57,12 @@ def test_a_human_written_goal_is_kept(tmp_path):
     env = sad.envs.make("alfworld", root=tmp_path)
     assert env.tasks[0].goal == 'Hold the "book" up to the light'
     assert env.reset(env.tasks[0]).endswith('Your task is to: Hold the "book" up to the light')
-    with pytest.raises(sad.InputError, match="a goal in one of the household's wordings"):
+    with pytest.raises(sad.InputError, match="a goal in one of the household's templates"):
         env.expert(env, env.tasks[0])
 
 
 def test_the_error_for_a_missing_folder_names_the_download_command(tmp_path, monkeypatch):
-    expected = r"root: expected ALFWorld's data folder, .* got .*nowhere, which is not there\. Get .*alfworld-download"
+    expected = r"root: expected ALFWorld's data folder, .* got .*nowhere, which does not exist\. Get .*alfworld-download"
     with pytest.raises(sad.InputError, match=expected):
         sad.envs.make("alfworld", root=tmp_path / "nowhere", split="valid_seen")
     with pytest.raises(sad.InputError, match="alfworld-download"):

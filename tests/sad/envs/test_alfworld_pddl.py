@@ -42,8 +42,11 @@ def test_a_small_problem_becomes_a_scene():
             "g: goal: expected one of the six goals",
         ),
         (PROBLEM.replace("(isToggled ?l)", "(isToggled ?x)"), "g: goal: expected one of the six goals"),
-        (PROBLEM.replace("(atLocation agent1 loc_bar_3)", ""), "g: problem: expected a whole scene in :init"),
-        (PROBLEM.replace("(receptacleAtLocation Desk_bar_1 loc_bar_1)", ""), "g: problem: expected a whole scene in :init"),
+        (PROBLEM.replace("(atLocation agent1 loc_bar_3)", ""), "g: problem: expected a complete scene in :init"),
+        (
+            PROBLEM.replace("(receptacleAtLocation Desk_bar_1 loc_bar_1)", ""),
+            "g: problem: expected a complete scene in :init",
+        ),
     ],
 )
 def test_invalid_problems_are_refused(problem, message):

@@ -83,7 +83,7 @@ def test_goals_are_parsed_from_both_templates(task_type):
 
 
 def test_text_that_cannot_be_parsed():
-    with pytest.raises(sad.InputError, match=r"a goal in one of the household's wordings, got 'sing a song\."):
+    with pytest.raises(sad.InputError, match=r"a goal in one of the household's templates, got 'sing a song\."):
         HouseholdExpert("You are in a room.\nYour task is to: sing a song.")
     assert parse_view("Nothing happens.") is None and parse_view("You close the fridge 1.") is None
     assert parse_receptacles("You see a bed 1, a desk 12, and a shelf 1.\nYour task is to: put a mug 3 in desk.") == [

@@ -138,7 +138,7 @@ def _split_folder(root: str | PathLike[str] | None, split: str) -> Path:
         if games.name == _GAMES_FOLDER and there:
             raise InputError("split", "one of " + ", ".join(there), repr(split), f"These are the folders in {games}.")
         expected = f"ALFWorld's data folder, which holds {_GAMES_FOLDER}/{split}"
-        raise InputError("root", expected, str(top) + ("" if top.is_dir() else ", which is not there"), _DOWNLOAD)
+        raise InputError("root", expected, str(top) + ("" if top.is_dir() else ", which does not exist"), _DOWNLOAD)
     return games / split
 
 
@@ -154,7 +154,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _load(path: str | Path) -> dict[str, Any]:
     data = json.loads(Path(path).read_bytes())
     if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("grammar", "pddl_problem")):
-        raise InputError(str(path), "an object with `grammar` and `pddl_problem`", "something else", "Download it again.")
+        raise InputError(str(path), "an object with `grammar` and `pddl_problem`", "another value", "Download it again.")
     return data
 
 
@@ -165,7 +165,7 @@ def _task(path: Path, name: str) -> Task | None:
         return None
     problem: str = data["pddl_problem"]
     if problem.count("(") != problem.count(")") or "(atLocation agent" not in problem:
-        raise InputError("pddl_problem", "a whole PDDL problem", "a part of one", "Download it again.")
+        raise InputError("pddl_problem", "a complete PDDL problem", "an incomplete one", "Download it again.")
     rule = _TASK.search(data["grammar"])
     if rule is None:
         raise InputError("grammar", 'a rule "task"', "none", "Download it again.")
@@ -185,7 +185,7 @@ def _texts(grammar: str) -> GameTexts:
     found = [pattern.search(grammar) for pattern in (_PUT, _PUT_ANSWER, _ARRIVAL)]
     rules = [_FIELD.split(match[1]) if match else [""] for match in found]
     if None in found or not {part for rule in rules for part in rule[1::2]} <= _FIELDS.keys():
-        raise InputError("grammar", "the rules of ALFWorld's games", "others", "Use the games of alfworld-download.")
+        raise InputError("grammar", "the rules of ALFWorld's games", "other rules", "Use the games of alfworld-download.")
     put, put_answer, arrival = ("".join(_FIELDS.get(part, part) for part in rule) for rule in rules)
     return GameTexts(put, put_answer, arrival, normalize_lines(_help(grammar)))
 

@@ -55,7 +55,7 @@ def game_from_pddl(problem: str, task: str, name: str) -> Game:
     try:
         scene = _scene(facts)
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{name}: problem", "a whole scene in :init", repr(error), "Check the file.") from None
+        raise InputError(f"{name}: problem", "a complete scene in :init", repr(error), "Check the file.") from None
     return Game(Task(name, goal.type, task.rpartition(GOAL_PREFIX)[2].strip()), scene, goal)
 
 

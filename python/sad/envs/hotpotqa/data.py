@@ -163,7 +163,7 @@ class QuestionFile:
         try:
             question = read_question(json.loads(raw))
             if question.id in self._numbers:
-                raise ValueError(f"`_id` {question.id!r} is there already")
+                raise ValueError(f"`_id` {question.id!r} is already used")
         except (ValueError, RecursionError) as error:
             self.skipped.append(f"{self.path.name}, byte {start}: {error}")
             return None

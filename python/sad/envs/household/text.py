@@ -73,7 +73,8 @@ def parse_goal(text: str) -> Goal:
     for task_type, pattern in _GOALS:
         if match := pattern.fullmatch(instruction):
             return Goal(task_type, match["object"], match["target"])
-    raise InputError("task", "a goal in one of the household's wordings", repr(instruction), "See game.GOAL_TEMPLATES.")
+    remedy = "Use a goal such as 'put a mug in cabinet.'; docs/environments.md has one example per task type."
+    raise InputError("task", "a goal in one of the household's templates", repr(instruction), remedy)
 
 
 def parse_view(observation: str) -> ReceptacleView | None:

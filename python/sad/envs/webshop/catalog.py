@@ -144,7 +144,7 @@ def _folder(root: str | PathLike[str] | None) -> Path:
     folder = Path("webshop" if root is None else root)
     if root is None or not folder.is_dir():
         got = "None" if root is None else f"no such folder: {str(root)!r}"
-        remedy = f"Create it, and: {_download_command(folder, *_CATALOGS['small'][0])}"
+        remedy = f"Create the folder. {_download_command(folder, *_CATALOGS['small'][0])}"
         raise InputError("root", "the folder with WebShop's data", got, remedy)
     return folder
 
@@ -170,7 +170,7 @@ def _download_command(folder: Path, name: str, drive_id: str) -> str:
     """Returns the download command of a file. `reviews.json` has no download."""
     if not drive_id:
         return f"Fix or remove {name}."
-    return f"Get it with `pip install gdown` and `gdown {drive_id} -O {folder / name}`"
+    return f"Get {name} with `pip install gdown` and `gdown {drive_id} -O {folder / name}`"
 
 
 def _product(item: dict[str, Any], known: dict[str, Any] | None, human: list[Any] | None, review: Any) -> Product:

@@ -176,11 +176,8 @@ class WebShop:
 
     def _show_results(self, number: int) -> None:
         self._forget_product()
-        self._at_start, self._page_number, self._page = (
-            False,
-            number,
-            pages.results_page(self._goal.text, self._found, number),
-        )
+        self._at_start, self._page_number = False, number
+        self._page = pages.results_page(self._goal.text, self._found, number)
 
     def _forget_product(self) -> None:
         self._product: Product | None = None

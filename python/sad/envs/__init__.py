@@ -1,11 +1,12 @@
-"""Worlds that agents play in: `make(name)` gives one, `register(name)` adds one."""
+"""Text environments for agents. `make(name)` creates an environment, `register(name)` adds a new one."""
 
 from __future__ import annotations
 
-from sad.envs import alfworld as _alfworld  # noqa: F401  registers itself
-from sad.envs import hotpotqa as _hotpotqa  # noqa: F401  registers itself
-from sad.envs import household as _household  # noqa: F401  registers itself
-from sad.envs import webshop as _webshop  # noqa: F401  registers itself
+# These imports register the built-in environments.
+from sad.envs import alfworld as _alfworld  # noqa: F401
+from sad.envs import hotpotqa as _hotpotqa  # noqa: F401
+from sad.envs import household as _household  # noqa: F401
+from sad.envs import webshop as _webshop  # noqa: F401
 from sad.envs.protocol import Env, Step, Task
 from sad.envs.registry import make, names, register
 

@@ -1,4 +1,4 @@
-"""What a world is to everything that plays in it: tasks, observations in, actions out."""
+"""The interface of all environments: `Env`, `Task` and `Step`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Task(NamedTuple):
-    """One thing to be done in a world.
+    """One task of an environment.
 
     Attributes:
-        id: Unique within the world and stable from run to run.
-        type: The family of tasks it belongs to, by which results are broken down.
-        goal: What is asked, in words, as the agent reads it.
+        id: Identifier, unique within the environment and the same in every run.
+        type: Task type. Results are also reported per type.
+        goal: The instruction, as the agent reads it.
     """
 
     id: str
@@ -21,19 +21,22 @@ class Task(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the world answers to one action.
+    """The result of one action.
 
     Attributes:
-        observation: The text the agent sees; may have several lines, never a blank one.
-        reward: What the action earned.
+        observation: The text that the agent reads. It can have several lines, but no blank line.
+        reward: The reward of this action.
         done: Whether the episode is over.
-        info: At least `won` (bool, judged by the state of the world) and `admissible_commands`
-            (list of str: every action that would do something now, or those of them that can be listed).
-            Where it can tell, also `valid` (bool): whether the world understood this action as one that does
-            something. Without it an action is valid if it was admissible before the step, so a world that takes
-            free text (`search[...]`), or several wordings of one action, says it itself.
-            Where it has them, also `metrics` (dict of str to float): figures of its own on the episode so far,
-            such as a score; those of the last step are kept and averaged over episodes.
+        info: A dict with these keys:
+
+            * `won` (bool, required): whether the task is solved, judged by the state of the environment.
+            * `admissible_commands` (list of str, required): the actions that have an effect in the new state. Actions with
+              free text, such as `search[...]`, can be absent.
+            * `valid` (bool, optional): whether the environment understood this action. Without this key, an action
+              counts as valid if it was in the previous `admissible_commands`. An environment that accepts free text, or
+              several commands for one action, must set it.
+            * `metrics` (dict of str to float, optional): metrics of the episode so far, such as a score. The metrics of
+              the last step are kept and averaged over episodes.
     """
 
     observation: str
@@ -44,30 +47,30 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class Env(Protocol):
-    """A text world that is played one episode at a time.
+    """A text environment that runs one episode at a time.
 
-    A shallow copy (`copy.copy(env)`) is an independent seat: `reset` binds fresh state and nothing that copies share is
-    ever changed, so many episodes can be played side by side.
+    A shallow copy (`copy.copy(env)`) must run its own episode, so that many episodes can run side by side. `reset` must
+    therefore create new state and must not change anything that the copies share.
 
-    A world with a scripted expert has one attribute more, `expert`: a function `(env, task, *, max_steps) -> Trajectory`
-    (in a class: a `staticmethod`) that plays `task` in `env` and writes as an agent writes. It should see what an agent
-    sees; one that knows more, as that of `hotpotqa` knows the answers, says so.
+    An environment can have a scripted expert as the attribute `expert`: a function
+    `(env, task, *, max_steps) -> Trajectory` (a `staticmethod` in a class). The expert should see only what an agent sees.
+    If it knows more, its documentation must say so.
     """
 
     @property
     def tasks(self) -> Sequence[Task]:
-        """The tasks on offer, always in the same order."""
+        """All tasks, always in the same order."""
         ...
 
     @property
     def admissible_commands(self) -> list[str]:
-        """Every action that would do something now; the same as the last step's `info["admissible_commands"]`."""
+        """The actions that have an effect in the current state, as in `info["admissible_commands"]` of the last step."""
         ...
 
     def reset(self, task: Task) -> str:
-        """Starts an episode of `task` and returns the first observation, which names the goal."""
+        """Starts an episode of `task` and returns the first observation, which includes the goal."""
         ...
 
     def step(self, action: str) -> Step:
-        """Takes one action in the running episode. An action the world does not understand is answered, not raised."""
+        """Runs one action. An action that the environment does not understand gets an answer and raises no error."""
         ...

@@ -1,4 +1,4 @@
-"""Worlds by name."""
+"""The registry of environments by name."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Any, TypeVar
 from sad.envs.protocol import Env
 from sad.errors import InputError
 
-_WORLDS: dict[str, Callable[..., Env]] = {}
-World = TypeVar("World", bound=Callable[..., Env])
+_ENVS: dict[str, Callable[..., Env]] = {}
+EnvClass = TypeVar("EnvClass", bound=Callable[..., Env])
 
 
-def register(name: str) -> Callable[[World], World]:
-    """Class decorator that makes a world known to `make`.
+def register(name: str) -> Callable[[EnvClass], EnvClass]:
+    """Returns a class decorator that registers an environment under `name`.
 
-    The class is called as `cls(root=..., split=..., seed=..., **options)`.
+    `make` calls the class as `cls(root=..., split=..., seed=..., **options)`.
 
     Raises:
-        InputError: The name is taken.
+        InputError: The name is already registered.
     """
 
-    def add(world: World) -> World:
-        if name in _WORLDS:
-            raise InputError("name", "the name of a new world", repr(name), "Choose a name that is not registered yet.")
-        _WORLDS[name] = world
-        return world
+    def add(env_class: EnvClass) -> EnvClass:
+        if name in _ENVS:
+            raise InputError("name", "the name of a new env", repr(name), "Choose a name that is not registered yet.")
+        _ENVS[name] = env_class
+        return env_class
 
     return add
 
 
 def names() -> list[str]:
-    """The names `make` knows."""
-    return sorted(_WORLDS)
+    """Returns the registered names, sorted."""
+    return sorted(_ENVS)
 
 
 def make(name: str, root: str | PathLike[str] | None = None, split: str | None = None, seed: int = 0, **options: Any) -> Env:
-    """Makes a world.
+    """Creates an environment.
 
     Args:
         name: A registered name, such as `"household"`.
-        root: Folder of the world's data, for worlds that need one.
-        split: Which tasks, such as `"train"` or `"valid"`; None takes the world's default.
-        seed: Source of everything random in the world. The same arguments give the same world, in any process.
-        **options: What else the world offers, passed on.
+        root: Data folder of the environment. Environments without data files need none.
+        split: Set of tasks, such as `"train"` or `"valid"`. None selects the default of the environment.
+        seed: Random seed. The same arguments create the same environment in every process.
+        **options: Further options of the environment.
 
     Raises:
-        InputError: The name is not registered, or the world refuses an argument.
+        InputError: The name is not registered, or the environment rejects an argument.
     """
-    if name not in _WORLDS:
+    if name not in _ENVS:
         raise InputError("name", "one of " + ", ".join(names()), repr(name), "Pass one of these names, or register it.")
-    return _WORLDS[name](root=root, split=split, seed=seed, **options)
+    return _ENVS[name](root=root, split=split, seed=seed, **options)

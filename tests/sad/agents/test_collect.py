@@ -8,7 +8,7 @@ import sad
 from sad.agents.collect import choose_tasks, collect, collect_expert
 from sad.agents.episode import observation_lines
 from sad.agents.prompts import PROMPTS, prompt_text
-from sad.envs.household.reading import goal_of
+from sad.envs.household.text import parse_goal
 from sad.errors import InputError
 from sad.trajectories.segment import segment
 from sad.trajectories.spans import SpanKind
@@ -61,7 +61,7 @@ def test_a_model_that_repeats_the_expert_gets_the_experts_transcript() -> None:
         assert played.text == expert.text
         assert (played.success, played.id, played.task, played.format) == (True, expert.id, expert.task, "sad")
         assert played.extra["type"] == expert.extra["type"] and played.extra["steps"] == expert.extra["steps"]
-        assert observation_lines(env.reset(task)) in played.text and goal_of(env.reset(task))
+        assert observation_lines(env.reset(task)) in played.text and parse_goal(env.reset(task))
 
 
 def test_samples_that_are_there_are_not_played_again_and_the_others_stay_the_same(tokenizer) -> None:

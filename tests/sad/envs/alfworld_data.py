@@ -1,4 +1,4 @@
-"""ALFWorld's data folder for tests: the packed games unpacked, small folders, and the wording of ALFWorld 0.4."""
+"""ALFWorld data folders for tests: unpacked games, hand-made games, and games rewritten for ALFWorld 0.4."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from .test_alfworld_pddl import PROBLEM
 
 HELP = "\nAvailable commands:\n  look:                             look around your current location\n"
-NEWER = {  # what ALFWorld 0.4 changed in the grammar of its games
+NEWER = {  # the changes of ALFWorld 0.4 in the grammar of its games
     "You arrive at {lend.name}.": "You arrive at {r.name}.",
     "put {o} in/on {r}": "move {o} to {r}",
     "You put the {o.name} in/on the {r.name}.": "You move the {o.name} to the {r.name}.",
@@ -24,14 +24,14 @@ action PutObject { template :: "put {o} in/on {r}"; feedback :: "#PutObject.feed
 
 
 def unpack(games: Path, root: Path) -> Path:
-    """Unpacks a file of packed games below `root`, as ALFWorld's data folder has them."""
+    """Unpacks a file of packed games into `root`, in the layout of ALFWorld's data folder."""
     script = games.parent / "unpack_games.py"
     subprocess.run([sys.executable, script, games, root / "json_2.1.1"], check=True, capture_output=True)
     return root
 
 
 def write_game(folder: Path, task: str = "examine the book with the desklamp.", **changed: object) -> Path:
-    """Writes a small game; `changed` replaces fields of the file."""
+    """Writes a small game. `changed` replaces fields of the file."""
     game = {"pddl_domain": "", "grammar": GRAMMAR.replace("{task}", task), "pddl_problem": PROBLEM, "solvable": True}
     folder.mkdir(parents=True)
     path = folder / "game.tw-pddl"
@@ -39,8 +39,8 @@ def write_game(folder: Path, task: str = "examine the book with the desklamp.", 
     return path
 
 
-def in_newer_words(path: Path) -> None:
-    """Rewrites a game file as ALFWorld 0.4 did."""
+def rewrite_for_0_4(path: Path) -> None:
+    """Rewrites a game file as in ALFWorld 0.4."""
     game = json.loads(path.read_text())
     for old, new in NEWER.items():
         assert old in game["grammar"]

@@ -1,4 +1,4 @@
-"""A kitchen built by hand, so that every answer in it is known, and the loader of ALFWorld's packed games."""
+"""A hand-made kitchen with known answers, and a reader of gzipped JSON Lines."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sad.envs.household.catalog import HOLDS, traits_of
-from sad.envs.household.dialect import NUMBERED, PLAIN
+from sad.envs.household.catalog import CAN_CONTAIN, traits_of
 from sad.envs.household.env import HouseholdEnv
-from sad.envs.household.game import Game
-from sad.envs.household.goal import Goal
-from sad.envs.household.scene import Receptacle, Scene, Thing
+from sad.envs.household.game import ALFWORLD_TEXTS, REACT_TEXTS, Game, Goal, Object, Receptacle, Scene
 from sad.envs.protocol import Task
 
-FURNITURE = [  # name, spot, openable; the two cabinets are reached from one spot
+RECEPTACLES = [  # name, location, openable; the two cabinets share a location
     ("cabinet 2", 5, True),
     ("cabinet 1", 5, False),
     ("countertop 1", 4, False),
@@ -35,19 +32,21 @@ CONTENTS = {
 
 
 def kitchen(goal: Goal, *, loc_prefix: bool = False) -> HouseholdEnv:
-    """The kitchen as an environment with the one task `goal`."""
+    """Returns the kitchen as an environment with one task, `goal`."""
     names = sorted((name for names in CONTENTS.values() for name in names), key=lambda n: (n.split()[0], -int(n.split()[1])))
     scene = Scene(
-        receptacles=tuple(Receptacle(name, name.split()[0], spot, openable) for name, spot, openable in FURNITURE),
-        things=tuple(Thing(name, name.split()[0], traits_of(name.split()[0])) for name in names),
-        inside=tuple(tuple(names.index(n) for n in CONTENTS.get(place, [])) for place, _, _ in FURNITURE),
-        holds=HOLDS,
+        receptacles=tuple(Receptacle(name, name.split()[0], location, openable) for name, location, openable in RECEPTACLES),
+        objects=tuple(Object(name, name.split()[0], traits_of(name.split()[0])) for name in names),
+        contents=tuple(tuple(names.index(n) for n in CONTENTS.get(name, [])) for name, _, _ in RECEPTACLES),
+        can_contain=CAN_CONTAIN,
         start=7,
     )
-    return HouseholdEnv([Game(Task("kitchen", goal.type, "see to it."), scene, goal, NUMBERED if loc_prefix else PLAIN)])
+    return HouseholdEnv(
+        [Game(Task("kitchen", goal.type, "see to it."), scene, goal, ALFWORLD_TEXTS if loc_prefix else REACT_TEXTS)]
+    )
 
 
 def read_gz(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a gzipped JSONL file."""
+    """Yields the records of a gzipped JSON Lines file."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)

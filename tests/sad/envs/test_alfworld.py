@@ -1,4 +1,4 @@
-"""ALFWorld's own games in this engine, answer for answer as the official engine gives them, at many times its speed."""
+"""ALFWorld games on the household engine: equal to the official engine, and faster. The expert and its table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 import pytest
 
 import sad
-from sad.envs.alfworld.expert import AlfworldExpert, play_expert
-from sad.envs.alfworld.object_locations import WHEREABOUTS
+from sad.envs.alfworld.expert import AlfworldExpert, rollout_expert
+from sad.envs.alfworld.object_locations import OBJECT_LOCATIONS
+from sad.envs.alfworld.pddl import game_from_pddl
 from sad.envs.household import expert as household
 from sad.envs.household.env import HouseholdEnv
-from sad.envs.household.pddl import game_from_pddl
 
-from .alfworld_data import HELP, in_newer_words, unpack
+from .alfworld_data import HELP, rewrite_for_0_4, unpack
 from .kitchen import read_gz
 
 
@@ -30,7 +30,7 @@ def env(root):
     return sad.envs.make("alfworld", root=root, split="valid_seen")
 
 
-def test_the_official_transcripts_are_reproduced_word_for_word(env, shared_data):
+def test_official_transcripts_are_reproduced_exactly(env, shared_data):
     tasks = {task.id: task for task in env.tasks}
     different, count = [], 0
     for record in read_gz(shared_data / "alfworld" / "official_engine_valid_seen_expert.jsonl.gz"):
@@ -48,7 +48,7 @@ def test_the_official_transcripts_are_reproduced_word_for_word(env, shared_data)
         different += [answer for answer in answers if answer[1] != answer[2]]
         assert won == record["won"], record["game"]
     assert count > 4000 and not different, different[:5]
-    assert not tasks  # each of the 140 games was replayed
+    assert not tasks  # all 140 games were replayed
 
 
 def test_tasks_are_the_games_of_the_folder(env, root, shared_data):
@@ -56,14 +56,14 @@ def test_tasks_are_the_games_of_the_folder(env, root, shared_data):
     assert {task.id: (task.type, f"Your task is to: {task.goal}") for task in env.tasks} == {
         name: (row["task_type"], row["task"]) for name, row in rows.items()
     }
-    assert len({task.type for task in env.tasks[:40]}) == 6  # mixed, so that the first ones are a fair sample
+    assert len({task.type for task in env.tasks[:40]}) == 6  # the order mixes the task types
     again = sad.envs.make("alfworld", root=root / "json_2.1.1", split="valid_seen")
     other = sad.envs.make("alfworld", root=root, split="valid_seen", seed=1)
     assert again.tasks == env.tasks != other.tasks and set(other.tasks) == set(env.tasks)
 
 
 GAME = "pick_cool_then_place_in_recep-Pot-None-DiningTable-21/trial_T20190909_004531_429065"
-PLAYED_BY_THE_OFFICIAL_ENGINE = [  # alfworld 0.4.2 on this game in the words of its 0.4 release
+OFFICIAL_ANSWERS = [  # of alfworld 0.4.2 on this game, rewritten for 0.4
     ("go to stoveburner 4", "You arrive at stoveburner 4. On the stoveburner 4, you see a pot 1."),
     ("take pot 1 from stoveburner 4", "You pick up the pot 1 from the stoveburner 4."),
     ("go to fridge 1", "You arrive at fridge 1. The fridge 1 is closed."),
@@ -73,19 +73,19 @@ PLAYED_BY_THE_OFFICIAL_ENGINE = [  # alfworld 0.4.2 on this game in the words of
     ("put pot 1 in/on diningtable 3", "Nothing happens."),
     ("move pot 1 to diningtable 3", "You move the pot 1 to the diningtable 3."),
 ]
-OFFERED_BESIDE_GOING = "examine diningtable 3;examine pot 1;help;inventory;look;move pot 1 to diningtable 3"
+ADMISSIBLE_AFTER_GOING = "examine diningtable 3;examine pot 1;help;inventory;look;move pot 1 to diningtable 3"
 
 
-def test_games_of_the_newer_release_are_played_in_their_own_words(shared_data, root, tmp_path):
+def test_newer_games_have_their_own_commands(shared_data, root, tmp_path):
     folder = tmp_path / "valid_seen" / GAME
     folder.mkdir(parents=True)
     (folder / "game.tw-pddl").write_bytes((root / "json_2.1.1" / "valid_seen" / GAME / "game.tw-pddl").read_bytes())
-    in_newer_words(folder / "game.tw-pddl")
+    rewrite_for_0_4(folder / "game.tw-pddl")
     env = sad.envs.make("alfworld", root=tmp_path, split="valid_seen")
     env.reset(env.tasks[0])
-    for action, expected in PLAYED_BY_THE_OFFICIAL_ENGINE:
+    for action, expected in OFFICIAL_ANSWERS:
         if action == "help":
-            assert [c for c in env.admissible_commands if not c.startswith("go ")] == OFFERED_BESIDE_GOING.split(";")
+            assert [c for c in env.admissible_commands if not c.startswith("go ")] == ADMISSIBLE_AFTER_GOING.split(";")
         step = env.step(action)
         assert (step.observation, step.info["valid"]) == (expected, expected != "Nothing happens.")
     assert step.done and step.info["won"]
@@ -96,7 +96,7 @@ def test_games_of_the_newer_release_are_played_in_their_own_words(shared_data, r
     assert short.step("go to stoveburner 4").observation == "On the stoveburner 4, you see a pot 1."
 
 
-def test_the_older_games_know_neither_move_nor_help(env):
+def test_older_games_have_no_move_and_no_help(env):
     task = next(task for task in env.tasks if task.id == GAME)
     env.reset(task)
     for action in ("go to stoveburner 4", "take pot 1 from stoveburner 4"):
@@ -107,19 +107,19 @@ def test_the_older_games_know_neither_move_nor_help(env):
     assert env.step("put pot 1 in/on stoveburner 4 ").observation == "You put the pot 1 in/on the stoveburner 4."
 
 
-def test_copies_are_independent_seats(env):
-    mine, yours = copy.copy(env), copy.copy(env)
-    first = mine.reset(env.tasks[0])
-    commands = mine.admissible_commands
-    yours.reset(env.tasks[1])
-    yours.step(yours.admissible_commands[0])
-    assert mine.admissible_commands == commands and mine.reset(env.tasks[0]) == first
-    with pytest.raises(sad.InputError, match="task: expected one of the 140 tasks of this world, got 'nowhere'"):
-        mine.reset(env.tasks[0]._replace(id="nowhere"))
+def test_copies_run_independent_episodes(env):
+    one, other = copy.copy(env), copy.copy(env)
+    first = one.reset(env.tasks[0])
+    commands = one.admissible_commands
+    other.reset(env.tasks[1])
+    other.step(other.admissible_commands[0])
+    assert one.admissible_commands == commands and one.reset(env.tasks[0]) == first
+    with pytest.raises(sad.InputError, match="task: expected one of the 140 tasks of this env, got 'nowhere'"):
+        one.reset(env.tasks[0]._replace(id="nowhere"))
 
 
-def test_resets_and_steps_are_many_times_faster_than_the_official_ones(root):
-    """The official engine: 1.8 s and 60 ms. Medians, so that a busy machine does not decide."""
+def test_resets_and_steps_are_much_faster_than_the_official_ones(root):
+    """The official engine takes 1.8 s and 60 ms. Medians, because the machine can be busy."""
     env = sad.envs.make("alfworld", root=root, split="valid_seen", seed=3)
     resets, steps = [], []
     for task in env.tasks[:40]:
@@ -133,40 +133,40 @@ def test_resets_and_steps_are_many_times_faster_than_the_official_ones(root):
     assert statistics.median(resets) < 0.018 and statistics.median(steps) < 0.003
 
 
-def test_the_expert_solves_the_games_it_did_not_learn_from(env):
-    played = [env.expert(env, task, max_steps=50) for task in env.tasks]
-    assert sum(trajectory.success for trajectory in played) >= 135
-    assert statistics.mean(trajectory.extra["steps"] for trajectory in played) <= 8
-    assert not any(trajectory.segmented().unparsed for trajectory in played)
-    assert {trajectory.env for trajectory in played} == {"alfworld"}
+def test_the_expert_solves_games_outside_its_table(env):
+    trajectories = [env.expert(env, task, max_steps=50) for task in env.tasks]
+    assert sum(trajectory.success for trajectory in trajectories) >= 135
+    assert statistics.mean(trajectory.extra["steps"] for trajectory in trajectories) <= 8
+    assert not any(trajectory.segmented().unparsed for trajectory in trajectories)
+    assert {trajectory.env for trajectory in trajectories} == {"alfworld"}
     for reasoning, action in re.findall(
-        r"Reasoning: (.*)\nAction: (.*)\n", "".join(trajectory.text for trajectory in played)
+        r"Reasoning: (.*)\nAction: (.*)\n", "".join(trajectory.text for trajectory in trajectories)
     ):
         named = re.findall(r"[a-z]+ \d+", action)
         assert len(reasoning.split()) <= 32 and all(re.search(rf"\b{name}\b", reasoning) for name in named), reasoning
 
 
-def test_the_expert_solves_the_training_games_and_its_table_is_counted_there(shared_data):
+def test_the_expert_solves_training_games_and_its_table_is_counted_on_them(shared_data):
     unsolved = []
 
     def games():
         for number, row in enumerate(read_gz(shared_data / "alfworld" / "games_train.jsonl.gz")):
             game = game_from_pddl(row["pddl_problem"], row["task"], row["gamefile"])
-            if number % 5 == 0 and not play_expert(HouseholdEnv([game]), game.task, max_steps=50).success:
+            if number % 5 == 0 and not rollout_expert(HouseholdEnv([game]), game.task, max_steps=50).success:
                 unsolved.append(game.task)
             yield game
 
-    assert counted(games()) == WHEREABOUTS
-    assert all(list(chances.values()) == sorted(chances.values(), reverse=True) for chances in WHEREABOUTS.values())
+    assert count_locations(games()) == OBJECT_LOCATIONS
+    assert all(list(scores.values()) == sorted(scores.values(), reverse=True) for scores in OBJECT_LOCATIONS.values())
     assert not unsolved
 
 
-def counted(games):
-    """The table of `whereabouts`, by its definition."""
-    rooms, finds, places, actions = {}, {}, {}, {}  # the first two by kinds of thing and place, the others by kind of place
+def count_locations(games):
+    """Computes the table `OBJECT_LOCATIONS` by its definition."""
+    rooms, finds, places, actions = {}, {}, {}, {}  # two by (object kind, receptacle kind), two by receptacle kind
     for scene in (game.scene for game in games):
-        fixed = {t for t, thing in enumerate(scene.things) if not thing.traits & {"pickupable", "toggleable"}}
-        inside = [{scene.things[t].kind for t in contents if t not in fixed} for contents in scene.inside]
+        fixed = {o for o, obj in enumerate(scene.objects) if not obj.traits & {"pickupable", "toggleable"}}
+        inside = [{scene.objects[o].kind for o in contents if o not in fixed} for contents in scene.contents]
         present = set().union(*inside) - {"floorlamp"}
         for r, (receptacle, kinds) in enumerate(zip(scene.receptacles, inside)):
             place = receptacle.kind
@@ -177,13 +177,13 @@ def counted(games):
                 finds[kind, place] = finds.get((kind, place), 0) + (kind in kinds)
     table = {}
     for (kind, place), found in finds.items():
-        chance = 100 * found / rooms[kind, place] * places[place] / actions[place]
-        if found >= 10 and round(chance) >= 1:
-            table.setdefault(kind, {})[place] = round(chance)
+        score = 100 * found / rooms[kind, place] * places[place] / actions[place]
+        if found >= 10 and round(score) >= 1:
+            table.setdefault(kind, {})[place] = round(score)
     return table
 
 
-def test_reasoning_says_what_was_found_what_is_needed_and_why_here():
+def test_reasoning_names_the_finding_the_need_and_the_next_place():
     expert = AlfworldExpert(
         "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a cabinet 2, a countertop 1, a "
         "coffeemachine 1, a garbagecan 1, and a microwave 1.\nYour task is to: put a hot mug in cabinet."
@@ -217,8 +217,8 @@ def test_reasoning_says_what_was_found_what_is_needed_and_why_here():
     ]
 
 
-def test_the_expert_takes_the_lamp_in_reach():
-    """With two lamps seen, it uses the one before it instead of walking to and fro."""
+def test_the_expert_uses_the_lamp_within_reach():
+    """After it has seen two lamps, it uses the one at its location."""
     expert = household.HouseholdExpert(
         "You see a desk 1, and a sidetable 1.\nYour task is to: examine the pen with the desklamp."
     )

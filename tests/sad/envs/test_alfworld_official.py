@@ -1,4 +1,4 @@
-"""The official engine behind the protocol: against ours where it is installed, and on a stand-in where it is not."""
+"""The adapter of the official engine: with the real engine if it is installed, and with a fake one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import sad
 
-from .alfworld_data import in_newer_words, unpack, write_game
+from .alfworld_data import rewrite_for_0_4, unpack, write_game
 
 BOOK = "look_at_obj_in_light-Book-None-DeskLamp-301"
 
@@ -25,8 +25,8 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
         sad.envs.make("alfworld-official", root=tmp_path)
 
 
-class StandIn:
-    """As much of TextWorld's environment as the adapter uses, over our engine."""
+class FakeEngine:
+    """The part of TextWorld's environment that the adapter uses, on the household engine."""
 
     def __init__(self, root):
         self.env = sad.envs.make("alfworld", root=root)
@@ -47,14 +47,14 @@ class StandIn:
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """A data folder with two games, and the packages replaced."""
+def fake_packages(tmp_path, monkeypatch):
+    """A data folder with two games, and fake packages."""
     write_game(tmp_path / "train" / BOOK / "trial_1")
     write_game(tmp_path / "train" / BOOK / "trial_2", task="look at book under the desklamp.")
     started = []
 
     def start(path, infos, wrappers):
-        engine = StandIn(tmp_path)
+        engine = FakeEngine(tmp_path)
         engine.load(path)
         started.append(path)
         return engine
@@ -69,36 +69,36 @@ def stand_in(tmp_path, monkeypatch):
     return tmp_path, started
 
 
-def test_the_adapter_keeps_the_protocol(stand_in):
-    root, started = stand_in
+def test_the_adapter_keeps_the_protocol(fake_packages):
+    root, started = fake_packages
     env, ours = (sad.envs.make(name, root=root) for name in ("alfworld-official", "alfworld"))
     assert isinstance(env, sad.envs.Env) and env.tasks == ours.tasks
     with pytest.raises(sad.InputError, match="a running episode, got none"):
         env.step("look")
-    seat = copy.copy(env)
+    other = copy.copy(env)
     for task in env.tasks:
-        assert env.reset(task) == ours.reset(task)  # no banner, no blank lines
-        assert seat.reset(task) == ours.reset(task)
+        assert env.reset(task) == ours.reset(task)  # without banner and blank lines
+        assert other.reset(task) == ours.reset(task)
         for action in ("go to desk 1", "sing", " take book 1 from desk 1 "):
             assert env.step(action) == ours.step(action)
-        assert seat.step("look").observation.startswith("You are in the middle of a room.")  # it has not moved
+        assert other.step("look").observation.startswith("You are in the middle of a room.")  # the copy has not moved
         last = env.step("use desklamp 1")
         assert last == ours.step("use desklamp 1") and last.done
         with pytest.raises(sad.InputError, match="got one that is over"):
             env.step("look")
-    assert len(started) == 2  # one engine a seat, used again for every game
+    assert len(started) == 2  # one engine per copy, reused for every game
     assert env.expert(env, env.tasks[0]).text == ours.expert(ours, ours.tasks[0]).text
-    with pytest.raises(sad.InputError, match="one of the 2 tasks of this world, got a str"):
+    with pytest.raises(sad.InputError, match="one of the 2 tasks of this env, got a str"):
         env.reset("trial_1")
 
 
 @pytest.mark.parametrize("newer", [False, True], ids=["put", "move"])
-def test_both_engines_answer_alike_to_random_play(newer, shared_data, tmp_path):
+def test_both_engines_give_equal_answers_on_random_walks(newer, shared_data, tmp_path):
     pytest.importorskip("alfworld", reason="the official engine is not installed (extra `alfworld`)")
     unpack(shared_data / "alfworld" / "games_valid_seen.jsonl.gz", tmp_path)
     if newer:
         for path in tmp_path.rglob("game.tw-pddl"):
-            in_newer_words(path)
+            rewrite_for_0_4(path)
     official = sad.envs.make("alfworld-official", root=tmp_path, split="valid_seen")
     ours = sad.envs.make("alfworld", root=tmp_path, split="valid_seen")
     rng = random.Random(f"{newer}")

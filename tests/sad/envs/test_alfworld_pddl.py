@@ -1,14 +1,13 @@
-"""PDDL problems of ALFWorld's games become scenes of the household engine, or are refused with the reason."""
+"""The PDDL parser of ALFWorld games, and its errors."""
 
 from __future__ import annotations
 
 import pytest
 
 import sad
-from sad.envs.household.dialect import NUMBERED
+from sad.envs.alfworld.pddl import game_from_pddl
 from sad.envs.household.env import HouseholdEnv
-from sad.envs.household.goal import LIGHT, Goal
-from sad.envs.household.pddl import game_from_pddl
+from sad.envs.household.game import ALFWORLD_TEXTS, LIGHT, Goal
 
 PROBLEM = """(define (problem p) (:init
     (receptacleType Desk_bar_1 DeskType) (receptacleType Drawer_bar_2 DrawerType) (openable Drawer_bar_2)
@@ -24,11 +23,11 @@ PROBLEM = """(define (problem p) (:init
 def test_a_small_problem_becomes_a_scene():
     game = game_from_pddl(PROBLEM, "Your task is to: examine the book with the desklamp.", "lamp")
     assert game.goal == Goal(LIGHT, "book", "desklamp")
-    env = HouseholdEnv([game._replace(dialect=NUMBERED)])
+    env = HouseholdEnv([game._replace(texts=ALFWORLD_TEXTS)])
     assert env.reset(game.task).endswith(
         "you see a desk 1, and a drawer 1.\nYour task is to: examine the book with the desklamp."
     )
-    # numbers count down along the sorted ids, those of the standing spots too
+    # numbers decrease along the sorted ids, also those of locations
     assert env.step("go to desk 1").observation == "You arrive at loc 3. On the desk 1, you see a book 1, and a desklamp 1."
     env.step("take book 1 from desk 1")
     assert env.step("use desklamp 1").info["won"]
@@ -43,10 +42,13 @@ def test_a_small_problem_becomes_a_scene():
             "g: goal: expected one of the six goals",
         ),
         (PROBLEM.replace("(isToggled ?l)", "(isToggled ?x)"), "g: goal: expected one of the six goals"),
-        (PROBLEM.replace("(atLocation agent1 loc_bar_3)", ""), "g: problem: expected a whole scene in :init"),
-        (PROBLEM.replace("(receptacleAtLocation Desk_bar_1 loc_bar_1)", ""), "g: problem: expected a whole scene in :init"),
+        (PROBLEM.replace("(atLocation agent1 loc_bar_3)", ""), "g: problem: expected a complete scene in :init"),
+        (
+            PROBLEM.replace("(receptacleAtLocation Desk_bar_1 loc_bar_1)", ""),
+            "g: problem: expected a complete scene in :init",
+        ),
     ],
 )
-def test_problems_that_are_not_games(problem, message):
+def test_invalid_problems_are_refused(problem, message):
     with pytest.raises(sad.InputError, match=message):
         game_from_pddl(problem, "do it.", "g")

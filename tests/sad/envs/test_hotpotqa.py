@@ -1,4 +1,4 @@
-"""`hotpotqa` on a handful of questions: ReAct's answers word for word, the official scores, every layout, broken files."""
+"""HotPotQA with a few questions: ReAct's answers, the official scores, all file layouts, and broken files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 import sad
 from sad.envs.hotpotqa import data
-from sad.envs.hotpotqa.score import exact_match, f1
-from sad.envs.hotpotqa.wording import asked
+from sad.envs.hotpotqa.matching import exact_match, f1
+from sad.envs.hotpotqa.phrases import question_subject
 from sad.errors import InputError
 
 HOME = {
@@ -64,7 +64,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_the_answers_are_worded_as_in_react(root):
+def test_observations_are_those_of_react(root):
     env = sad.envs.make("hotpotqa", root=root)
     assert env.admissible_commands == []
     first = env.reset(env.tasks[0])
@@ -72,13 +72,13 @@ def test_the_answers_are_worded_as_in_react(root):
     assert env.tasks[0] == ("q1", "bridge", first.removeprefix("Question: "))
     shown = "Home is a film. It is loud. It is long. It is bright."
     for action, observation in [
-        ("Lookup[film]", "No more results."),  # nothing found yet
+        ("Lookup[film]", "No more results."),  # no paragraph found yet
         ("Search[Home (2015 film)]", shown),
         ("search[ home ]", shown),
         ("Lookup[is]", "(Result 1 / 4) Home is a film."),
         ("Lookup[is]", "(Result 2 / 4) It is loud."),
         ("Search[Smekday farce]", "Could not find Smekday farce. Similar: ['The True Meaning of Smekday', 'Tip & Top']."),
-        ("Lookup[is]", "(Result 3 / 4) It is long."),  # a miss leaves the page open
+        ("Lookup[is]", "(Result 3 / 4) It is long."),  # a failed search keeps the paragraph
         ("LOOKUP[DREAMWORKS]", "(Result 1 / 1) DreamWorks Animation produced it."),
         ("Lookup[DREAMWORKS]", "No more results."),
         ("Lookup[is]", "(Result 1 / 4) Home is a film."),
@@ -110,7 +110,7 @@ def test_the_answers_are_worded_as_in_react(root):
         env.step("Search[Home]")
 
 
-def test_an_answer_line_ends_the_episode_as_finish_does(root):
+def test_an_answer_line_ends_the_episode_like_finish(root):
     env = sad.envs.make("hotpotqa", root=root)
     env.reset(env.tasks[0])
     step = env.step("Answer: DreamWorks")
@@ -123,14 +123,14 @@ def test_an_answer_line_ends_the_episode_as_finish_does(root):
     [
         ("The  Eiffel-Tower!", "eiffeltower", True, 1.0),
         ("Paris, France", "Paris", False, 2 / 3),
-        ("a cat and a cat", "cat cat dog", False, 2 * 2 / (3 + 3)),  # "cat and cat": two words in common
+        ("a cat and a cat", "cat cat dog", False, 2 * 2 / (3 + 3)),  # "cat and cat": two common words
         ("yes", "Yes.", True, 1.0),
         ("yes it is", "yes", False, 0.0),
         ("no", "no idea", False, 0.0),
         ("noanswer", "answer", False, 0.0),
         ("Łódź", "łódź", True, 1.0),
-        ("it’s", "its", False, 0.0),  # only ASCII punctuation is left out
-        ("The", "a", True, 0.0),  # equal, but without a word to count
+        ("it’s", "its", False, 0.0),  # only ASCII punctuation is removed
+        ("The", "a", True, 0.0),  # equal, but without a word
         ("", "Paris", False, 0.0),
     ],
 )
@@ -139,7 +139,7 @@ def test_scores_by_hand(answer, gold, em, score):
     assert f1(answer, gold) == pytest.approx(score) and f1(gold, answer) == pytest.approx(score)
 
 
-def test_a_copy_is_an_independent_seat(root):
+def test_copies_run_independent_episodes(root):
     env = sad.envs.make("hotpotqa", root=root)
     env.reset(env.tasks[0])
     env.step("Search[Home]")
@@ -152,7 +152,7 @@ def test_a_copy_is_an_independent_seat(root):
 
 
 def hub_layout(record: dict) -> dict:
-    """The same record as the `datasets` library writes it."""
+    """Returns the record in the layout of the `datasets` library."""
     titles, sentences = zip(*record["context"])
     facts = zip(*record["supporting_facts"])
     rest = {key: value for key, value in record.items() if key != "_id"}
@@ -161,7 +161,7 @@ def hub_layout(record: dict) -> dict:
 
 
 @pytest.mark.parametrize("chunk", [16, 1 << 22])
-def test_every_layout_holds_the_same_questions(tmp_path, monkeypatch, chunk):
+def test_all_layouts_have_the_same_questions(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(data, "_CHUNK", chunk)
     lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS)
     texts = [
@@ -170,26 +170,26 @@ def test_every_layout_holds_the_same_questions(tmp_path, monkeypatch, chunk):
         lines,
         "\n" + "\n".join(json.dumps(hub_layout(record)) for record in RECORDS) + "\n",
     ]
-    told = []
+    results = []
     for text in texts:
         path = write(tmp_path / "questions", text)
         packed = tmp_path / "packed"
         packed.write_bytes(gzip.compress(path.read_bytes()))
         for file in (path, packed):
             env = sad.envs.make("hotpotqa", root=file)
-            told.append((env.tasks, [env.question(task) for task in env.tasks], env.skipped))
-    assert all(one == told[0] for one in told[1:])
-    question = told[0][1][0]
+            results.append((env.tasks, [env.question(task) for task in env.tasks], env.skipped))
+    assert all(one == results[0] for one in results[1:])
+    question = results[0][1][0]
     assert question.facts == (
         ("Home (2015 film)", 6),
         ("The True Meaning of Smekday", 1),
-    )  # the one that points nowhere is out
+    )  # without the fact that has no sentence
     assert question.paragraphs["Tip & Top"] == ("Tip & Top is a farce.", "It ran in Łódź.")
-    assert told[0][2] == ()
+    assert results[0][2] == ()
 
 
 def broken_files() -> dict[str, tuple[bytes, int, str]]:
-    """Name to the bytes of a file, how many questions it still holds, and a word of the first reason."""
+    """Returns name -> (bytes of the file, number of usable questions, part of the first message)."""
     whole = json.dumps(RECORDS).encode()
     home, age, unsaid = (json.dumps(record).encode() for record in RECORDS)
     bad = {
@@ -197,7 +197,7 @@ def broken_files() -> dict[str, tuple[bytes, int, str]]:
         "context": AGE | {"context": []},
         "titles and their sentences": AGE | {"context": [["Ann Lee", "no list"]]},
         "already": HOME | {"_id": "q2"},
-        "no object": 7,
+        "not an object": 7,
     }
     files = {why: (json.dumps([AGE, record, HOME]).encode(), 2, why) for why, record in bad.items()}
     files["cut off"] = (whole[:-100], 2, f"byte {len(json.dumps(RECORDS[:2])) - 1 + len(', ')}:")
@@ -207,7 +207,7 @@ def broken_files() -> dict[str, tuple[bytes, int, str]]:
 
 
 @pytest.mark.parametrize("name", broken_files())
-def test_what_is_broken_is_counted_and_the_rest_played(tmp_path, name):
+def test_broken_records_are_counted_and_skipped(tmp_path, name):
     content, left, why = broken_files()[name]
     (tmp_path / "questions.json").write_bytes(content)
     with pytest.warns(UserWarning, match="records skipped: 1"):
@@ -216,7 +216,7 @@ def test_what_is_broken_is_counted_and_the_rest_played(tmp_path, name):
     assert env.reset(env.tasks[-1]).startswith("Question: Wh")
 
 
-def test_bad_arguments_say_what_to_do(root, tmp_path):
+def test_errors_for_bad_arguments(root, tmp_path):
     no_answer = '[{"_id": "t", "question": "Who?"}]'
     cases = [
         ({"root": None}, "curl .*hotpotqa/hotpot_train_v1.1.json http.*/hotpot_train_v1.1.json"),
@@ -241,17 +241,17 @@ def test_bad_arguments_say_what_to_do(root, tmp_path):
         env.step(None)
 
 
-def test_choosing_questions(tmp_path):
+def test_tasks_and_shuffle(tmp_path):
     records = [AGE | {"_id": f"q{number}"} for number in range(50)]
-    file = write(tmp_path / "many.json", json.dumps(records) + "x")  # what is not needed is not read
+    file = write(tmp_path / "many.json", json.dumps(records) + "x")  # the end of the file is not read
     assert [task.id for task in sad.envs.make("hotpotqa", root=file, tasks=3).tasks] == ["q0", "q1", "q2"]
     expected = list(range(50))
-    random.Random(233).shuffle(expected)  # as ReAct draws its 500
+    random.Random(233).shuffle(expected)  # as in ReAct
     drawn = sad.envs.make("hotpotqa", root=file, seed=233, shuffle=True, tasks=20).tasks
     assert [task.id for task in drawn] == [f"q{number}" for number in expected[:20]]
 
 
-def test_all_paragraphs_of_the_file_can_be_searched(root):
+def test_corpus_all_searches_the_whole_file(root):
     env = sad.envs.make("hotpotqa", root=root, corpus="all", tasks=2)
     assert len(env.tasks) == 2
     env.reset(env.tasks[1])
@@ -261,7 +261,7 @@ def test_all_paragraphs_of_the_file_can_be_searched(root):
     assert len(env.admissible_commands) == 2
 
 
-def test_the_expert_goes_from_what_is_named_to_what_it_leads_to(root):
+def test_the_expert_follows_names_from_the_question_to_the_answer(root):
     env = sad.envs.make("hotpotqa", root=root)
     played = env.expert(env, env.tasks[0], max_steps=8)
     assert played.text.splitlines()[1::3] == [
@@ -280,7 +280,7 @@ def test_the_expert_goes_from_what_is_named_to_what_it_leads_to(root):
     assert not env.expert(env, env.tasks[0], max_steps=2).success
 
 
-def test_the_expert_compares_and_never_answers_what_it_has_not_read(root):
+def test_the_expert_compares_and_answers_only_what_it_has_read(root):
     env = sad.envs.make("hotpotqa", root=root)
     played = env.expert(env, env.tasks[1])
     assert played.success and "1901 is before 1950, so the answer is Bo Ray." in played.text
@@ -300,5 +300,5 @@ def test_the_expert_compares_and_never_answers_what_it_has_not_read(root):
         ("Are both bands?", "the answer"),
     ],
 )
-def test_what_is_asked(question, phrase):
-    assert asked(question) == phrase
+def test_question_subject(question, phrase):
+    assert question_subject(question) == phrase

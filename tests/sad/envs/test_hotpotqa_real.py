@@ -1,4 +1,4 @@
-"""`hotpotqa` on real questions, and against what other people's runs on them recorded."""
+"""HotPotQA with real questions: equal scores and verdicts as in recorded runs of other projects. Its expert."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import pytest
 
 import sad
-from sad.envs.hotpotqa.score import exact_match, f1, normalize
+from sad.envs.hotpotqa.matching import exact_match, f1, normalize
 
 from .kitchen import read_gz
 
@@ -26,7 +26,7 @@ def env(folder):
 
 
 @pytest.fixture(scope="module")
-def played(env):
+def trajectories(env):
     return [env.expert(env, task) for task in env.tasks]
 
 
@@ -40,7 +40,7 @@ def test_recorded_scores_are_reproduced(folder):
 
 
 def test_recorded_episodes_get_the_same_verdict(env, folder):
-    """They ran on Wikipedia or on a search engine, so what they read differs; what their last action earns must not."""
+    """The recorded agents read other pages (Wikipedia, web search), but their last action must get the same reward."""
     tasks = {normalize(task.goal): task for task in env.tasks}
     count = finished = 0
     for run in RUNS:
@@ -60,17 +60,17 @@ def test_recorded_episodes_get_the_same_verdict(env, folder):
     assert (count, finished) == (492, 475)
 
 
-def test_the_expert_answers_every_question(played, env):
-    assert len(played) == 600 and all(trajectory.success for trajectory in played)
-    assert sum(trajectory.extra["steps"] for trajectory in played) / 600 < 3.6
-    assert max(trajectory.extra["steps"] for trajectory in played) <= 7  # ReAct's own limit
-    assert [env.expert(env, task).text for task in env.tasks[:20]] == [trajectory.text for trajectory in played[:20]]
+def test_the_expert_answers_every_question(trajectories, env):
+    assert len(trajectories) == 600 and all(trajectory.success for trajectory in trajectories)
+    assert sum(trajectory.extra["steps"] for trajectory in trajectories) / 600 < 3.6
+    assert max(trajectory.extra["steps"] for trajectory in trajectories) <= 7  # the limit of ReAct
+    assert [env.expert(env, task).text for task in env.tasks[:20]] == [trajectory.text for trajectory in trajectories[:20]]
 
 
-def test_the_expert_searches_only_what_it_has_seen(played):
-    """Every word of a search stands in the transcript before it, but for the few guesses, which say so."""
+def test_the_expert_searches_only_for_words_it_has_seen(trajectories):
+    """Every word of a search is in the transcript before it, except for a few guesses, which say so."""
     guesses = 0
-    for trajectory in played:
+    for trajectory in trajectories:
         lines = trajectory.text.splitlines()
         assert len(lines) == 1 + 3 * trajectory.extra["steps"]
         seen = lines[0]
@@ -87,7 +87,7 @@ def test_the_expert_searches_only_what_it_has_seen(played):
     assert guesses < 20
 
 
-def test_expert_trajectories_are_cut_into_alternating_spans(played):
-    for trajectory in played:
+def test_expert_trajectories_have_alternating_spans(trajectories):
+    for trajectory in trajectories:
         kinds = [span.kind.name for span in sad.segment(trajectory.text, format="sad").spans]
         assert kinds == ["REASON", "ACT"] * trajectory.extra["steps"], trajectory.text

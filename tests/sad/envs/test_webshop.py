@@ -1,4 +1,4 @@
-"""The rules of the shop on a catalogue of our own: search, pages, clicks, rewards, and bad input."""
+"""The rules of the shop with a hand-made catalog: search, pages, clicks, rewards, and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import sad
 from sad.envs import make
 from sad.errors import InputError
 
-from .webshop_files import item, wish, write_shop
+from .webshop_files import attribute_record, item, write_shop
 
 pytest.importorskip("bm25s")
 pytest.importorskip("rapidfuzz")
@@ -32,10 +32,10 @@ BLUE_SOCKS = item("B000000002", "Acme Cotton Socks", options={"Color": ["Blue"],
 TENT = item("B000000003", "Hikers Tent", pricing="", query="tents", product_category="Shop › Outdoor › Tents")
 MUG = item("B000000004", "Acme Mug", pricing="$1,100.50", query="mugs", product_category="Kitchen › Mugs")
 KNOWN = {
-    "B000000001": wish(["machine wash", "arch support"], "Find me machine wash, arch support socks"),
-    "B000000002": wish(["cotton"]),
-    "B000000003": wish(["water proof"]),
-    "B000000004": wish(["dishwasher safe"], "Find me dishwasher safe mugs"),
+    "B000000001": attribute_record(["machine wash", "arch support"], "Find me machine wash, arch support socks"),
+    "B000000002": attribute_record(["cotton"]),
+    "B000000003": attribute_record(["water proof"]),
+    "B000000004": attribute_record(["dishwasher safe"], "Find me dishwasher safe mugs"),
 }
 FILLER = [item(f"B00000001{n}", f"Plain socks number {n}", options={}) for n in range(10)]
 ASKED = {"instruction": "I want blue socks.", "instruction_attributes": ["cotton"], "instruction_options": ["blue"]}
@@ -47,34 +47,34 @@ def folder(tmp_path):
     return write_shop(tmp_path, [RED_SOCKS, BLUE_SOCKS, TENT, MUG, *FILLER], KNOWN, HUMAN)
 
 
-def start(folder, wanted="color: red, and size: x-large", **options):
+def start(folder, goal="color: red, and size: x-large", **options):
     env = make("webshop", folder, "test", **options)
-    task = next(task for task in env.tasks if wanted in task.goal)
+    task = next(task for task in env.tasks if goal in task.goal)
     env.reset(task)
     return env, task
 
 
-def play(env, *actions):
+def run(env, *actions):
     for action in actions:
         step = env.step(action)
     return step
 
 
-def test_goals_are_one_for_each_combination_of_options(folder):
+def test_each_combination_of_options_is_a_goal(folder):
     env = make("webshop", folder, "test")
     goals = sorted(re.sub(r", and price lower than \d+.00 dollars", "", task.goal) for task in env.tasks)
     assert len(goals) == 3 * 2 + 1
-    assert goals[0] == "Find me dishwasher safe mugs"  # too dear for a limit
+    assert goals[0] == "Find me dishwasher safe mugs"  # its price is above all limits
     assert "Find me machine wash, arch support socks with color: black | white, and size: x-large" in goals
     assert {task.type for task in env.tasks} == {"fashion"}
     for task in env.tasks:
         limit = re.search(r"lower than (\d+)", task.goal)
-        assert limit is None or 20 <= int(limit[1]) <= 50  # the second to the fourth tens above $8 to $12
+        assert limit is None or 20 <= int(limit[1]) <= 50  # the second to fourth multiple of 10 above $8 to $12
 
 
-def test_the_seed_draws_prices_and_limits_and_nothing_else(folder):
-    worlds = [make("webshop", folder, "test", seed=seed) for seed in (0, 0, 1, 2, 3, 4)]
-    goals = [[task.goal for task in world.tasks] for world in worlds]
+def test_the_seed_changes_only_prices_and_limits(folder):
+    envs = [make("webshop", folder, "test", seed=seed) for seed in (0, 0, 1, 2, 3, 4)]
+    goals = [[task.goal for task in env.tasks] for env in envs]
     assert goals[0] == goals[1]
     assert any(goals[0] != other for other in goals[2:])
     plain = [[re.sub("lower than .*", "", goal) for goal in one] for one in goals]
@@ -87,7 +87,7 @@ def test_human_goals(folder):
 
 
 def test_search_ranks_by_okapi_bm25_with_a_floor(folder):
-    """Against the formula, written out; "socks" is in most products and "Acme" in few."""
+    """Compares with the formula. "socks" is in most products, "Acme" in few."""
     env, _ = start(folder)
     products = json.loads((folder / "items_shuffle_1000.json").read_text())
     documents = []
@@ -119,28 +119,30 @@ def test_search_ranks_by_okapi_bm25_with_a_floor(folder):
     assert "Total results: 0" in env.step("search[zzz]").observation
 
 
-def test_pages_and_the_way_between_them(folder):
+def test_pages_and_navigation(folder):
     env, task = start(folder)
     head = f"Instruction: [SEP] {task.goal} [SEP] Back to Search"
     product = f"{head} [SEP] < Prev [SEP] color [SEP] brown137 [SEP] black | white [SEP] red"
     product += " [SEP] size [SEP] s [SEP] x-large"
     product += " [SEP] Acme Wool Knee Socks for Men [SEP] Price: $8.0 to $12.0 [SEP] Rating: N.A."
     product += " [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now"
-    first = play(env, "search[acme wool socks]").observation
+    first = run(env, "search[acme wool socks]").observation
     assert first.startswith(f"{head} [SEP] Page 1 (Total results: 13) [SEP] Next > [SEP] B000000001 [SEP]")
-    second = play(env, "click[Next >]").observation
+    second = run(env, "click[Next >]").observation
     assert second.startswith(f"{head} [SEP] Page 2 (Total results: 13) [SEP] < Prev [SEP] B0")
     assert second.count("$10.0") + second.count("$1100.5") == 3
-    assert play(env, "click[< prev]").observation == first
-    assert play(env, "click[b000000001]").observation == product
-    assert play(env, "click[red]", "click[description]").observation == f"{head} [SEP] < Prev [SEP] Knitted socks."
-    assert play(env, "click[< prev]").observation == product
+    assert run(env, "click[< prev]").observation == first
+    assert run(env, "click[b000000001]").observation == product
+    assert run(env, "click[red]", "click[description]").observation == f"{head} [SEP] < Prev [SEP] Knitted socks."
+    assert run(env, "click[< prev]").observation == product
     features = f"{head} [SEP] < Prev [SEP] Warm wool. Arch support! [SEP] Machine washable"
-    assert play(env, "click[features]").observation == features
-    assert play(env, "click[< prev]", "click[reviews]").observation == f"{head} [SEP] < Prev [SEP] No reviews found"
-    assert play(env, "click[< prev]", "click[< prev]").observation == first
-    bought = play(env, "click[b000000001]", "click[size]", "click[x-large]", "click[buy now]")
-    assert '"size": "x-large"' in bought.observation and '"color"' not in bought.observation  # leaving it forgot the red
+    assert run(env, "click[features]").observation == features
+    assert run(env, "click[< prev]", "click[reviews]").observation == f"{head} [SEP] < Prev [SEP] No reviews found"
+    assert run(env, "click[< prev]", "click[< prev]").observation == first
+    bought = run(env, "click[b000000001]", "click[size]", "click[x-large]", "click[buy now]")
+    assert (
+        '"size": "x-large"' in bought.observation and '"color"' not in bought.observation
+    )  # leaving the product reset the color
     assert bought.done and not bought.info["won"] and env.admissible_commands == []
     assert bought.reward == pytest.approx(4 / 5) and bought.info["metrics"]["options"] == 0.5
     with pytest.raises(InputError, match="one that is over"):
@@ -150,44 +152,44 @@ def test_pages_and_the_way_between_them(folder):
 @pytest.mark.parametrize(
     "action", ["", "buy", "click[]", "click[nothing]", "search[]", "think[red]", "click[red", "click[search]", "x" * 10_000]
 )
-def test_what_is_not_understood_shows_the_page_again(folder, action):
+def test_an_unknown_action_shows_the_page_again(folder, action):
     env, _ = start(folder)
     page = env.step("search[socks]").observation
     step = env.step(action)
     assert step.observation == page and not step.info["valid"] and not step.done and step.reward == 0
 
 
-def test_a_very_long_search_is_searched(folder):
+def test_a_very_long_query_is_valid(folder):
     env, _ = start(folder)
     step = env.step(f"search[{'red socks ' * 1000}]")
     assert step.info["valid"] and "Page 1" in step.observation
 
 
-def test_whatever_is_admissible_is_valid_and_seats_are_independent(folder):
+def test_admissible_commands_are_valid_and_copies_are_independent(folder):
     env, task = start(folder)
-    draws = random.Random(0)
+    rng = random.Random(0)
     idle = copy.copy(env)
     before = idle.admissible_commands
     for _ in range(40):
-        seat = copy.copy(env)
+        one = copy.copy(env)
         done = False
         while not done:
-            action = draws.choice(seat.admissible_commands)
-            step = seat.step(action)
+            action = rng.choice(one.admissible_commands)
+            step = one.step(action)
             done = step.done
             assert step.info["valid"], action
-            assert step.info["admissible_commands"] == seat.admissible_commands
+            assert step.info["admissible_commands"] == one.admissible_commands
             assert "\n" not in step.observation
     assert idle.admissible_commands == before == [f"search[{task.goal.lower()}]"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "actions", "parts"),
+    ("goal", "actions", "parts"),
     [
-        # kind, attributes, options, price
+        # type, attributes, options, price
         ("color: red, and size: x-large", ["b000000001", "red", "x-large"], (1, 1, 1, 1)),
         ("color: red, and size: x-large", ["b000000001", "black | white", "x-large"], (1, 1, 0.5, 1)),
-        # reduced to its colour, the choice no longer looks like a name and value with a number in it
+        # the choice is reduced to its color, which is not similar to name and value
         ("color: brown137, and size: s", ["b000000001", "brown137", "s"], (1, 1, 0.5, 1)),
         ("color: black | white, and size: s", ["b000000001", "black | white", "s"], (1, 1, 1, 1)),
         ("color: red, and size: s", ["b000000002", "blue", "s"], (1, 0, 0.5, 1)),
@@ -196,35 +198,35 @@ def test_whatever_is_admissible_is_valid_and_seats_are_independent(folder):
         ("dishwasher", ["b000000004"], (1, 1, 1, 1)),
     ],
 )
-def test_rewards(tmp_path, wanted, actions, parts):
+def test_rewards(tmp_path, goal, actions, parts):
     tent = TENT | {"pricing": "$60.00"}
     shop = write_shop(tmp_path, [RED_SOCKS, BLUE_SOCKS, tent, MUG], KNOWN)
-    env, _ = start(shop, wanted)
-    step = play(env, "search[acme tent socks mug]", *(f"click[{name}]" for name in actions), "click[buy now]")
+    env, _ = start(shop, goal)
+    step = run(env, "search[acme tent socks mug]", *(f"click[{name}]" for name in actions), "click[buy now]")
     metrics = step.info["metrics"]
-    kind, attributes, options, price = parts
+    type_score, attributes, options, price = parts
     assert (metrics["type"], metrics["attributes"], metrics["options"], metrics["price"]) == parts
-    asked = 1 if wanted == "dishwasher" else 2
-    chosen = 0 if wanted == "dishwasher" else 2
-    expected = kind * (asked * attributes + chosen * options + price) / (asked + chosen + 1)
+    num_attributes, num_options = (1, 0) if goal == "dishwasher" else (2, 2)
+    met = num_attributes * attributes + num_options * options + price
+    expected = type_score * met / (num_attributes + num_options + 1)
     assert step.reward == metrics["score"] == pytest.approx(expected)
     assert step.info["won"] == (step.reward == 1) and f"[SEP] {step.reward} [SEP]" in step.observation
 
 
-def test_the_nouns_of_titles_can_be_told(tmp_path):
+def test_the_nouns_option(tmp_path):
     shop = write_shop(tmp_path, [RED_SOCKS, BLUE_SOCKS, TENT, MUG], KNOWN)
     env, _ = start(shop, "color: red", nouns=lambda title: ["thing"])
-    step = play(env, "search[mug]", "click[b000000004]", "click[buy now]")
+    step = run(env, "search[mug]", "click[b000000004]", "click[buy now]")
     assert step.info["metrics"]["type"] == 1
 
 
-def test_rich_pages_mark_what_can_be_clicked(folder):
+def test_rich_pages_mark_clickable_elements(folder):
     env, task = start(folder, pages="rich")
     assert env.reset(task) == f"WebShop\nInstruction:\n{task.goal}\n[button] Search [button_]"
-    page = play(env, "search[acme wool]", "click[b000000001]", "click[red]").observation.splitlines()
+    page = run(env, "search[acme wool]", "click[b000000001]", "click[red]").observation.splitlines()
     assert page[0] == "You have clicked red."
     assert "[clicked button] red [clicked button_]" in page and "[button] brown137 [button_]" in page and "color" in page
-    results = play(env, "click[< prev]").observation.splitlines()
+    results = run(env, "click[< prev]").observation.splitlines()
     assert "[clicked button] B000000001 [clicked button_]" in results and "[button] B000000002 [button_]" in results
 
 
@@ -233,8 +235,8 @@ def test_reviews_and_ratings(folder):
     reviews = [{"asin": "B000000001", "average_rating": 4.5, "reviews": [review]}]
     (folder / "reviews.json").write_text(json.dumps(reviews))
     env, _ = start(folder)
-    assert "Rating: 4.5" in play(env, "search[acme wool]", "click[b000000001]").observation
-    assert play(env, "click[reviews]").observation.endswith('< Prev [SEP] "Good" [SEP] 5 [SEP] Warm.')
+    assert "Rating: 4.5" in run(env, "search[acme wool]", "click[b000000001]").observation
+    assert run(env, "click[reviews]").observation.endswith('< Prev [SEP] "Good" [SEP] 5 [SEP] Warm.')
 
 
 def test_broken_products_are_skipped_and_counted(tmp_path):
@@ -245,7 +247,7 @@ def test_broken_products_are_skipped_and_counted(tmp_path):
     assert len(env.skipped) == 3 and len(env.tasks) == 6
 
 
-def test_missing_and_broken_files_name_the_command_that_gets_them(tmp_path, folder):
+def test_errors_for_missing_and_broken_files_name_the_download_command(tmp_path, folder):
     for root, got in ((None, "None"), (tmp_path / "none", "no such folder: ")):
         with pytest.raises(InputError, match=rf"got {got}.*`gdown 1EgH\S+ -O \S+items_shuffle_1000\.json`"):
             make("webshop", root)
@@ -261,13 +263,13 @@ def test_missing_and_broken_files_name_the_command_that_gets_them(tmp_path, fold
         make("webshop", folder, "test")
 
 
-def test_a_missing_library_is_named(folder, monkeypatch):
+def test_the_error_names_a_missing_library(folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bm25s" else object())
     with pytest.raises(InputError, match=r"no bm25s\. Install them with `pip install .*\[webshop\]"):
         make("webshop", folder, "test")
 
 
-def test_wrong_arguments(folder):
+def test_bad_arguments(folder):
     wrong = [("split", "dev"), ("goals", "all"), ("pages", "html"), ("catalog", "big"), ("tasks", 0), ("tasks", True)]
     for name, value in wrong:
         with pytest.raises(InputError, match=f"^{name}: "):

@@ -1,4 +1,4 @@
-"""The shop on the original's catalogue, held against the original environment's own episodes, and its expert there."""
+"""WebShop with the original catalog: equal to recorded episodes of the original environment. Its expert."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .webshop_files import SHARED, recorded, write_shared
 
 pytest.importorskip("bm25s")
 pytest.importorskip("rapidfuzz")
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared WebShop data is not here")
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared WebShop data is not beside this check-out")
 
-CUT = 600  # characters: longer pages are cut in the recording
+CUT = 600  # characters; the recording truncates longer pages
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def shop(folder):
 
 
 def without_limit(text):
-    """The original draws limits without a seed, so they differ; all else is to be equal."""
+    """Replaces the price limit. The original draws it without a seed, so it differs."""
     return re.sub(r"price lower than \d+.00 dollars", "price lower than X dollars", text)
 
 
 def test_the_recorded_episodes(shop):
-    """All 25 are the first goals of the test split; all 125 pages and all rewards are the same."""
+    """The 25 episodes are the first goals of the test split. All 125 pages and all rewards are equal."""
     episodes = recorded()
     assert len(episodes) == 25
     for episode, task in zip(episodes, shop.tasks):
@@ -60,7 +60,7 @@ def test_goals_and_splits(folder):
 
 
 class OnlyText:
-    """A world of which an expert sees no more than an agent does."""
+    """An environment that shows an expert only what an agent sees."""
 
     def __init__(self, env):
         self._env = env
@@ -73,13 +73,13 @@ class OnlyText:
         return observation, reward, done, {key: info[key] for key in ("won", "metrics")}
 
 
-def test_the_expert_shops_from_text_alone(shop, folder):
+def test_the_expert_needs_only_the_text(shop, folder):
     tasks = shop.tasks[:60]
-    played = [shop.expert(OnlyText(shop), task) for task in tasks]
-    assert sum(one.success for one in played) >= 0.8 * len(tasks)
-    assert [one.text for one in played[:5]] == [shop.expert(shop, task).text for task in tasks[:5]]
+    trajectories = [shop.expert(OnlyText(shop), task) for task in tasks]
+    assert sum(one.success for one in trajectories) >= 0.8 * len(tasks)
+    assert [one.text for one in trajectories[:5]] == [shop.expert(shop, task).text for task in tasks[:5]]
     rich = make("webshop", folder, "test", pages="rich")
-    for task, one in zip(tasks, played):
+    for task, one in zip(tasks, trajectories):
         lines = one.text.splitlines()
         assert max(len(line) for line in lines if line.startswith("Reasoning:")) < 600
         kinds = Counter(span.kind for span in segment(one.text, format="sad").spans)
@@ -89,7 +89,7 @@ def test_the_expert_shops_from_text_alone(shop, folder):
             assert actions == [line for line in lines if line.startswith("Action:")]
 
 
-def test_the_expert_keeps_to_few_steps_and_reads_peoples_words(shop, folder):
+def test_the_expert_obeys_max_steps_and_reads_human_instructions(shop, folder):
     for task in shop.tasks[:15]:
         assert shop.expert(shop, task, max_steps=15).extra["steps"] <= 15
     human = make("webshop", folder, "test", goals="human")

@@ -1,31 +1,32 @@
-"""WebShop data folders for tests: a small one of our own, and the original's from the shared catalogue."""
+"""WebShop data folders for tests: hand-made ones, and the original's catalog from the shared data."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
 
-SHARED = Path(__file__).resolve().parents[5] / "shared" / "data" / "webshop"
+from ...conftest import SHARED_DATA
+
+SHARED = SHARED_DATA / "webshop"
 NAMES = ("items_shuffle_1000.json", "items_ins_v2_1000.json", "items_human_ins.json")
 
 
 def item(asin, name, **fields):
-    """A product record as the original has it."""
+    """Returns a product record in the original's layout."""
     options = {k: [{"value": v} for v in vs] for k, vs in fields.pop("options", {}).items()}
     record = {"asin": asin, "name": name, "full_description": "", "small_description": [], "pricing": "$10.00"}
     record |= {"category": "fashion", "query": "socks", "product_category": "Shop › Clothing › Socks"}
     return record | {"customization_options": options} | fields
 
 
-def wish(attributes, instruction=None):
-    """What the original knows of a product, with an instruction made from its attributes if one is given."""
+def attribute_record(attributes, instruction=None):
+    """Returns the attribute record of a product, with a synthetic instruction if one is given."""
     known = {"attributes": attributes}
     return known | ({"instruction": instruction, "instruction_attributes": attributes} if instruction else {})
 
 
 def write_shop(folder, items, known, human=None):
-    """A data folder in the original's layout."""
+    """Writes a data folder in the original's layout."""
     for name, content in zip(NAMES, (items, known, human)):
         if content is not None:
             (folder / name).write_text(json.dumps(content), encoding="utf-8")
@@ -33,7 +34,7 @@ def write_shop(folder, items, known, human=None):
 
 
 def write_shared(folder):
-    """The shared catalogue, which is packed a product a line, in the original's layout."""
+    """Writes the shared catalog, which has one product per line, in the original's layout."""
     with gzip.open(SHARED / "catalog_1000.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     keys = ("attributes", "instruction", "instruction_attributes")
@@ -43,6 +44,6 @@ def write_shared(folder):
 
 
 def recorded():
-    """The episodes of the original environment."""
+    """Returns the recorded episodes of the original environment."""
     with gzip.open(SHARED / "original_env_scripted.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]

@@ -1,16 +1,19 @@
-"""Where things are at the start of ALFWorld's games, as counted in its 3,553 training games and no others.
+"""Where objects are at the start of the ALFWorld games, counted over the 3,553 training games only.
 
-For a kind of thing and a kind of place, counted over the places of that kind in all rooms that have the thing somewhere: the
-share of places with at least one of it, divided by the mean number of actions that a look takes (2 where the place is opened
-first, else 1), in per cent. Less than half a per cent, and counts below 10, are left out; so are floor lamps, which stand on
-the floor.
+The score of an object kind and a receptacle kind is `100 p / a`, rounded:
+
+* `p` is the share of receptacles that contain at least one such object, among the receptacles of this kind in all rooms with
+  at least one such object.
+* `a` is the mean number of actions to see the contents of a receptacle of this kind: 2 if it must be opened first, else 1.
+
+The table omits scores that round to 0, counts below 10, and floor lamps.
 """
 
 from __future__ import annotations
 
-OFTEN = 25  # per cent, from which on a place is called a usual one
+OFTEN = 25  # score from which the expert says that an object is often there
 
-_COUNTED = """
+_TABLE = """
 alarmclock: diningtable 75 desk 56 countertop 52 dresser 46 sidetable 36 shelf 11
 apple: diningtable 34 sidetable 31 garbagecan 23 fridge 21 countertop 20 sinkbasin 17 microwave 12
 book: bed 59 coffeetable 50 desk 40 diningtable 33 countertop 33 sofa 24 dresser 23 armchair 13 sidetable 8 cabinet 2
@@ -79,14 +82,13 @@ winebottle: diningtable 48 countertop 32 garbagecan 16 shelf 6 cabinet 2 fridge 
 """
 
 
-def _read(counted: str) -> dict[str, dict[str, int]]:
+def _parse(text: str) -> dict[str, dict[str, int]]:
     table: dict[str, dict[str, int]] = {}
-    for line in counted.replace("\n    ", " ").strip().splitlines():
+    for line in text.replace("\n    ", " ").strip().splitlines():
         kind, _, rest = line.partition(": ")
         words = rest.split()
         table[kind] = dict(zip(words[::2], map(int, words[1::2])))
     return table
 
 
-# kind of thing to kinds of places, the likeliest first, with the per cent
-WHEREABOUTS = _read(_COUNTED)
+OBJECT_LOCATIONS = _parse(_TABLE)  # object kind -> receptacle kind -> score, the highest first

@@ -1,4 +1,4 @@
-"""`hotpotqa`: HotPotQA's questions under ReAct's Search, Lookup and Finish, over the questions' own paragraphs."""
+"""The `hotpotqa` environment: HotPotQA questions with ReAct's Search, Lookup and Finish over their own paragraphs."""
 
 from __future__ import annotations
 

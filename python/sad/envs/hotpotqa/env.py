@@ -1,4 +1,4 @@
-"""ReAct's question answering, over the paragraphs that come with the questions."""
+"""The HotPotQA environment: ReAct's question answering over the paragraphs that come with the questions."""
 
 from __future__ import annotations
 
@@ -9,54 +9,51 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-from sad.envs.hotpotqa.data import Questions, find_file
-from sad.envs.hotpotqa.expert import play_expert
-from sad.envs.hotpotqa.question import Question
-from sad.envs.hotpotqa.score import exact_match, f1
-from sad.envs.hotpotqa.search import Titles
+from sad.envs.checks import check_choice, check_step, check_task_count, unknown_task
+from sad.envs.hotpotqa.data import Question, QuestionFile, find_file
+from sad.envs.hotpotqa.expert import rollout_expert
+from sad.envs.hotpotqa.matching import TitleIndex, exact_match, f1
 from sad.envs.protocol import Step, Task
 from sad.envs.registry import register
 from sad.errors import InputError
 
-CORPORA = ("own", "all")
-SENTENCES = 5  # of a paragraph that a search shows
-QUESTION = "Question: "
+_CORPORA = ("own", "all")
+_SENTENCES = 5  # sentences of a paragraph that a search shows
 _ACTION = re.compile(r"(search|lookup|finish)\[(.*)\]", re.IGNORECASE | re.DOTALL)
 _ANSWER = "Answer:"
-_ECHO = 200  # characters of what an agent wrote that are given back to it
+_MAX_ECHO = 200  # characters of an agent's text that an observation repeats
 
 
 @register("hotpotqa")
 class HotpotQA:
-    """Questions that take two paragraphs to answer, with ReAct's three actions.
+    """Two-hop questions with ReAct's three actions.
 
-    `Search[title]` shows the first five sentences of that paragraph, or titles that come near; `Lookup[words]` the next
-    sentence with these words in the paragraph found last; `Finish[answer]`, or a line `Answer: ...`, ends the episode,
-    which is won if the answer is the gold one by exact match.
+    `Search[title]` shows the first five sentences of that paragraph, or similar titles. `Lookup[words]` shows the next
+    sentence with these words in the paragraph that was found last. `Finish[answer]`, or a line `Answer: ...`, ends the
+    episode. The episode is won if the answer is an exact match of the gold answer.
 
-    A shallow copy is an independent seat.
+    A shallow copy runs its own episode.
 
     Args:
-        root: Folder with HotPotQA's files, or one such file, which is then read whatever the split: the official JSON
-            lists or JSON lines, gzipped or not.
-        split: `"train"` (default) or `"dev"`, also called `"valid"`.
-        seed: Of `shuffle`.
-        tasks: How many questions; None for all. Without `shuffle` and with `corpus="own"`, nothing beyond them is read.
-        shuffle: Take the questions in random order instead of the file's. With seed 233 and 500 tasks it is the order
-            in which ReAct draws its 500 questions of the development set.
-        corpus: What can be found: `"own"`, the question's own paragraphs (two that matter and, mostly, eight that
-            distract), or `"all"`, those of all questions in the file.
+        root: Folder with the HotPotQA files, or one such file, which is then read for every split. Official JSON lists or
+            JSON Lines, uncompressed or gzip.
+        split: `"train"` (default) or `"dev"`. `"valid"` is an alias of `"dev"`.
+        seed: Random seed of `shuffle`.
+        tasks: Number of questions. None selects all. Without `shuffle` and with `corpus="own"`, only these are read.
+        shuffle: Whether to shuffle the questions. Seed 233 with 500 tasks gives the order in which ReAct draws its 500
+            development questions.
+        corpus: The searchable paragraphs. `"own"`: those of the question (two with the supporting facts and, usually,
+            eight distractors). `"all"`: those of all questions in the file.
 
     Attributes:
-        skipped: For each record of the file that could not be used, where it stands and why.
-        expert: Plays a task from its annotations: `expert(env, task, *, max_steps) -> Trajectory`.
+        skipped: One message per unusable record of the file, with its position and the reason.
+        expert: Runs an episode with the question's annotations: `expert(env, task, *, max_steps) -> Trajectory`.
 
     Raises:
-        InputError: An argument is not what is listed here, or there is no such file; the message then has the command
-            that downloads it.
+        InputError: An argument has an unknown value, or there is no such file. The message then has the download command.
     """
 
-    expert = staticmethod(play_expert)
+    expert = staticmethod(rollout_expert)
 
     def __init__(
         self,
@@ -68,19 +65,18 @@ class HotpotQA:
         shuffle: bool = False,
         corpus: str = "own",
     ) -> None:
-        if corpus not in CORPORA:
-            raise InputError("corpus", "one of " + ", ".join(CORPORA), repr(corpus), "Pass one of these.")
-        if tasks is not None and (isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 1):
-            raise InputError("tasks", "at least one, or None for all", repr(tasks), "Ask for one or more.")
+        check_choice("corpus", corpus, _CORPORA)
+        check_task_count(tasks, optional=True)
         path = find_file(root, split or "train")
-        self._questions = Questions(path, limit=None if shuffle or corpus == "all" else tasks, with_titles=corpus == "all")
+        limit = None if shuffle or corpus == "all" else tasks
+        self._questions = QuestionFile(path, limit, with_titles=corpus == "all")
         chosen = list(self._questions.tasks)
         if shuffle:
             random.Random(seed).shuffle(chosen)
         self._tasks = tuple(chosen[:tasks])
         if tasks is not None and tasks > len(chosen):
             raise InputError("tasks", f"at most the {len(chosen)} of {path.name}", str(tasks), "Ask for fewer.")
-        self._all_titles = Titles(list(self._questions.titles)) if corpus == "all" else None
+        self._all_titles = TitleIndex(list(self._questions.titles)) if corpus == "all" else None
         self.skipped = tuple(self._questions.skipped)
         if self.skipped:
             warnings.warn(f"records skipped: {len(self.skipped)}; the first: {self.skipped[0]}", stacklevel=2)
@@ -89,26 +85,25 @@ class HotpotQA:
 
     @property
     def tasks(self) -> Sequence[Task]:
-        """The questions on offer."""
+        """The tasks. The type is the question type, the goal is the question."""
         return self._tasks
 
     @property
     def admissible_commands(self) -> list[str]:
-        """A search for each of the question's own paragraphs; what to look up and to answer is free text."""
+        """A search for each paragraph of the question. Lookups and answers are free text and not listed."""
         if self._question is None or self._done:
             return []
         return [f"Search[{title}]" for title in self._question.paragraphs]
 
     def question(self, task: Task) -> Question:
-        """A question with its answer, supporting facts and paragraphs; an agent is told none of these.
+        """Returns the question of a task with its answer, supporting facts and paragraphs, which an agent does not see.
 
         Raises:
-            InputError: `task` is not one of this world's.
+            InputError: `task` is not one of `tasks`.
         """
         number = self._questions.number(task.id) if isinstance(task, Task) else None
         if number is None:
-            got = repr(task.id) if isinstance(task, Task) else f"a {type(task).__name__}"
-            raise InputError("task", f"one of the {len(self._tasks)} tasks of this world", got, "Pick from env.tasks.")
+            raise unknown_task(task, self._tasks)
         return self._questions[number]
 
     def reset(self, task: Task) -> str:
@@ -118,30 +113,27 @@ class HotpotQA:
             One line: `Question: ` and the question.
 
         Raises:
-            InputError: `task` is not one of this world's.
+            InputError: `task` is not one of `tasks`.
         """
         self._question = self.question(task)
-        self._titles: Titles | None = None
+        self._titles: TitleIndex | None = None
         self._page: tuple[str, ...] = ()
-        self._looked_up: tuple[str, int] = ("", 0)  # words, and how many sentences with them were shown
+        self._looked_up: tuple[str, int] = ("", 0)  # words, number of sentences shown for them
         self._done = False
-        return QUESTION + self._question.text
+        return f"Question: {self._question.text}"
 
     def step(self, action: str) -> Step:
-        """Takes an action; whatever is none of the four is answered "Invalid action: ...".
+        """Runs one action. The answer to an unknown action is "Invalid action: ...".
 
         Returns:
-            The answer; the reward is 1.0 for the gold answer, else 0.0. `info["metrics"]`, and `info` itself, have `em` and
+            The observation. The reward is 1.0 for the gold answer, else 0.0. `info["metrics"]` and `info` have `em` and
             `f1`, which are 0.0 until there is an answer.
 
         Raises:
-            InputError: No episode is running, or `action` is not text.
+            InputError: No episode is running, or `action` is not a string.
         """
-        if self._question is None or self._done:
-            got = "none" if self._question is None else "one that is over"
-            raise InputError("env.step", "a running episode", got, "Call env.reset(task) first.")
-        if not isinstance(action, str):
-            raise InputError("action", "text", f"a {type(action).__name__}", "Pass an action such as 'Search[Ankara]'.")
+        example = "an action such as 'Search[Ankara]'"
+        check_step(action, started=self._question is not None, done=self._done, example=example)
         action = " ".join(action.split())
         matched = _ACTION.fullmatch(action)
         verb, argument = (matched[1].lower(), matched[2].strip()) if matched else ("", action)
@@ -157,7 +149,7 @@ class HotpotQA:
             metrics = {"em": float(exact_match(argument, gold)), "f1": f1(argument, gold)}
             observation, self._done = f"Episode finished, reward = {metrics['em']:.0f}", True
         else:
-            observation = f"Invalid action: {_echo(argument)}"
+            observation = f"Invalid action: {_shorten(argument)}"
         info: dict[str, Any] = {"won": metrics["em"] == 1, "admissible_commands": self.admissible_commands}
         info |= {"valid": bool(verb), "metrics": metrics, **metrics}
         return Step(observation, metrics["em"], self._done, info)
@@ -167,16 +159,16 @@ class HotpotQA:
         if sentences is None:
             sentences, similar = self._find(query)
             if sentences is None:
-                return f"Could not find {_echo(query)}. Similar: {similar}."
+                return f"Could not find {_shorten(query)}. Similar: {similar}."
         self._page, self._looked_up = sentences, ("", 0)
-        shown = " ".join(filter(None, sentences[:SENTENCES]))
+        shown = " ".join(filter(None, sentences[:_SENTENCES]))
         return shown or next(filter(None, sentences))
 
     def _find(self, query: str) -> tuple[tuple[str, ...] | None, list[str]]:
-        """The sentences of the paragraph that is meant, or else the titles that come near."""
+        """Returns the sentences of the paragraph that matches, or None and similar titles."""
         own = self._question.paragraphs
         if self._titles is None:
-            self._titles = self._all_titles or Titles(list(own), [" ".join(sentences) for sentences in own.values()])
+            self._titles = self._all_titles or TitleIndex(list(own), [" ".join(sentences) for sentences in own.values()])
         title = self._titles.find(query)
         if title is None:
             return None, self._titles.similar(query)
@@ -194,5 +186,5 @@ class HotpotQA:
         return f"(Result {shown + 1} / {len(found)}) {found[shown]}"
 
 
-def _echo(text: str) -> str:
-    return text if len(text) <= _ECHO else f"{text[:_ECHO]}..."
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_ECHO else f"{text[:_MAX_ECHO]}..."

@@ -1,4 +1,4 @@
-"""`household`: ALFWorld's six task types in generated rooms, under ALFWorld's rules and wording."""
+"""The `household` environment: the six ALFWorld task types in generated rooms, with the rules and texts of ALFWorld."""
 
 from __future__ import annotations
 

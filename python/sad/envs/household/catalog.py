@@ -1,9 +1,11 @@
-"""Kinds of things and of receptacles: what can be done with them, what may be put where, and where things are found.
+"""Tables of the household: object kinds and their traits, receptacle kinds and their contents, and rooms.
 
-The kinds, their traits and what may be put where are those of ALFWorld's games.
+The kinds, `TRAITS` and `CAN_CONTAIN` are those of the ALFWorld games.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 
 def _words(text: str) -> frozenset[str]:
@@ -21,11 +23,12 @@ TRAITS = {
     "hollow": _words("bowl box cup mug pan plate pot"),
     "toggleable": _words("desklamp floorlamp"),
 }
-FIXTURES = _words("desklamp floorlamp houseplant television")  # seen, never picked up
+FIXTURES = _words("desklamp floorlamp houseplant television")  # visible, but not pickupable
 
 OPENABLE = _words("cabinet drawer fridge microwave safe")
 
-HOLDS = {
+# Receptacle kind -> object kinds that can be put there.
+CAN_CONTAIN = {
     "armchair": _words("book box cellphone cloth creditcard keychain laptop newspaper pillow remotecontrol"),
     "bathtubbasin": _words("cloth dishsponge handtowel soapbar"),
     "bed": _words("baseballbat basketball book cellphone laptop pillow tennisracket"),
@@ -101,8 +104,8 @@ HOLDS = {
     "tvstand": _words("tissuebox"),
 }
 
-# where a kind of thing is usually found, the likeliest place first
-_AT_HOME = {
+# Object kinds -> receptacle kinds where they are usually found, the likeliest first.
+_USUAL_PLACES = {
     "apple egg potato tomato": "fridge diningtable countertop",
     "bread lettuce": "diningtable fridge countertop",
     "cup": "fridge diningtable countertop cabinet",
@@ -141,10 +144,114 @@ _AT_HOME = {
     "television": "tvstand dresser",
     "plunger": "cart cabinet",
 }
-HOMES = {kind: tuple(places.split()) for kinds, places in _AT_HOME.items() for kind in kinds.split()}
+USUAL_PLACES = {kind: tuple(places.split()) for kinds, places in _USUAL_PLACES.items() for kind in kinds.split()}
 
 
 def traits_of(kind: str) -> frozenset[str]:
-    """What can be done with things of this kind."""
+    """Returns the traits of an object kind."""
     traits = {trait for trait, kinds in TRAITS.items() if kind in kinds}
     return frozenset(traits if kind in FIXTURES else traits | {"pickupable"})
+
+
+class Room(NamedTuple):
+    """The receptacles and objects of a kind of room, in its full and small size.
+
+    Attributes:
+        receptacles: Receptacle kind -> (minimum, maximum) number of receptacles in a full room.
+        objects: Object kinds of a full room.
+        small_receptacles: Receptacle kinds of a small room.
+        small_objects: Object kinds of a small room.
+    """
+
+    receptacles: dict[str, tuple[int, int]]
+    objects: tuple[str, ...]
+    small_receptacles: tuple[str, ...]
+    small_objects: tuple[str, ...]
+
+
+ROOMS = {
+    "kitchen": Room(
+        receptacles={
+            "cabinet": (4, 9),
+            "coffeemachine": (1, 1),
+            "countertop": (1, 3),
+            "diningtable": (0, 1),
+            "drawer": (2, 6),
+            "fridge": (1, 1),
+            "garbagecan": (1, 1),
+            "microwave": (1, 1),
+            "shelf": (0, 3),
+            "sidetable": (0, 1),
+            "sinkbasin": (1, 1),
+            "stoveburner": (4, 4),
+            "toaster": (1, 1),
+        },
+        objects=tuple(
+            "apple bowl bread butterknife cup dishsponge egg fork glassbottle kettle knife ladle lettuce mug pan "
+            "peppershaker plate pot potato saltshaker soapbottle spatula spoon tomato vase winebottle".split()
+        ),
+        small_receptacles=("cabinet", "countertop", "diningtable", "fridge", "garbagecan", "microwave", "sinkbasin"),
+        small_objects=("apple", "cup", "egg", "lettuce", "mug", "plate", "potato", "tomato"),
+    ),
+    "bathroom": Room(
+        receptacles={
+            "bathtubbasin": (0, 1),
+            "cabinet": (2, 5),
+            "cart": (0, 1),
+            "countertop": (1, 2),
+            "drawer": (0, 4),
+            "garbagecan": (1, 1),
+            "handtowelholder": (1, 2),
+            "shelf": (0, 2),
+            "sinkbasin": (1, 2),
+            "toilet": (1, 1),
+            "toiletpaperhanger": (1, 1),
+            "towelholder": (1, 2),
+        },
+        objects=tuple(
+            "candle cloth dishsponge handtowel plunger soapbar soapbottle spraybottle tissuebox toiletpaper towel".split()
+        ),
+        small_receptacles=("cabinet", "countertop", "garbagecan", "sinkbasin", "toilet"),
+        small_objects=("candle", "cloth", "soapbar", "soapbottle", "spraybottle"),
+    ),
+    "bedroom": Room(
+        receptacles={
+            "armchair": (0, 1),
+            "bed": (1, 2),
+            "desk": (1, 2),
+            "drawer": (3, 8),
+            "dresser": (0, 1),
+            "garbagecan": (1, 1),
+            "safe": (0, 1),
+            "shelf": (0, 5),
+            "sidetable": (1, 2),
+        },
+        objects=tuple(
+            "alarmclock baseballbat basketball book bowl cd cellphone creditcard desklamp houseplant keychain laptop "
+            "mug pen pencil pillow statue tennisracket vase watch".split()
+        ),
+        small_receptacles=("bed", "desk", "drawer", "dresser", "shelf", "sidetable"),
+        small_objects=("alarmclock", "book", "cd", "desklamp", "laptop", "pen", "pillow"),
+    ),
+    "living room": Room(
+        receptacles={
+            "armchair": (1, 2),
+            "coffeetable": (1, 2),
+            "diningtable": (0, 1),
+            "drawer": (0, 4),
+            "dresser": (0, 1),
+            "garbagecan": (1, 1),
+            "ottoman": (0, 1),
+            "shelf": (0, 3),
+            "sidetable": (1, 2),
+            "sofa": (1, 2),
+            "tvstand": (0, 1),
+        },
+        objects=tuple(
+            "book box cellphone creditcard houseplant keychain laptop newspaper pillow remotecontrol statue "
+            "television tissuebox vase watch wateringcan".split()
+        ),
+        small_receptacles=("armchair", "coffeetable", "drawer", "sidetable", "sofa"),
+        small_objects=("box", "keychain", "newspaper", "remotecontrol", "watch"),
+    ),
+}

@@ -1,21 +1,31 @@
-"""Scenes from a seed: a furnished room, things where they are usually found, and a task that can be done there."""
+"""Generates games from a seed: a room, objects where they are usually found, and a task that can be solved there."""
 
 from __future__ import annotations
 
 import random
 import zlib
 
-from sad.envs.household.catalog import FIXTURES, HOLDS, HOMES, OPENABLE, traits_of
-from sad.envs.household.game import Game
-from sad.envs.household.goal import CLEAN, COOL, HEAT, LIGHT, SIMPLE, TEMPLATES, TWO, Goal
-from sad.envs.household.rooms import ROOMS, Room
-from sad.envs.household.scene import Receptacle, Scene, Thing
+from sad.envs.household.catalog import CAN_CONTAIN, FIXTURES, OPENABLE, ROOMS, USUAL_PLACES, Room, traits_of
+from sad.envs.household.game import (
+    CLEAN,
+    COOL,
+    GOAL_TEMPLATES,
+    HEAT,
+    LIGHT,
+    SIMPLE,
+    TWO,
+    Game,
+    Goal,
+    Object,
+    Receptacle,
+    Scene,
+)
 from sad.envs.protocol import Task
 
 SIZES = ("small", "full")
 SPLITS = ("train", "valid")
 LAMP = "desklamp"
-# the rooms where a type of task is set, what the thing must be good for, and the furniture it takes
+# Task type -> the rooms, the trait that the object needs, and the receptacle kind that the task needs.
 _SETTING: dict[str, tuple[tuple[str, ...], str, str]] = {
     SIMPLE: (tuple(ROOMS), "pickupable", ""),
     TWO: (tuple(ROOMS), "pickupable", ""),
@@ -24,131 +34,142 @@ _SETTING: dict[str, tuple[tuple[str, ...], str, str]] = {
     HEAT: (("kitchen",), "heatable", "microwave"),
     COOL: (("kitchen",), "coolable", "fridge"),
 }
-_SEVERAL = ("cabinet", "drawer", "shelf")  # the small room may have two of them
-_SIDE_BY_SIDE = {"stoveburner": 0.5, "cabinet": 0.15, "drawer": 0.15, "shelf": 0.15}  # reached from one spot
-_DOORLESS = 0.15  # of cabinets and drawers in full-sized rooms, as in ALFWorld
+_REPEATABLE = ("cabinet", "drawer", "shelf")  # a small room can have two of each
+# Probability that a receptacle shares the location of the previous one of its kind, in full rooms.
+_SHARED_LOCATION = {"stoveburner": 0.5, "cabinet": 0.15, "drawer": 0.15, "shelf": 0.15}
+_NOT_OPENABLE = 0.15  # probability for cabinets and drawers in full rooms, as in ALFWorld
 
 
 def generate(task_type: str, index: int, *, split: str, seed: int, size: str) -> Game:
-    """Draws the game with this number.
+    """Generates one game.
 
-    A scene belongs to `"valid"` or to `"train"` by what is in it (a checksum of the description), so the two never
-    share a scene, whatever the seeds; draws that belong to the other split, or do not suit the task, are drawn again.
+    A checksum of the scene decides whether it belongs to `"valid"` or `"train"`, so the splits share no scene for any
+    seeds. A draw that belongs to the other split, or does not suit the task, is repeated.
 
     Args:
-        task_type: One of `goal.TASK_TYPES`.
+        task_type: One of `game.TASK_TYPES`.
         index: Number of the game within its split.
         split: `"train"` or `"valid"`.
-        seed: Of the whole series.
+        seed: Random seed of all games of the split.
         size: `"small"` (4 to 6 receptacles) or `"full"` (5 to 33, as in ALFWorld).
     """
     name = f"{size}-{split}-{seed}-{index:05d}"
-    rng = random.Random(f"household {name}")  # a string: seeded by its bytes, the same in every process
+    rng = random.Random(f"household {name}")  # a string seed is the same in every process
     while True:
         drawn = _draw(rng, task_type, size)
         if drawn is None:
             continue
         scene, goal = drawn
         if split_of(scene) == split:
-            text = rng.choice(TEMPLATES[task_type]).format(thing=goal.thing, place=goal.place)
+            text = rng.choice(GOAL_TEMPLATES[task_type]).format(object=goal.object, target=goal.target)
             return Game(Task(name, task_type, text), scene, goal)
 
 
 def split_of(scene: Scene) -> str:
-    """The split to which a scene belongs: about one in four to `"valid"`."""
-    names = [thing.name for thing in scene.things]
-    where = [(r.name, [names[t] for t in inside]) for r, inside in zip(scene.receptacles, scene.inside)]
-    return SPLITS[zlib.crc32(repr(where).encode()) % 4 == 0]
+    """Returns the split of a scene. About one scene in four belongs to `"valid"`."""
+    names = [obj.name for obj in scene.objects]
+    contents = [(r.name, [names[o] for o in inside]) for r, inside in zip(scene.receptacles, scene.contents)]
+    return SPLITS[zlib.crc32(repr(contents).encode()) % 4 == 0]
 
 
 def _draw(rng: random.Random, task_type: str, size: str) -> tuple[Scene, Goal] | None:
-    """One attempt; None if the room that was drawn does not suit the task."""
+    """Draws a scene and a goal. Returns None if the room does not suit the task."""
     rooms, trait, tool = _SETTING[task_type]
     room = ROOMS[rng.choice(rooms)]
-    kinds = room.few if size == "small" else room.things
+    kinds = room.small_objects if size == "small" else room.objects
     kind = rng.choice([k for k in kinds if trait in traits_of(k) and k not in FIXTURES])
-    furniture = sorted(room.corner if size == "small" else room.furniture)
+    places = sorted(room.small_receptacles if size == "small" else room.receptacles)
     if task_type == LIGHT:
-        place = LAMP
-        needed = [rng.choice([h for h in HOMES[LAMP] if h in furniture])]
+        target = LAMP
+        required = [rng.choice([p for p in USUAL_PLACES[LAMP] if p in places])]
     else:
-        place = rng.choice([k for k in furniture if kind in HOLDS[k] and k != tool])
-        needed = [place] + ([tool] if tool else [])
-    counts = _furnish(rng, room, size, needed)
+        target = rng.choice([p for p in places if kind in CAN_CONTAIN[p] and p != tool])
+        required = [target] + ([tool] if tool else [])
+    receptacle_counts = _draw_receptacle_counts(rng, room, size, required)
 
-    avoid = place if task_type in (SIMPLE, TWO) else ""  # nothing may be where it has to go already
-    if not any(home in counts and home != avoid for home in HOMES[kind]):
+    avoid = target if task_type in (SIMPLE, TWO) else ""  # the object must not be at the target from the start
+    if not any(place in receptacle_counts and place != avoid for place in USUAL_PLACES[kind]):
         return None
-    wanted = 2 if task_type == TWO else 1
-    stock = {kind: wanted + rng.randrange(2 if size == "small" else 3)}
-    _stock(rng, room, size, stock)
+    needed = 2 if task_type == TWO else 1
+    object_counts = {kind: needed + rng.randrange(2 if size == "small" else 3)}
+    _draw_other_objects(rng, room, size, object_counts)
     if task_type == LIGHT:
-        stock[LAMP] = 1
-    receptacles = _receptacles(rng, counts, size)
-    return _scene(rng, receptacles, stock, kind, avoid), Goal(task_type, kind, place)
+        object_counts[LAMP] = 1
+    receptacles = _make_receptacles(rng, receptacle_counts, size)
+    return _place_objects(rng, receptacles, object_counts, kind, avoid), Goal(task_type, kind, target)
 
 
-def _furnish(rng: random.Random, room: Room, size: str, needed: list[str]) -> dict[str, int]:
-    """How many receptacles there are of each kind, at least one of those needed."""
+def _draw_receptacle_counts(rng: random.Random, room: Room, size: str, required: list[str]) -> dict[str, int]:
+    """Draws the number of receptacles of each kind, with at least one of each required kind."""
     if size == "full":
-        counts = {kind: rng.randint(*span) for kind, span in room.furniture.items()}
-        counts.update({kind: max(1, counts[kind]) for kind in needed})
+        counts = {kind: rng.randint(*span) for kind, span in room.receptacles.items()}
+        counts.update({kind: max(1, counts[kind]) for kind in required})
         return {kind: count for kind, count in counts.items() if count}
     total = rng.randint(4, 6)
-    counts = dict.fromkeys(needed, 1)
+    counts = dict.fromkeys(required, 1)
     while sum(counts.values()) < total:
-        kind = rng.choice([k for k in room.corner if k not in counts or (k in _SEVERAL and counts[k] < 2)])
+        kind = rng.choice([k for k in room.small_receptacles if k not in counts or (k in _REPEATABLE and counts[k] < 2)])
         counts[kind] = counts.get(kind, 0) + 1
     return counts
 
 
-def _stock(rng: random.Random, room: Room, size: str, stock: dict[str, int]) -> None:
-    """Adds the things that have nothing to do with the task."""
-    others = [kind for kind in (room.few if size == "small" else room.things) if kind not in stock]
+def _draw_other_objects(rng: random.Random, room: Room, size: str, counts: dict[str, int]) -> None:
+    """Adds objects that the task does not need to `counts`."""
+    others = [kind for kind in (room.small_objects if size == "small" else room.objects) if kind not in counts]
     if size == "small":
         for kind in rng.sample(others, rng.randint(2, 4)):
-            stock[kind] = 1
+            counts[kind] = 1
     else:
         for kind in others:
-            stock[kind] = rng.randrange(2) if kind in FIXTURES else rng.choice((0, 1, 1, 2, 3))
+            counts[kind] = rng.randrange(2) if kind in FIXTURES else rng.choice((0, 1, 1, 2, 3))
 
 
-def _receptacles(rng: random.Random, counts: dict[str, int], size: str) -> list[Receptacle]:
-    """Names, doors and spots, in the order of description: by kind, numbers counting down."""
+def _make_receptacles(rng: random.Random, counts: dict[str, int], size: str) -> list[Receptacle]:
+    """Makes the receptacles in the order of the room description: by kind, with descending numbers."""
     names = [(kind, number) for kind in sorted(counts) for number in range(counts[kind], 0, -1)]
-    spots = list(range(1, len(names) + 1))
-    rng.shuffle(spots)
+    locations = list(range(1, len(names) + 1))
+    rng.shuffle(locations)
     receptacles: list[Receptacle] = []
-    for (kind, number), spot in zip(names, spots):
+    for (kind, number), location in zip(names, locations):
         openable = kind in OPENABLE
         if size == "full":
-            beside = receptacles and receptacles[-1].kind == kind
-            if beside and rng.random() < _SIDE_BY_SIDE.get(kind, 0.0):
-                spot = receptacles[-1].spot
-            if kind in ("cabinet", "drawer") and rng.random() < _DOORLESS:
+            same_kind = receptacles and receptacles[-1].kind == kind
+            if same_kind and rng.random() < _SHARED_LOCATION.get(kind, 0.0):
+                location = receptacles[-1].location
+            if kind in ("cabinet", "drawer") and rng.random() < _NOT_OPENABLE:
                 openable = False
-        receptacles.append(Receptacle(f"{kind} {number}", kind, spot, openable))
+        receptacles.append(Receptacle(f"{kind} {number}", kind, location, openable))
     return receptacles
 
 
-def _scene(rng: random.Random, receptacles: list[Receptacle], stock: dict[str, int], kind_of_task: str, avoid: str) -> Scene:
-    """Puts every thing somewhere: mostly at home, the likelier homes more often."""
-    things: list[Thing] = []
-    inside: list[list[int]] = [[] for _ in receptacles]
-    for kind in sorted(stock):
-        shunned = avoid if kind == kind_of_task else ""
-        homes = [h for h in HOMES[kind] if h != shunned and any(r.kind == h for r in receptacles)]
-        if not homes:
-            continue  # no home here, so none of these
-        for number in range(stock[kind], 0, -1):
-            home = rng.choices(homes, weights=range(len(homes) + 2, 2, -1))[0]
-            place = rng.choice([i for i, r in enumerate(receptacles) if r.kind == home])
-            inside[place].append(len(things))
-            things.append(Thing(f"{kind} {number}", kind, traits_of(kind)))
+def _place_objects(
+    rng: random.Random, receptacles: list[Receptacle], counts: dict[str, int], goal_kind: str, avoid: str
+) -> Scene:
+    """Makes a scene with each object at one of its usual places. Likelier places are drawn more often.
+
+    Args:
+        rng: Random generator.
+        receptacles: The receptacles of the scene.
+        counts: Object kind -> number of objects.
+        goal_kind: Object kind of the goal.
+        avoid: Receptacle kind that gets no object of `goal_kind`.
+    """
+    objects: list[Object] = []
+    contents: list[list[int]] = [[] for _ in receptacles]
+    for kind in sorted(counts):
+        excluded = avoid if kind == goal_kind else ""
+        places = [p for p in USUAL_PLACES[kind] if p != excluded and any(r.kind == p for r in receptacles)]
+        if not places:
+            continue
+        for number in range(counts[kind], 0, -1):
+            place = rng.choices(places, weights=range(len(places) + 2, 2, -1))[0]
+            index = rng.choice([i for i, r in enumerate(receptacles) if r.kind == place])
+            contents[index].append(len(objects))
+            objects.append(Object(f"{kind} {number}", kind, traits_of(kind)))
     return Scene(
         receptacles=tuple(receptacles),
-        things=tuple(things),
-        inside=tuple(tuple(contents) for contents in inside),
-        holds=HOLDS,
+        objects=tuple(objects),
+        contents=tuple(tuple(inside) for inside in contents),
+        can_contain=CAN_CONTAIN,
         start=len(receptacles) + 1,
     )

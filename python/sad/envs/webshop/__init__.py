@@ -1,4 +1,4 @@
-"""`webshop`: the shop of the WebShop benchmark, in the text pages of its original environment."""
+"""The `webshop` environment: the WebShop benchmark with the text pages of its original environment."""
 
 from __future__ import annotations
 

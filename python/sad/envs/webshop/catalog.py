@@ -1,4 +1,4 @@
-"""The shop's products, read from the files of the original benchmark."""
+"""Reads the product catalog from the files of the original benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sad.errors import InputError
 
-# product file, attribute file, and what gdown calls them; the small catalogue is the original's default
+# Product file and attribute file with their Google Drive ids. The small catalog is the default of the original.
 _CATALOGS = {
     "small": (
         ("items_shuffle_1000.json", "1EgHdxQ_YxqIQlvvq5iKlCrkEKR6-j0Ib"),
@@ -29,13 +29,13 @@ _DEFAULT_PRICE = 100.0
 _ASIN_LENGTH = 10
 
 
-class Request(NamedTuple):
-    """What somebody wants of a product, before a price is added.
+class Instruction(NamedTuple):
+    """An instruction without its price limit.
 
     Attributes:
         text: The instruction.
-        attributes: The attributes it asks for.
-        options: The option values it asks for.
+        attributes: The requested attributes.
+        options: The requested option values.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 
 class Review(NamedTuple):
-    """One review: its title, the stars given, and its text."""
+    """A review: its title, the number of stars, and its text."""
 
     title: str
     stars: str
@@ -53,23 +53,23 @@ class Review(NamedTuple):
 
 @dataclass(frozen=True)
 class Product:
-    """A product as the shop shows it, and what only the judge knows.
+    """A product. Pages show the fields up to `reviews`; goals and rewards use the others.
 
     Attributes:
-        asin: The product's number.
-        title: Its name.
+        asin: The product number.
+        title: The title.
         description: A paragraph, or "".
         features: The bullet points.
-        prices: One price, or the two ends of a range, in dollars.
+        prices: One price, or the minimum and maximum of a range, in dollars.
         price_tag: The price as pages show it.
-        options: The values of each option, in lower case; names in lower case too.
-        rating: As pages show it.
-        reviews: From `reviews.json`, if the folder has it.
-        attributes: What it is known to be; hidden.
-        category: One of the five departments; hidden.
-        query: The search by which it was found when the catalogue was made; hidden.
-        departments: The parts of its place in the shop's tree; hidden.
-        synthetic: The instruction made from its attributes, if there is one.
+        options: Option name -> values, all in lower case.
+        rating: The rating as pages show it.
+        reviews: The reviews from `reviews.json`, if the folder has this file.
+        attributes: The attributes.
+        category: One of the five categories of the shop.
+        query: The search that found the product when the catalog was made.
+        departments: The parts of its path in the shop's category tree.
+        synthetic: The instruction generated from its attributes, if there is one.
         human: The instructions that people wrote for it.
     """
 
@@ -86,29 +86,30 @@ class Product:
     category: str
     query: str
     departments: frozenset[str]
-    synthetic: Request | None
-    human: tuple[Request, ...]
+    synthetic: Instruction | None
+    human: tuple[Instruction, ...]
 
 
 class Catalog(NamedTuple):
-    """The products of a folder, and for each that cannot be used, which and why."""
+    """The products of a folder, and one message per unusable product."""
 
     products: list[Product]
     skipped: list[str]
 
 
 def read_catalog(root: str | PathLike[str] | None, catalog: str | None, *, human: bool) -> Catalog:
-    """Reads the original's files: products, attributes with synthetic instructions, and the instructions of people.
+    """Reads the original's files: products, attributes with synthetic instructions, and human instructions.
 
-    As in the original, only the first of several products with one number is kept, and none with an impossible number.
+    As in the original, only the first of several products with the same ASIN is kept, and products with an invalid ASIN are
+    left out.
 
     Args:
         root: The folder.
-        catalog: `"small"` (1,000 products) or `"all"`; None takes the small one if it is there.
-        human: Whether the instructions of people are needed.
+        catalog: `"small"` (1,000 products) or `"all"`. None selects the small catalog if its file exists.
+        human: Whether to read the human instructions.
 
     Raises:
-        InputError: A file is missing or no JSON; the message has the command that gets it. Or nothing in it can be used.
+        InputError: A file is missing or not JSON (the message has the download command), or has no usable product.
     """
     folder = _folder(root)
     if catalog is None:
@@ -134,7 +135,7 @@ def read_catalog(root: str | PathLike[str] | None, catalog: str | None, *, human
     if not products:
         first = f", the first: {skipped[0]}" if skipped else ""
         raise InputError(
-            str(folder / items_file[0]), "products", f"none that can be used{first}", _get_it(folder, *items_file)
+            str(folder / items_file[0]), "products", f"no usable product{first}", _download_command(folder, *items_file)
         )
     return Catalog(list(products.values()), skipped)
 
@@ -143,7 +144,7 @@ def _folder(root: str | PathLike[str] | None) -> Path:
     folder = Path("webshop" if root is None else root)
     if root is None or not folder.is_dir():
         got = "None" if root is None else f"no such folder: {str(root)!r}"
-        remedy = f"Make it, and: {_get_it(folder, *_CATALOGS['small'][0])}"
+        remedy = f"Create the folder. {_download_command(folder, *_CATALOGS['small'][0])}"
         raise InputError("root", "the folder with WebShop's data", got, remedy)
     return folder
 
@@ -151,32 +152,34 @@ def _folder(root: str | PathLike[str] | None) -> Path:
 def _read(folder: Path, name: str, drive_id: str, *, kind: type) -> Any:
     path = folder / name
     if not path.is_file():
-        raise InputError("root", f"{name} in {str(folder)!r}", "a folder without it", _get_it(folder, name, drive_id))
+        raise InputError(
+            "root", f"{name} in {str(folder)!r}", "a folder without it", _download_command(folder, name, drive_id)
+        )
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise InputError(str(path), "JSON", str(error), _get_it(folder, name, drive_id)) from None
+        raise InputError(str(path), "JSON", str(error), _download_command(folder, name, drive_id)) from None
     if not isinstance(content, kind):
         wanted = "a JSON list" if kind is list else "a JSON object"
-        raise InputError(str(path), wanted, f"a {type(content).__name__}", _get_it(folder, name, drive_id))
+        raise InputError(str(path), wanted, f"a {type(content).__name__}", _download_command(folder, name, drive_id))
     return content
 
 
-def _get_it(folder: Path, name: str, drive_id: str) -> str:
-    """The command that downloads a file; `reviews.json` is not offered for download."""
+def _download_command(folder: Path, name: str, drive_id: str) -> str:
+    """Returns the download command of a file. `reviews.json` has no download."""
     if not drive_id:
-        return f"Mend or remove {name}."
-    return f"Get it with `pip install gdown` and `gdown {drive_id} -O {folder / name}`"
+        return f"Fix or remove {name}."
+    return f"Get {name} with `pip install gdown` and `gdown {drive_id} -O {folder / name}`"
 
 
 def _product(item: dict[str, Any], known: dict[str, Any] | None, human: list[Any] | None, review: Any) -> Product:
-    """One product; raises an ordinary error where the record is not as it should be."""
+    """Builds a product. Raises KeyError, TypeError, ValueError, AttributeError or IndexError for a malformed record."""
     known, small = known or {}, item["small_description"]
     prices, price_tag = _pricing(item.get("pricing"))
     synthetic = None
     if known.get("instruction"):
-        synthetic = Request(known["instruction"], _texts(known["instruction_attributes"]))
+        synthetic = Instruction(known["instruction"], _texts(known["instruction_attributes"]))
         if not synthetic.attributes:
             raise ValueError("an instruction without attributes")
     return Product(
@@ -198,10 +201,10 @@ def _product(item: dict[str, Any], known: dict[str, Any] | None, human: list[Any
     )
 
 
-def _human(one: dict[str, Any]) -> Request:
+def _human(one: dict[str, Any]) -> Instruction:
     options = one["instruction_options"]
     values = options.values() if isinstance(options, dict) else options
-    return Request(_text(one["instruction"]), _texts(one["instruction_attributes"]), _texts(values))
+    return Instruction(_text(one["instruction"]), _texts(one["instruction_attributes"]), _texts(values))
 
 
 def _pricing(pricing: str | None) -> tuple[tuple[float, ...], str]:
@@ -216,7 +219,7 @@ def _pricing(pricing: str | None) -> tuple[tuple[float, ...], str]:
 
 
 def _options(groups: Any) -> dict[str, tuple[str, ...]]:
-    """Option values as the original writes them: lower case, and ` | ` for a slash, which its addresses cannot hold."""
+    """Returns the option values as in the original: in lower case, with ` | ` for a slash, which its URLs cannot contain."""
     return {
         name.lower(): tuple(_text(value["value"]).strip().replace("/", " | ").lower() for value in values)
         for name, values in (groups or {}).items()

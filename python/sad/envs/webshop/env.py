@@ -1,4 +1,4 @@
-"""The WebShop benchmark as a world: search, look, choose, buy."""
+"""The WebShop environment: search for products, read their pages, choose options, buy."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from sad.envs.checks import check_choice, check_step, check_task_count, unknown_task
 from sad.envs.protocol import Step, Task
 from sad.envs.registry import register
 from sad.envs.webshop import pages
 from sad.envs.webshop.catalog import CATALOGS, Product, read_catalog
-from sad.envs.webshop.expert import play_expert
+from sad.envs.webshop.expert import rollout_expert
 from sad.envs.webshop.goals import KINDS, SPLITS, Goal, draw_prices, make_goals
-from sad.envs.webshop.wording import title_nouns
 from sad.errors import InputError
 
-if TYPE_CHECKING:  # needs the libraries of the extra, which the constructor asks for
+if TYPE_CHECKING:  # needs the libraries of the extra, which the constructor checks
     from sad.envs.webshop.shop import Shop
 
-_NEEDS = ("bm25s", "rapidfuzz")
+_LIBRARIES = ("bm25s", "rapidfuzz")
 _ACTION = re.compile(r"(search|click)\[(.+)\]", re.IGNORECASE)
-_UNBOUGHT = {"score": 0.0, "type": 0.0, "attributes": 0.0, "options": 0.0, "price": 0.0}
+_NO_METRICS = {"score": 0.0, "type": 0.0, "attributes": 0.0, "options": 0.0, "price": 0.0}
 
 
 @register("webshop")
 class WebShop:
-    """The shop of the WebShop paper on the original's catalogue, with its pages, goals, splits and reward.
+    """The shop of the WebShop paper, with the catalog, pages, goals, splits and reward of the original.
 
-    Actions are `search[words]`, on any page, and `click[name]` with the name of a button, a product or an option of the
-    page, in any case. Anything else shows the page again. Buying ends the episode, which is won at reward 1.
+    The actions are `search[words]`, on every page, and `click[name]` with the text of a button, product or option on the
+    page, in any case. Another action shows the page again. A purchase ends the episode. The episode is won at reward 1.
 
-    A shallow copy is an independent seat.
+    A shallow copy runs its own episode.
 
     Args:
         root: Folder with the original's data files.
-        split: `"train"` (default), `"eval"` or `"test"`, the original's, or `"all"`.
-        seed: Of what the original draws at random: a price where the catalogue gives a range, and each goal's limit.
-        catalog: `"small"` (1,000 products) or `"all"`; None takes the small one if it is there.
-        goals: `"synthetic"`, made from attributes and options, or `"human"`, written by people.
-        pages: `"text"`: a page is one line, joined by `[SEP]`. `"rich"`: a line for each piece of text, with what can be
-            clicked between marks.
-        tasks: How many; None for all of the split.
-        nouns: Gives the nouns of a title, in lower case; None takes all words but those of closed classes. The original
-            asks spaCy.
+        split: A split of the original: `"train"` (default), `"eval"` or `"test"`. Or `"all"`.
+        seed: Random seed for the price of a product with a price range, and for the price limit of each goal.
+        catalog: `"small"` (1,000 products) or `"all"`. None selects the small catalog if its file exists.
+        goals: `"synthetic"`: generated from attributes and options. `"human"`: written by people.
+        pages: `"text"`: a page is one line, with its elements joined by `[SEP]`. `"rich"`: one line per element, with marks
+            around clickable elements.
+        tasks: Number of tasks. None selects all of the split.
+        nouns: Function that returns the nouns of a title in lower case. None selects all words that are in no closed word
+            class. The original uses spaCy.
 
     Attributes:
-        skipped: For each product that could not be used, which and why.
-        expert: Plays a task from what an agent sees: `expert(env, task, *, max_steps) -> Trajectory`.
+        skipped: One message per unusable product, with its position and the reason.
+        expert: Runs an episode from what an agent sees: `expert(env, task, *, max_steps) -> Trajectory`.
 
     Raises:
-        InputError: An argument is not what is listed here, a library is not installed, or a file is missing or broken; the
-            message then has the command that gets it.
+        InputError: An argument has an unknown value, a library is not installed, or a file is missing or broken. For a file,
+            the message has the download command.
     """
 
-    expert = staticmethod(play_expert)
+    expert = staticmethod(rollout_expert)
 
     def __init__(
         self,
@@ -75,16 +75,16 @@ class WebShop:
         from sad.envs.webshop.shop import Shop
 
         products, skipped = read_catalog(root, catalog, human=goals == "human")
-        draws = random.Random(seed)
-        prices = draw_prices(products, draws)
-        chosen = make_goals(products, prices, draws, goals)[SPLITS[split]][:tasks]
+        rng = random.Random(seed)
+        prices = draw_prices(products, rng)
+        chosen = make_goals(products, prices, rng, goals)[SPLITS[split]][:tasks]
         if not chosen or (tasks is not None and len(chosen) < tasks):
-            remedy = "Ask for fewer, take another split or the whole catalogue."
+            remedy = "Ask for fewer, or use another split or the whole catalog."
             raise InputError("tasks", f"at most the {len(chosen)} {goals} goals of split {split!r}", str(tasks), remedy)
         self._goals = {_task(goal, goals).id: goal for goal in chosen}
         self._tasks = tuple(_task(goal, goals) for goal in chosen)
         self._style = pages
-        self._shop: Shop = Shop(products, prices, nouns or title_nouns)
+        self._shop: Shop = Shop(products, prices, nouns)
         self._goal: Goal | None = None
         self._done = False
         self.skipped = tuple(skipped)
@@ -93,12 +93,12 @@ class WebShop:
 
     @property
     def tasks(self) -> Sequence[Task]:
-        """The goals on offer; a task's id has the goal's number in the original, its type is the department."""
+        """The tasks. The id contains the goal's number in the original, the type is the product category."""
         return self._tasks
 
     @property
     def admissible_commands(self) -> list[str]:
-        """A click for all that can be clicked; where the page is the one to search from, a search for the instruction."""
+        """A click for each clickable element. On the start page, a search for the instruction."""
         if self._goal is None or self._done:
             return []
         if self._at_start:
@@ -109,71 +109,66 @@ class WebShop:
         """Starts an episode.
 
         Returns:
-            The page with the search field, which has the instruction.
+            The page with the search field and the instruction.
 
         Raises:
-            InputError: `task` is not one of this world's.
+            InputError: `task` is not one of `tasks`.
         """
         goal = self._goals.get(task.id) if isinstance(task, Task) else None
         if goal is None:
-            got = repr(task.id) if isinstance(task, Task) else f"a {type(task).__name__}"
-            raise InputError("task", f"one of the {len(self._tasks)} tasks of this world", got, "Pick from env.tasks.")
+            raise unknown_task(task, self._tasks)
         self._goal, self._done = goal, False
         self._visited: frozenset[str] = frozenset()
         self._start()
-        return self._written()
+        return self._format()
 
     def step(self, action: str) -> Step:
-        """Takes an action.
+        """Runs one action.
 
         Returns:
-            The page that it leads to. The reward is 0 until something is bought. `info["metrics"]` has the reward as
-            `score`, and its parts.
+            The next page. The reward is 0 before a purchase. `info["metrics"]` has the reward as `score`, and its parts.
 
         Raises:
-            InputError: No episode is running, or `action` is not text.
+            InputError: No episode is running, or `action` is not a string.
         """
-        if self._goal is None or self._done:
-            got = "none" if self._goal is None else "one that is over"
-            raise InputError("env.step", "a running episode", got, "Call env.reset(task) first.")
-        if not isinstance(action, str):
-            raise InputError("action", "text", f"a {type(action).__name__}", "Pass an action such as 'search[red shoes]'.")
+        example = "an action such as 'search[red shoes]'"
+        check_step(action, started=self._goal is not None, done=self._done, example=example)
         matched = _ACTION.match(action.strip())
         verb, name = (matched[1].lower(), matched[2].strip().lower()) if matched else ("", "")
-        metrics, clicked = _UNBOUGHT, None
+        metrics, clicked = _NO_METRICS, None
         if verb == "search" and name:
-            self._found = self._shop.ranking.search(name)
+            self._found = self._shop.index.search(name)
             self._show_results(1)
             valid = True
-        elif valid := verb == "click" and (piece := pages.clickables(self._page).get(name)) is not None:
-            clicked = piece.text if piece.kind is pages.Kind.OPTION else None
-            if piece.text == pages.BUY:
+        elif valid := verb == "click" and (element := pages.clickables(self._page).get(name)) is not None:
+            clicked = element.text if element.kind is pages.ElementKind.OPTION else None
+            if element.text == pages.BUY:
                 metrics = self._buy()
             else:
-                self._click(piece)
+                self._click(element)
         info: dict[str, Any] = {"won": metrics["score"] == 1, "admissible_commands": self.admissible_commands}
         info |= {"valid": valid, "metrics": dict(metrics)}
-        return Step(self._written(clicked), metrics["score"], self._done, info)
+        return Step(self._format(clicked), metrics["score"], self._done, info)
 
-    def _click(self, piece: pages.Piece) -> None:
-        text, goal = piece.text, self._goal.text
-        if piece.kind is pages.Kind.PRODUCT:
+    def _click(self, element: pages.Element) -> None:
+        text, goal = element.text, self._goal.text
+        if element.kind is pages.ElementKind.PRODUCT:
             self._product = self._shop[text]
             self._visited |= {text}
             self._page = pages.item_page(goal, self._product)
-        elif piece.kind is pages.Kind.OPTION:
-            self._chosen = {**self._chosen, piece.name: text}
+        elif element.kind is pages.ElementKind.OPTION:
+            self._chosen = {**self._chosen, element.name: text}
             self._page = pages.item_page(goal, self._product)
         elif text == pages.BACK:
             self._start()
         elif text == pages.NEXT:
-            self._show_results(self._number + 1)
-        elif text in pages.SUB_PAGES:
-            self._page, self._below = pages.sub_page(goal, self._product, text), True
-        elif self._below:  # back to the product
-            self._page, self._below = pages.item_page(goal, self._product), False
+            self._show_results(self._page_number + 1)
+        elif text in pages.DETAIL_PAGES:
+            self._page, self._on_detail_page = pages.detail_page(goal, self._product, text), True
+        elif self._on_detail_page:
+            self._page, self._on_detail_page = pages.item_page(goal, self._product), False
         else:
-            self._show_results(self._number if self._product is not None else self._number - 1)
+            self._show_results(self._page_number if self._product is not None else self._page_number - 1)
 
     def _start(self) -> None:
         self._forget_product()
@@ -181,20 +176,21 @@ class WebShop:
 
     def _show_results(self, number: int) -> None:
         self._forget_product()
-        self._at_start, self._number, self._page = False, number, pages.results_page(self._goal.text, self._found, number)
+        self._at_start, self._page_number = False, number
+        self._page = pages.results_page(self._goal.text, self._found, number)
 
     def _forget_product(self) -> None:
         self._product: Product | None = None
         self._chosen: dict[str, str] = {}
-        self._below = False  # on a page below the product's
+        self._on_detail_page = False
 
     def _buy(self) -> dict[str, float]:
-        judged = self._shop.judge(self._goal, self._product, self._chosen)
-        self._page, self._done = pages.done_page(self._product, self._chosen, judged.total), True
-        return {"score": judged.total} | {name: value for name, value in judged._asdict().items() if name != "total"}
+        reward = self._shop.reward(self._goal, self._product, self._chosen)
+        self._page, self._done = pages.done_page(self._product, self._chosen, reward.total), True
+        return {"score": reward.total} | {name: value for name, value in reward._asdict().items() if name != "total"}
 
-    def _written(self, clicked: str | None = None) -> str:
-        return pages.write_page(self._page, self._style, self._chosen, self._visited, clicked)
+    def _format(self, clicked: str | None = None) -> str:
+        return pages.format_page(self._page, self._style, self._chosen, self._visited, clicked)
 
 
 def _task(goal: Goal, kind: str) -> Task:
@@ -202,16 +198,14 @@ def _task(goal: Goal, kind: str) -> Task:
 
 
 def _check(split: str, catalog: str | None, goals: str, style: str, tasks: int | None) -> None:
-    """Refuses arguments before anything is read."""
+    """Checks the arguments and libraries before any file is read."""
     choices = [("split", split, tuple(SPLITS)), ("goals", goals, KINDS), ("pages", style, pages.STYLES)]
     if catalog is not None:
         choices.append(("catalog", catalog, CATALOGS))
     for name, value, known in choices:
-        if value not in known:
-            raise InputError(name, "one of " + ", ".join(known), repr(value), "Pass one of these.")
-    if tasks is not None and (isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 1):
-        raise InputError("tasks", "at least one, or None for all", repr(tasks), "Ask for one or more.")
-    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+        check_choice(name, value, known)
+    check_task_count(tasks, optional=True)
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         remedy = 'Install them with `pip install "structured-agent-distillation[webshop]"`.'
-        raise InputError("webshop", "the libraries " + " and ".join(_NEEDS), "no " + " and no ".join(missing), remedy)
+        raise InputError("webshop", "the libraries " + " and ".join(_LIBRARIES), "no " + " and no ".join(missing), remedy)

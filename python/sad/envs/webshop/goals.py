@@ -1,4 +1,4 @@
-"""What is to be bought: goals made from a catalogue as the original makes them."""
+"""The goals of a catalog, made as in the original."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import NamedTuple
 from sad.envs.webshop.catalog import Product
 
 KINDS = ("synthetic", "human")
-_SHUFFLE_SEED = 233  # the original's, so that its goal number i is ours
-_LIMITS = [10.0 * step for step in range(1, 100)]  # dollars
-_LIMITS_ABOVE = 4  # a limit is one of this many above the price, and not the lowest
+_SHUFFLE_SEED = 233  # as in the original, so that the goal numbers are equal
+_PRICE_LIMITS = [10.0 * step for step in range(1, 100)]  # dollars
+_CANDIDATE_LIMITS = 4  # the limit is drawn from the lowest limits above the price
 _NO_LIMIT = 1_000_000.0
 SPLITS = {"test": slice(0, 500), "eval": slice(500, 1500), "train": slice(1500, None), "all": slice(None)}
 
 
 class Goal(NamedTuple):
-    """One thing to buy.
+    """A goal: the instruction for one purchase.
 
     Attributes:
-        number: Its place among the shuffled goals of the catalogue, the session number of the original.
-        text: The instruction an agent reads.
-        product: The product it was made from.
-        attributes: The attributes asked for.
-        options: The options asked for, as name and value; the name is "" where only a value is asked for.
-        price_upper: What it may cost, in dollars.
+        number: Number among the shuffled goals of the catalog, equal to the session number of the original.
+        text: The instruction that an agent reads.
+        product: The product that the goal was made from.
+        attributes: The requested attributes.
+        options: The requested options as pairs (name, value). The name is "" if the instruction only has a value.
+        price_upper: The price limit, in dollars.
     """
 
     number: int
@@ -37,41 +37,45 @@ class Goal(NamedTuple):
     price_upper: float
 
 
-def draw_prices(products: Sequence[Product], draws: random.Random) -> dict[str, float]:
-    """A price for each product; one given as a range is drawn from it."""
-    return {one.asin: one.prices[0] if len(one.prices) == 1 else draws.uniform(*one.prices) for one in products}
+def draw_prices(products: Sequence[Product], rng: random.Random) -> dict[str, float]:
+    """Returns ASIN -> price. A product with a price range gets a random price from it."""
+    return {one.asin: one.prices[0] if len(one.prices) == 1 else rng.uniform(*one.prices) for one in products}
 
 
-def make_goals(products: Sequence[Product], prices: Mapping[str, float], draws: random.Random, kind: str) -> list[Goal]:
-    """All goals of a catalogue, in the original's order.
+def make_goals(products: Sequence[Product], prices: Mapping[str, float], rng: random.Random, kind: str) -> list[Goal]:
+    """Returns all goals of a catalog, in the order of the original.
 
-    `"synthetic"`: for every product with an instruction made from its attributes, one goal for each combination of its
-    options. `"human"`: the instructions that people wrote.
+    Args:
+        products: The products of the catalog.
+        prices: ASIN -> price, in dollars.
+        rng: Random generator for the price limits.
+        kind: `"synthetic"`: for each product with a generated instruction, one goal per combination of its options.
+            `"human"`: the instructions that people wrote.
     """
     goals = []
     for product in products:
-        requests = product.human if kind == "human" else (product.synthetic,) if product.synthetic else ()
-        for request in requests:
-            price_upper, price_text = _limit(prices[product.asin], draws)
+        instructions = product.human if kind == "human" else (product.synthetic,) if product.synthetic else ()
+        for instruction in instructions:
+            price_upper, price_text = _draw_limit(prices[product.asin], rng)
             if kind == "human":
-                text = request.text.strip(".")
-                options = tuple(("", value) for value in request.options)
-                goals.append(Goal(0, f"{text}{price_text}", product, request.attributes, options, price_upper))
+                text = instruction.text.strip(".")
+                options = tuple(("", value) for value in instruction.options)
+                goals.append(Goal(0, f"{text}{price_text}", product, instruction.attributes, options, price_upper))
                 continue
             names = sorted(product.options)
             for values in itertools.product(*(product.options[name] for name in names)):
                 options = tuple(zip(names, values))
-                wanted = ", and ".join(f"{name}: {value}" for name, value in options)
-                text = f"{request.text} with {wanted}" if wanted else request.text
-                goals.append(Goal(0, f"{text}{price_text}", product, request.attributes, options, price_upper))
+                requested = ", and ".join(f"{name}: {value}" for name, value in options)
+                text = f"{instruction.text} with {requested}" if requested else instruction.text
+                goals.append(Goal(0, f"{text}{price_text}", product, instruction.attributes, options, price_upper))
     random.Random(_SHUFFLE_SEED).shuffle(goals)
     return [goal._replace(number=number) for number, goal in enumerate(goals)]
 
 
-def _limit(price: float, draws: random.Random) -> tuple[float, str]:
-    """A limit above the price and the words for it; none where the price is too high for one."""
-    above = [limit for limit in _LIMITS if limit > price][:_LIMITS_ABOVE]
+def _draw_limit(price: float, rng: random.Random) -> tuple[float, str]:
+    """Returns a limit above the price and its text: the higher of two drawn limits. A very high price gets no limit."""
+    above = [limit for limit in _PRICE_LIMITS if limit > price][:_CANDIDATE_LIMITS]
     if len(above) < 2:
         return _NO_LIMIT, ""
-    limit = max(draws.sample(above, 2))
+    limit = max(rng.sample(above, 2))
     return limit, f", and price lower than {limit:.2f} dollars"

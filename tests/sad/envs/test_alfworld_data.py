@@ -1,4 +1,4 @@
-"""What is found in a data folder, what is left out of it and why, and what is said when it is not there."""
+"""The ALFWorld data folder: listed games, skipped files, and errors for missing data."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def test_broken_files_are_skipped_counted_and_named(tmp_path):
     with pytest.warns(UserWarning, match=r"8 broken game files skipped; the first: .*cut.game\.tw-pddl: "):
         env = sad.envs.make("alfworld", root=tmp_path, split="valid_seen")
     assert [task.id for task in env.tasks] == [f"{BOOK}/trial_1"]
-    told = [reason.partition("game.tw-pddl: ") for reason in env.skipped]
-    assert sorted(where for where, _, _ in told) == sorted(f"{path.parent}/" for path in broken.values())
-    assert all(why for _, _, why in told)
+    messages = [message.partition("game.tw-pddl: ") for message in env.skipped]
+    assert sorted(path for path, _, _ in messages) == sorted(f"{path.parent}/" for path in broken.values())
+    assert all(reason for _, _, reason in messages)
     good.write_text("")
     with pytest.raises(sad.InputError, match=r"split: expected games \(game.tw-pddl\) to play in .*, got 9 broken ones"):
         sad.envs.make("alfworld", root=tmp_path, split="valid_seen")
 
 
-def test_left_out_without_a_word_is_what_the_official_engine_leaves_out(tmp_path, recwarn):
+def test_games_that_the_official_engine_omits_are_omitted_without_a_warning(tmp_path, recwarn):
     split = tmp_path / "valid_seen"
     write_game(split / BOOK / "trial_1")
     write_game(split / BOOK / "trial_2", solvable=False)
@@ -52,17 +52,17 @@ def test_left_out_without_a_word_is_what_the_official_engine_leaves_out(tmp_path
     assert [task.id for task in env.tasks] == [f"{BOOK}/trial_1"] and not env.skipped and not recwarn
 
 
-def test_a_goal_in_a_persons_words_is_given_as_it_is_written(tmp_path):
+def test_a_human_written_goal_is_kept(tmp_path):
     write_game(tmp_path / "train" / BOOK / "trial_1", task='Hold the \\"book\\" up to the light')
     env = sad.envs.make("alfworld", root=tmp_path)
     assert env.tasks[0].goal == 'Hold the "book" up to the light'
     assert env.reset(env.tasks[0]).endswith('Your task is to: Hold the "book" up to the light')
-    with pytest.raises(sad.InputError, match="a goal in one of the household's wordings"):
+    with pytest.raises(sad.InputError, match="a goal in one of the household's templates"):
         env.expert(env, env.tasks[0])
 
 
-def test_a_missing_folder_names_the_command_that_gets_it(tmp_path, monkeypatch):
-    expected = r"root: expected ALFWorld's data folder, .* got .*nowhere, which is not there\. Get .*alfworld-download"
+def test_the_error_for_a_missing_folder_names_the_download_command(tmp_path, monkeypatch):
+    expected = r"root: expected ALFWorld's data folder, .* got .*nowhere, which does not exist\. Get .*alfworld-download"
     with pytest.raises(sad.InputError, match=expected):
         sad.envs.make("alfworld", root=tmp_path / "nowhere", split="valid_seen")
     with pytest.raises(sad.InputError, match="alfworld-download"):
@@ -76,7 +76,7 @@ def test_a_missing_folder_names_the_command_that_gets_it(tmp_path, monkeypatch):
         sad.envs.make("alfworld", split="valid_seen", types=["pick"])
 
 
-def test_a_game_that_vanished_or_broke_since(tmp_path):
+def test_a_game_file_that_is_changed_or_removed_later(tmp_path):
     path = write_game(tmp_path / "train" / BOOK / "trial_1")
     env = sad.envs.make("alfworld", root=tmp_path)
     env.reset(env.tasks[0])

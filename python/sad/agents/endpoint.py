@@ -96,9 +96,7 @@ class Endpoint:
             try:
                 if self.api == "chat":
                     roles = ("user", "assistant")
-                    messages = [
-                        {"role": roles[n % 2], "content": text.rstrip("\n")} for n, text in enumerate(conversation)
-                    ]
+                    messages = [{"role": roles[n % 2], "content": text.rstrip("\n")} for n, text in enumerate(conversation)]
                     response = self._client.chat.completions.create(messages=messages, **options)
                 else:
                     response = self._client.completions.create(prompt="".join(conversation), **options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import sad
-from sad.agents.collect import choose_tasks, collect, collect_expert
-from sad.agents.episode import observation_lines
+from sad.agents.collect import select_tasks, collect, collect_expert
+from sad.agents.episode import format_observation
 from sad.agents.prompts import PROMPTS, prompt_text
 from sad.envs.household.reading import goal_of
 from sad.errors import InputError
@@ -48,7 +48,7 @@ def test_samples_differ_are_named_apart_and_survive_a_file(tokenizer, tmp_path) 
 
 
 def test_a_model_that_repeats_the_expert_gets_the_experts_transcript() -> None:
-    """Expert and `play` write one transcript format, to the letter."""
+    """Expert and `rollout` write one transcript format, to the letter."""
     env = sad.envs.make("household", split="train", seed=0, size="small", tasks=6)
     tokenizer = toy_tokenizer()
     for task, expert in zip(env.tasks, collect_expert(env, env.tasks), strict=True):
@@ -61,7 +61,7 @@ def test_a_model_that_repeats_the_expert_gets_the_experts_transcript() -> None:
         assert played.text == expert.text
         assert (played.success, played.id, played.task, played.format) == (True, expert.id, expert.task, "sad")
         assert played.extra["type"] == expert.extra["type"] and played.extra["steps"] == expert.extra["steps"]
-        assert observation_lines(env.reset(task)) in played.text and goal_of(env.reset(task))
+        assert format_observation(env.reset(task)) in played.text and goal_of(env.reset(task))
 
 
 def test_samples_that_are_there_are_not_played_again_and_the_others_stay_the_same(tokenizer) -> None:
@@ -70,9 +70,9 @@ def test_samples_that_are_there_are_not_played_again_and_the_others_stay_the_sam
     options = {"samples": 3, "temperature": 1.0, "max_steps": 2, "max_turn_tokens": 16}
     everything = collect(model, tokenizer, env, env.tasks[:4], **options)
     done = {everything[k].id for k in (0, 3, 5, 6, 7, 10)}
-    rest = collect(model, tokenizer, env, env.tasks[:4], done=done, batch_size=3, **options)
+    rest = collect(model, tokenizer, env, env.tasks[:4], skip_ids=done, batch_size=3, **options)
     assert rest == [trajectory for trajectory in everything if trajectory.id not in done]
-    assert collect_expert(HouseWithExpert(), env.tasks[:4], done={"open-2"}, max_steps=9) == ["open-1", "open-3", "open-4"]
+    assert collect_expert(HouseWithExpert(), env.tasks[:4], skip_ids={"open-2"}, max_steps=9) == ["open-1", "open-3", "open-4"]
 
 
 class HouseWithExpert(Doors):
@@ -85,7 +85,7 @@ class HouseWithExpert(Doors):
 def test_prompts_are_there_for_each_world_and_of_the_shape_that_is_asked_for(tmp_path) -> None:
     assert {"household", "alfworld", "webshop", "hotpotqa"} == set(PROMPTS)
     for env in PROMPTS:
-        for name in ("paper", "world"):
+        for name in ("paper", "env"):
             text = prompt_text(name, env)
             assert {span.kind for span in segment(text).spans} == {SpanKind.REASON, SpanKind.ACT}
     assert prompt_text("none", "doors") == ""
@@ -98,10 +98,10 @@ def test_prompts_are_there_for_each_world_and_of_the_shape_that_is_asked_for(tmp
 
 def test_tasks_to_play() -> None:
     env = Doors()
-    assert choose_tasks(env, 2) == env.tasks[:2] and choose_tasks(env, None) == env.tasks
+    assert select_tasks(env, 2) == env.tasks[:2] and select_tasks(env, None) == env.tasks
     for count in (0, 13):
         with pytest.raises(InputError, match="1 to 12"):
-            choose_tasks(env, count)
+            select_tasks(env, count)
 
 
 def test_refusals(tokenizer) -> None:

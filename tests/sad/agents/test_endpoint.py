@@ -12,8 +12,8 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 import sad
 from sad.agents import endpoint as module
 from sad.agents.collect import collect_endpoint
-from sad.agents.endpoint import Endpoint, play_endpoint
-from sad.agents.episode import End
+from sad.agents.endpoint import Endpoint, rollout_endpoint
+from sad.agents.episode import EndReason
 from sad.errors import InputError
 
 from .server import completion, serving
@@ -84,7 +84,7 @@ def test_troubles_that_pass(monkeypatch) -> None:
 
     env = Doors()
     with serving(answer) as (url, requests):
-        (episode,) = play_endpoint(Endpoint(url, "m", retries=3), env, env.tasks[:1], batch_size=1)
+        (episode,) = rollout_endpoint(Endpoint(url, "m", retries=3), env, env.tasks[:1], batch_size=1)
     assert episode.won and len(requests) == 5 + 2
 
 
@@ -101,36 +101,36 @@ def test_troubles_that_pass(monkeypatch) -> None:
 def test_troubles_that_stay_are_one_message(answer, options: dict, said: str) -> None:
     env = Doors()
     with serving(answer) as (url, requests), pytest.raises(InputError, match=said):
-        play_endpoint(Endpoint(url, "m", **options), env, env.tasks, batch_size=3)
+        rollout_endpoint(Endpoint(url, "m", **options), env, env.tasks, batch_size=3)
     assert len(requests) <= 3 * (options.get("retries", 0) + 1), "the other episodes are not begun"
 
 
 def test_no_server_and_bad_arguments() -> None:
     env = Doors()
     with pytest.raises(InputError, match="Connection"):
-        play_endpoint(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), env, env.tasks[:1])
+        rollout_endpoint(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), env, env.tasks[:1])
     for arguments in ({"url": "localhost:8000"}, {"api": "soap"}, {"timeout": 0.0}, {"retries": -1}):
         with pytest.raises(InputError):
             Endpoint(**({"url": "http://localhost/v1", "model": "m"} | arguments))
     with pytest.raises(InputError, match="batch_size"):
-        play_endpoint(Endpoint("http://localhost/v1", "m"), env, env.tasks, batch_size=0)
+        rollout_endpoint(Endpoint("http://localhost/v1", "m"), env, env.tasks, batch_size=0)
 
 
 @pytest.mark.parametrize(
     ("said", "end", "actions", "invalid"),
     [
-        ("I will not act.", End.NO_ACTION, 0, 0),
-        (None, End.NO_ACTION, 0, 0),
-        ("x" * 10_000, End.ENDLESS, 0, 0),
-        ("Reasoning: " + "so " * 4_000 + "\nAction: open door 1", End.ENDLESS, 0, 0),
-        (("Action: open door 1", "length"), End.ENDLESS, 0, 0),
-        ("Action: open door 1\n" * 500, End.WON, 1, 0),
-        ("Action: open sesame", End.REPEATS, 3, 3),
-        ("Answer: \ud83d what", End.ANSWERED, 1, 0),
-        ((400, {"error": {"message": "maximum context length is 5 tokens"}}), End.CONTEXT, 0, 0),
+        ("I will not act.", EndReason.NO_ACTION, 0, 0),
+        (None, EndReason.NO_ACTION, 0, 0),
+        ("x" * 10_000, EndReason.ENDLESS, 0, 0),
+        ("Reasoning: " + "so " * 4_000 + "\nAction: open door 1", EndReason.ENDLESS, 0, 0),
+        (("Action: open door 1", "length"), EndReason.ENDLESS, 0, 0),
+        ("Action: open door 1\n" * 500, EndReason.WON, 1, 0),
+        ("Action: open sesame", EndReason.REPEATS, 3, 3),
+        ("Answer: \ud83d what", EndReason.ANSWERED, 1, 0),
+        ((400, {"error": {"message": "maximum context length is 5 tokens"}}), EndReason.CONTEXT, 0, 0),
     ],
 )
-def test_ends(said, end: End, actions: int, invalid: int, tmp_path) -> None:
+def test_ends(said, end: EndReason, actions: int, invalid: int, tmp_path) -> None:
     def answer(path: str, body: dict):
         if isinstance(said, tuple) and isinstance(said[0], int):
             return said
@@ -138,7 +138,7 @@ def test_ends(said, end: End, actions: int, invalid: int, tmp_path) -> None:
 
     env = Doors()
     with serving(answer) as (url, _):
-        (episode,) = play_endpoint(Endpoint(url, "m"), env, env.tasks[:1], max_repeats=3)
+        (episode,) = rollout_endpoint(Endpoint(url, "m"), env, env.tasks[:1], max_repeats=3)
     assert (episode.end, len(episode.actions), episode.invalid_actions) == (end, actions, invalid)
-    sad.write_jsonl(tmp_path / "one.jsonl", [episode.trajectory()])
+    sad.write_jsonl(tmp_path / "one.jsonl", [episode.to_trajectory()])
     assert sad.read_jsonl(tmp_path / "one.jsonl")[0].extra["end"] == end.value

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 import sad as package
-from sad.agents.resumable import Journal
+from sad.agents.resumable import ResumableFile
 from sad.cli.main import main
 from tests.sad.agents.toy import Doors, tiny_model, toy_tokenizer
 
-WORLD = "doors-of-the-command-line"
-SHORT = ["--env", WORLD, "--max-steps", "3", "--max-turn-tokens", "12"]
+ENV = "doors-of-the-command-line"
+SHORT = ["--env", ENV, "--max-steps", "3", "--max-turn-tokens", "12"]
 
 
-@package.envs.register(WORLD)
+@package.envs.register(ENV)
 class RegisteredDoors(Doors):
     """The toy world as a user's own: no prompt, no expert."""
 
@@ -65,7 +65,7 @@ def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, mon
     assert [t.id for t in package.read_jsonl(whole)] == [f"open-{k}{s}" for s in ("", "#1") for k in range(1, 6)]
     assert package.read_jsonl(whole)[0].extra["temperature"] == 0.2
 
-    add, kept = Journal.add, []
+    add, kept = ResumableFile.add, []
 
     def killed(self, trajectory) -> None:
         if len(kept) == 4:
@@ -74,7 +74,7 @@ def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, mon
         add(self, trajectory)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "add", killed)
+        patched.setattr(ResumableFile, "add", killed)
         assert sad(*command, "--out", cut)[0] != 0
     partial = tmp_path / "cut.jsonl.partial"
     assert not cut.exists() and [t.id for t in package.read_jsonl(partial)] == kept
@@ -83,7 +83,7 @@ def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, mon
     code, _, stderr = sad(*command, "--out", cut, "--resume", "--temperature", "0.3")
     assert code == 2 and "temperature was 0.2 and is 0.3" in stderr
     code, _, stderr = sad(*command, "--out", cut, "--resume", "--batch-size", "3")
-    assert code == 0 and "4 episodes were there already; a half-written one was dropped" in stderr
+    assert code == 0 and "4 episodes exist already; dropped an incomplete one" in stderr
     assert cut.read_bytes() == whole.read_bytes() and not partial.exists()
     code, said, _ = sad(*command, "--out", cut, "--resume")
     assert code == 0 and "nothing left to do" in said
@@ -177,5 +177,5 @@ def test_the_teacher_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> No
 )
 def test_bad_input_is_one_message_and_exit_code_2(sad, models, arguments: list[str], message: str) -> None:
     arguments = [str(models / "one") if word == "ONE" else word for word in arguments]
-    code, _, stderr = sad("eval", "--env", WORLD, *arguments)
+    code, _, stderr = sad("eval", "--env", ENV, *arguments)
     assert code == 2 and message in stderr and "Traceback" not in stderr and stderr.count("sad: ") == 1

@@ -1,4 +1,4 @@
-"""`sad collect` and `sad eval` from the command line: files, continuation, tables, and bad input with exit code 2."""
+"""`sad collect` and `sad eval` on the command line: files, resumption, tables, and exit code 2 for invalid input."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sad.agents.resumable import ResumableFile
 from sad.cli.main import main
 from tests.sad.agents.toy import Doors, tiny_model, toy_tokenizer
 
-ENV = "doors-of-the-command-line"
+ENV = "doors-for-the-command-line"
 SHORT = ["--env", ENV, "--max-steps", "3", "--max-turn-tokens", "12"]
 
 
 @package.envs.register(ENV)
 class RegisteredDoors(Doors):
-    """The toy world as a user's own: no prompt, no expert."""
+    """The toy environment as a user would register it: without prompts and expert."""
 
     def __init__(self, root: str | None, split: str, seed: int, tasks: int = 12) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def models(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def sad(monkeypatch, capsys):
-    """Runs `sad ...`; gives exit code, stdout and stderr."""
+    """Returns a function that runs `sad ...` and returns exit code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -57,7 +57,7 @@ def sad(monkeypatch, capsys):
     return run
 
 
-def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_collection_resumes_to_the_same_file(sad, models, tmp_path, monkeypatch) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     command = ["collect", "--model", models / "one", *SHORT, "--prompt", "none", "--tasks", "5", "--samples", "2"]
     code, said, stderr = sad(*command, "--out", whole)
@@ -79,7 +79,7 @@ def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, mon
     partial = tmp_path / "cut.jsonl.partial"
     assert not cut.exists() and [t.id for t in package.read_jsonl(partial)] == kept
     partial.write_bytes(partial.read_bytes() + b'{"id": "open-5", "text": "You se')
-    assert sad(*command, "--out", cut)[0] == 2, "never without --resume"
+    assert sad(*command, "--out", cut)[0] == 2, "continuing needs --resume"
     code, _, stderr = sad(*command, "--out", cut, "--resume", "--temperature", "0.3")
     assert code == 2 and "temperature was 0.2 and is 0.3" in stderr
     code, _, stderr = sad(*command, "--out", cut, "--resume", "--batch-size", "3")
@@ -89,7 +89,7 @@ def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, mon
     assert code == 0 and "nothing left to do" in said
 
 
-def test_the_expert_and_the_filter(sad, tmp_path) -> None:
+def test_the_expert_and_the_solved_flag(sad, tmp_path) -> None:
     command = ["collect", "--model", "expert", "--option", "size=small", "--tasks", "4", "--max-steps", "5"]
     code, said, _ = sad(*command, "--out", tmp_path / "all.jsonl.gz")
     everything = package.read_jsonl(tmp_path / "all.jsonl.gz")
@@ -101,7 +101,7 @@ def test_the_expert_and_the_filter(sad, tmp_path) -> None:
     assert settings["option"] == ["size=small"] and settings["tasks"] == 4 and "samples" not in settings
 
 
-def test_an_endpoint_that_fails_half_way_and_comes_back(sad, tmp_path, monkeypatch) -> None:
+def test_a_collection_resumes_after_an_endpoint_failure(sad, tmp_path, monkeypatch) -> None:
     pytest.importorskip("openai", reason="the endpoint extra is not installed")
     from tests.sad.agents.server import serving
     from tests.sad.agents.test_endpoint import solver
@@ -147,15 +147,15 @@ def test_models_are_compared_on_the_same_tasks(sad, models, tmp_path) -> None:
     assert "1 records skipped" in said and said.count("door 13") == 1
 
 
-def test_the_teacher_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> None:
-    world = ["--model", "expert", "--split", "valid", "--option", "size=small", "--option", "tasks=3"]
-    assert sad("collect", *world, "--out", tmp_path / "teacher.jsonl")[0] == 0
+def test_the_reference_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> None:
+    env = ["--model", "expert", "--split", "valid", "--option", "size=small", "--option", "tasks=3"]
+    assert sad("collect", *env, "--out", tmp_path / "teacher.jsonl")[0] == 0
     for teacher in ("expert", tmp_path / "teacher.jsonl"):
         out = tmp_path / f"{Path(teacher).stem}.json"
-        code, _, stderr = sad("eval", *world, "--tokenizer", models / "one", "--teacher", teacher, "--out", out)
+        code, _, stderr = sad("eval", *env, "--tokenizer", models / "one", "--teacher", teacher, "--out", out)
         figures = json.loads(out.read_text())["models"]["expert"]
         assert code == 0 and figures["cot_match"] == 1 and figures["cot_match_interval"] == [1, 1], stderr
-    short = [word.replace("tasks=3", "tasks=4") for word in world]
+    short = [word.replace("tasks=3", "tasks=4") for word in env]
     code, _, stderr = sad("eval", *short, "--tokenizer", models / "one", "--teacher", tmp_path / "teacher.jsonl")
     assert code == 2 and "reference" in stderr
 
@@ -175,7 +175,7 @@ def test_the_teacher_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> No
         (["--model", "gpt", "--endpoint", "localhost:8000"], "http://"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(sad, models, arguments: list[str], message: str) -> None:
+def test_invalid_input_is_one_message_and_exit_code_2(sad, models, arguments: list[str], message: str) -> None:
     arguments = [str(models / "one") if word == "ONE" else word for word in arguments]
     code, _, stderr = sad("eval", "--env", ENV, *arguments)
     assert code == 2 and message in stderr and "Traceback" not in stderr and stderr.count("sad: ") == 1

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from sad.options import option
 
 ENVIRONMENT, ROLLOUT, ENDPOINT = "Environment", "Rollout", "Endpoint"
+PROMPT_HELP = (
+    "Prompt before the first observation: paper (appendix E.1), env (with the commands of the environment), none, "
+    "or a text file."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +26,7 @@ class AgentOptions:
     )
     seed: int = option(0, group=ENVIRONMENT, help="Seed of the environment and of the sampling.")
 
-    prompt: str = option(
-        "none",
-        group=ROLLOUT,
-        help="Prompt before the first observation: paper (appendix E.1), env (with the commands of the environment), none, "
-        "or a text file.",
-    )
+    prompt: str = option("none", group=ROLLOUT, help=PROMPT_HELP)
     temperature: float = option(0.0, group=ROLLOUT, help="Sampling temperature. 0 is greedy.")
     decoding: str = option(
         "free", group=ROLLOUT, help="free, or admissible: only admissible commands are allowed after Action:."

@@ -136,7 +136,7 @@ def rollout_tasks(
         prompt = prompt_text(options.prompt, options.env)
         if agent.endpoint is not None:
             if options.decoding != "free":
-                remedy = "Use free decoding: a server does not allow to restrict the tokens of its model."
+                remedy = "Use free decoding: a server does not let the client restrict the tokens."
                 raise InputError("decoding", "'free' for a model at an endpoint", repr(options.decoding), remedy)
             run = partial(collect_endpoint, agent.endpoint)
         else:

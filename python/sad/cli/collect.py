@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sad.cli.agent_options import ROLLOUT, AgentOptions
+from sad.cli.agent_options import PROMPT_HELP, ROLLOUT, AgentOptions
 from sad.cli.flags import takes
 from sad.options import option
 
@@ -27,12 +27,7 @@ class CollectOptions(AgentOptions):
     solved: bool = option(False, flag="--solved", help="Save successful episodes only.")
     resume: bool = option(False, flag="--resume", help="Continue an interrupted collection.")
     samples: int = option(1, group=ROLLOUT, help="Number of episodes per task.")
-    prompt: str = option(
-        "paper",
-        group=ROLLOUT,
-        help="Prompt before the first observation: paper (appendix E.1), env (with the commands of the environment), none, "
-        "or a text file.",
-    )
+    prompt: str = option("paper", group=ROLLOUT, help=PROMPT_HELP)
     temperature: float = option(0.2, group=ROLLOUT, help="Sampling temperature. 0 is greedy.")
     clean: bool = option(True, group=ROLLOUT, help="Normalize the form of the generated lines: prefixes, line ends.")
 

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 def command(options: DemoOptions) -> None:
     """Distill a small agent from a larger one and evaluate both, in a few minutes on the CPU.
 
-    A scripted expert solves household tasks. A teacher model is trained on its trajectories and then solves further tasks.
-    A student with a third of the parameters is distilled from the trajectories of the teacher. Finally the teacher, the
-    student and the untrained student run on the same unseen tasks. The command downloads nothing. The folder contains the
-    trajectories, both models, results.json and report.html.
+    A scripted expert solves household tasks. A teacher model is trained on its
+    trajectories and then solves further tasks. A student with a third of the
+    parameters is distilled from the trajectories of the teacher. Finally the
+    teacher, the student and the untrained student run on the same unseen tasks.
+    The command downloads nothing. The folder contains the trajectories, both
+    models, results.json and report.html.
     """
     import warnings
 

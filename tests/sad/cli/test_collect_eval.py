@@ -97,8 +97,8 @@ def test_the_expert_and_the_solved_flag(sad, tmp_path) -> None:
     assert code == 0 and 0 < len(solved) < 4 == len(everything) and f"{len(solved)} of 4" in said
     assert sad(*command, "--solved", "--out", tmp_path / "solved.jsonl")[0] == 0
     assert package.read_jsonl(tmp_path / "solved.jsonl") == solved
-    settings = json.loads((tmp_path / "solved.jsonl.settings.json").read_text())
-    assert settings["option"] == ["size=small"] and settings["tasks"] == 4 and "samples" not in settings
+    config = json.loads((tmp_path / "solved.jsonl.settings.json").read_text())
+    assert config["option"] == ["size=small"] and config["tasks"] == 4 and "samples" not in config
 
 
 def test_a_collection_resumes_after_an_endpoint_failure(sad, tmp_path, monkeypatch) -> None:
@@ -131,18 +131,18 @@ def test_a_collection_resumes_after_an_endpoint_failure(sad, tmp_path, monkeypat
 def test_models_are_compared_on_the_same_tasks(sad, models, tmp_path) -> None:
     one, two = models / "one", models / "two"
     common = ["eval", "--model", one, "--model", two, *SHORT, "--tasks", "6", "--decoding", "admissible"]
-    code, said, stderr = sad(*common, "--out", tmp_path / "eval.json", "--trajectories", tmp_path / "played")
+    code, said, stderr = sad(*common, "--out", tmp_path / "eval.json", "--trajectories", tmp_path / "trajectories")
     assert code == 0, stderr
     result = json.loads((tmp_path / "eval.json").read_text())
     assert (result["decoding"], result["tasks"], result["temperature"]) == ("admissible", 6, 0)
     assert list(result["models"]) == [str(one), str(two)]
     assert "admissible decoding" in said and "95 % intervals" in said
-    files = sorted((tmp_path / "played").iterdir())
+    files = sorted((tmp_path / "trajectories").iterdir())
     assert len(files) == 2
-    for file, figures in zip(files, result["models"].values()):
-        played = package.read_jsonl(file)
-        assert [t.id for t in played] == [f"open-{k}" for k in range(1, 7)]
-        assert sum(figures["ends"].values()) == 6 == figures["tasks"]
+    for file, metrics in zip(files, result["models"].values()):
+        trajectories = package.read_jsonl(file)
+        assert [t.id for t in trajectories] == [f"open-{k}" for k in range(1, 7)]
+        assert sum(metrics["ends"].values()) == 6 == metrics["tasks"]
     said = sad(*common, "--split", "broken")[2]
     assert "1 records skipped" in said and said.count("door 13") == 1
 
@@ -153,8 +153,8 @@ def test_the_reference_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> 
     for teacher in ("expert", tmp_path / "teacher.jsonl"):
         out = tmp_path / f"{Path(teacher).stem}.json"
         code, _, stderr = sad("eval", *env, "--tokenizer", models / "one", "--teacher", teacher, "--out", out)
-        figures = json.loads(out.read_text())["models"]["expert"]
-        assert code == 0 and figures["cot_match"] == 1 and figures["cot_match_interval"] == [1, 1], stderr
+        metrics = json.loads(out.read_text())["models"]["expert"]
+        assert code == 0 and metrics["cot_match"] == 1 and metrics["cot_match_interval"] == [1, 1], stderr
     short = [word.replace("tasks=3", "tasks=4") for word in env]
     code, _, stderr = sad("eval", *short, "--tokenizer", models / "one", "--teacher", tmp_path / "teacher.jsonl")
     assert code == 2 and "reference" in stderr

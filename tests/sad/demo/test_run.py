@@ -40,18 +40,17 @@ def test_terminal_output_matches_results_json(run: Path) -> None:
 def test_metrics_match_the_saved_trajectories(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(run / "teacher")
-    played = {path.stem: sad.read_jsonl(path) for path in (run / "played").iterdir()}
-    assert set(played) == {"teacher", "sad-student", "untrained-student"}
-    for name, figures in results["evaluations"].items():
-        again = evaluate(played[name.replace(" ", "-").lower()], tokenizer, reference=played["teacher"], seed=3)
-        assert json.loads(json.dumps(again)) == figures
-        assert figures["tasks"] == FAST.unseen_tasks and figures["decoding"] == "free"
-    assert len({tuple(t.id for t in trajectories) for trajectories in played.values()}) == 1, (
-        "the agents must have the same tasks"
-    )
+    episodes = {path.stem: sad.read_jsonl(path) for path in (run / "played").iterdir()}
+    assert set(episodes) == {"teacher", "sad-student", "untrained-student"}
+    for name, metrics in results["evaluations"].items():
+        again = evaluate(episodes[name.replace(" ", "-").lower()], tokenizer, reference=episodes["teacher"], seed=3)
+        assert json.loads(json.dumps(again)) == metrics
+        assert metrics["tasks"] == FAST.unseen_tasks and metrics["decoding"] == "free"
+    task_ids = {tuple(t.id for t in trajectories) for trajectories in episodes.values()}
+    assert len(task_ids) == 1, "the agents must have the same tasks"
     trained = {t.id for t in sad.read_jsonl(run / "expert.jsonl.gz")} | {t.id for t in sad.read_jsonl(run / "teacher.jsonl")}
     assert len(trained) == FAST.expert_tasks + FAST.teacher_tasks
-    assert trained.isdisjoint(t.id for t in played["teacher"])
+    assert trained.isdisjoint(t.id for t in episodes["teacher"])
 
 
 def test_models_are_saved_before_and_after_training(run: Path) -> None:
@@ -93,13 +92,13 @@ def test_collect_and_eval_read_the_files_of_the_demo(run: Path, tmp_path: Path) 
     again = runner.invoke(app, ["collect", "--model", "expert", "--out", str(kept)])
     assert again.exit_code != 0 and "which exists" in str(again.exception)
 
-    figures, played, student = tmp_path / "figures.json", tmp_path / "played.jsonl", str(run / "student")
-    options = ["--tasks", "4", "--decoding", "admissible", "--out", str(figures), "--trajectories", str(played), *env]
+    metrics, trajectories, student = tmp_path / "metrics.json", tmp_path / "trajectories.jsonl", str(run / "student")
+    options = ["--tasks", "4", "--decoding", "admissible", "--out", str(metrics), "--trajectories", str(trajectories), *env]
     done = runner.invoke(app, ["eval", "--model", student, *options])
     assert done.exit_code == 0, (done.output, done.exception)
-    written = json.loads(figures.read_text())
+    written = json.loads(metrics.read_text())
     assert written["tasks"] == 4 and written["decoding"] == "admissible" and written["split"] == "valid"
-    assert written["models"][student]["ends"] and len(sad.read_jsonl(played)) == 4
+    assert written["models"][student]["ends"] and len(sad.read_jsonl(trajectories)) == 4
 
     expert = ["eval", "--model", "expert", "--tasks", "4", "--tokenizer", student, *env[:4]]
     done = runner.invoke(app, expert)

@@ -1,1 +1,1 @@
-"""Agents in environments: worlds (`envs`), play, collect, evaluate, metrics."""
+"""Agents in environments: rollouts, collection of trajectories, and evaluation."""

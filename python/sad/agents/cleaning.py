@@ -1,4 +1,4 @@
-"""Light cleaning of what a model wrote in one turn (paper E.2), so that its prefixes are those of format `sad`."""
+"""Light cleaning of the text of one turn (paper E.2), so that its prefixes match the format `sad`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection
 
 REASONING, ACTION, ANSWER = "Reasoning:", "Action:", "Answer:"
-_WORDS = {"reasoning": REASONING, "thought": REASONING, "think": REASONING, "action": ACTION}
-_WORDS |= {"answer": ANSWER, "final answer": ANSWER}
-# a prefix in any case, numbered (`Thought 2:`), emphasised (`**Action:**`), in a list or behind a prompt sign
+_PREFIX_OF_WORD = {"reasoning": REASONING, "thought": REASONING, "think": REASONING, "action": ACTION}
+_PREFIX_OF_WORD |= {"answer": ANSWER, "final answer": ANSWER}
+# a prefix in any case, with a number (`Thought 2:`), emphasis (`**Action:**`), a list marker or a prompt sign
 _PREFIX = re.compile(
     r"[\s>#*_`-]*(?P<word>Reasoning|Thought|Think|Action|Final Answer|Answer)[ \t]?\d*[*_`]*[ \t]?:[*_`]*", re.IGNORECASE
 )
@@ -21,23 +21,23 @@ _FENCE = re.compile(r"\s*```\w*\s*")
 
 
 def clean(turn: str, admissible: Collection[str] = ()) -> str:
-    r"""Mends the form of a turn's lines and leaves their words.
+    r"""Normalizes the form of the lines of a turn and keeps their words.
 
-    * Prefixes in another case, numbered or emphasised, and their synonyms (`Thought`, `Think`, `Final Answer`) become
-      `Reasoning:`, `Action:` and `Answer:`, with one blank after them.
-    * Two spans on one line (`Reasoning: ... Action: ...`) get a line each.
-    * Lines without a prefix are joined to the reasoning above them, and to a prefix that stands alone.
-    * A command loses quotes and backticks around it and full stops behind it.
-    * Blank lines, code fences, blanks at the ends of lines and prefixes with nothing behind them go.
+    * Prefixes in another case, with a number or with emphasis, and the synonyms `Thought`, `Think` and `Final Answer`
+      become `Reasoning:`, `Action:` or `Answer:`, followed by one space.
+    * Two spans on one line (`Reasoning: ... Action: ...`) become two lines.
+    * A line without a prefix is joined to the reasoning above it, or to a prefix without content above it.
+    * Quotes and backticks around a command and full stops after it are removed.
+    * Blank lines, code fences, trailing spaces and prefixes without content are removed.
 
-    Cleaning what is clean changes nothing.
+    The function is idempotent.
 
     Args:
-        turn: Lines the model wrote between two observations.
-        admissible: Commands that stand as they are, quotes and full stops included.
+        turn: The lines that the model wrote between two observations.
+        admissible: Commands that stay unchanged, with their quotes and full stops.
 
     Returns:
-        The lines, each ended by `\n`; "" if nothing is left.
+        The lines, each with `\n` at its end, or "" if no line remains.
 
     Example:
         >>> clean("**Thought 1:** I need a mug.\nIt is on the desk. Action: `go to desk 1.`\n")
@@ -49,16 +49,16 @@ def clean(turn: str, admissible: Collection[str] = ()) -> str:
 
 
 def _clean_once(turn: str, admissible: Collection[str]) -> str:
-    lines: list[tuple[str | None, str]] = []  # prefix, if any, and content
+    lines: list[tuple[str | None, str]] = []  # (prefix or None, content)
     for line in turn.splitlines():
         if _FENCE.fullmatch(line):
             continue
         for prefix, content in _parts(line, admissible):
             if prefix is None and lines and (lines[-1][0] == REASONING or (lines[-1][0] and not lines[-1][1])):
-                before, begun = lines.pop()
-                prefix, content = before, _tidy(before, f"{begun} {content}", admissible)
+                prefix, above = lines.pop()
+                content = _tidy(prefix, f"{above} {content}", admissible)
             if prefix is not None and lines and lines[-1][0] and not lines[-1][1]:
-                lines.pop()  # a prefix followed by another has no content to come
+                lines.pop()  # a prefix directly before another prefix stays without content
             if prefix is not None or content:
                 lines.append((prefix, content))
     if lines and lines[-1][0] and not lines[-1][1]:
@@ -67,16 +67,16 @@ def _clean_once(turn: str, admissible: Collection[str]) -> str:
 
 
 def _parts(line: str, admissible: Collection[str]) -> list[tuple[str | None, str]]:
-    """A line's spans: one, or several where prefixes stand within it."""
+    """Splits a line into its spans at the prefixes inside it."""
     parts: list[tuple[str | None, str]] = []
     rest: str | None = line
     while rest is not None:
         match = _PREFIX.match(rest)
-        prefix = _WORDS[match["word"].lower()] if match else None
+        prefix = _PREFIX_OF_WORD[match["word"].lower()] if match else None
         content, rest = rest[match.end() :] if match else rest, None
         inline = _INLINE.get(prefix or REASONING)
-        if inline is not None and (seam := inline.search(content)):
-            content, rest = content[: seam.start()], content[seam.end() :]
+        if inline is not None and (gap := inline.search(content)):
+            content, rest = content[: gap.start()], content[gap.end() :]
         parts.append((prefix, _tidy(prefix, content, admissible)))
     return parts
 
@@ -85,7 +85,7 @@ def _tidy(prefix: str | None, content: str, admissible: Collection[str]) -> str:
     content = content.strip()
     if prefix is None or content in admissible:
         return content
-    while content.startswith("**") and content.count("**") == 1:  # the other half of an emphasised prefix
+    while content.startswith("**") and content.count("**") == 1:  # the closing half of the emphasis of a prefix
         content = content[2:].lstrip()
     while content.endswith("**") and content.count("**") == 1:
         content = content[:-2].rstrip()

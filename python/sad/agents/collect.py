@@ -1,4 +1,4 @@
-"""Trajectories for training and for evaluation: played by a language model, or by a world's scripted expert."""
+"""Collection of trajectories from a language model, an endpoint, or the scripted expert of an environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sad.agents.episode import Episode
-from sad.agents.rollout import play
+from sad.agents.rollout import rollout
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 from sad.trajectories.trajectory import Trajectory
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from sad.agents.endpoint import Endpoint
 
 
-def choose_tasks(env: Env, count: int | None) -> Sequence[Task]:
-    """The first `count` tasks of a world, all if None.
+def select_tasks(env: Env, count: int | None) -> Sequence[Task]:
+    """Returns the first `count` tasks of an environment, or all tasks if `count` is None.
 
     Raises:
-        InputError: If the world has fewer, or `count` is below 1.
+        InputError: `count` is below 1 or above the number of tasks.
     """
     if count is None:
         return env.tasks
     if not 1 <= count <= len(env.tasks):
-        raise InputError("tasks", f"1 to {len(env.tasks)}, what this world offers", str(count), "Ask for fewer.")
+        expected = f"1 to {len(env.tasks)}, the number of tasks of this environment"
+        raise InputError("tasks", expected, str(count), "Use a number in this range.")
     return env.tasks[:count]
 
 
@@ -39,36 +40,36 @@ def collect(
     samples: int = 1,
     temperature: float | None = None,
     seed: int = 0,
-    done: Collection[str] = (),
+    skip_ids: Collection[str] = (),
     on_trajectory: Callable[[Trajectory], None] | None = None,
     extra: dict[str, Any] | None = None,
-    **limits: Any,
+    **rollout_options: Any,
 ) -> list[Trajectory]:
-    """Lets a language model play tasks and keeps what it wrote, successes and failures alike.
+    """Runs episodes with a language model and returns them as trajectories, both successes and failures.
 
     Args:
-        model: Causal language model.
-        tokenizer: Its fast tokenizer.
-        env: The world.
-        tasks: The tasks to play.
-        env_name: What the records call the world.
-        samples: Episodes per task; the k-th (from 0) is sampled with seed `seed + k`, and from the second
-            on `#k` is added to the id.
-        temperature: Of the sampling. None: greedy for one sample, 0.2 (the paper's) for several.
-        seed: Of the sampling.
-        done: Ids of trajectories that are there already and not played again.
+        model: Causal language model of `transformers`.
+        tokenizer: Fast tokenizer of the model.
+        env: The environment.
+        tasks: The tasks.
+        env_name: Name of the environment in the trajectories.
+        samples: Number of episodes per task. Sample k (from 0) uses the seed `seed + k`. For k > 0 its id is the id of
+            the task with `#k` appended.
+        temperature: Sampling temperature. None: 0 (greedy) for one sample, 0.2 (the paper's value) for several.
+        seed: Seed of the sampling.
+        skip_ids: Ids of trajectories to skip because they exist already.
         on_trajectory: Called with every finished trajectory.
-        extra: Further fields of every record, such as the model's name.
-        **limits: Passed on to `play`.
+        extra: Additional fields of every trajectory, such as the name of the model.
+        **rollout_options: Further arguments of `sad.rollout`.
 
     Returns:
-        One trajectory per task and sample, task by task in each round of samples.
+        One trajectory per sample and task: first sample 0 of every task, then sample 1, and so on.
 
     Raises:
-        InputError: If `samples` is below 1, or greedy episodes are asked for more than once; and as `play` does.
+        InputError: `samples` is below 1, several samples are greedy, or `sad.rollout` rejects an argument.
     """
-    episodes = partial(play, model, tokenizer, env, **limits)
-    return _collect(episodes, tasks, env_name, samples, temperature, seed, done, on_trajectory, extra or {})
+    run = partial(rollout, model, tokenizer, env, **rollout_options)
+    return _collect(run, tasks, env_name, samples, temperature, seed, skip_ids, on_trajectory, extra or {})
 
 
 def collect_endpoint(
@@ -80,89 +81,90 @@ def collect_endpoint(
     samples: int = 1,
     temperature: float | None = None,
     seed: int = 0,
-    done: Collection[str] = (),
+    skip_ids: Collection[str] = (),
     on_trajectory: Callable[[Trajectory], None] | None = None,
     extra: dict[str, Any] | None = None,
-    **limits: Any,
+    **rollout_options: Any,
 ) -> list[Trajectory]:
-    """As `collect`, with a model behind a URL; `limits` go to `play_endpoint`.
+    """Does the same as `collect` with a model behind an endpoint. `rollout_options` go to `rollout_endpoint`.
 
     Raises:
-        InputError: As `collect` and `play_endpoint` do. What was finished until then has been handed to `on_trajectory`.
+        InputError: An argument is invalid, or the endpoint fails. `on_trajectory` has received all episodes that
+            finished before the failure.
     """
-    from sad.agents.endpoint import play_endpoint
+    from sad.agents.endpoint import rollout_endpoint
 
-    episodes = partial(play_endpoint, endpoint, env, **limits)
-    return _collect(episodes, tasks, env_name, samples, temperature, seed, done, on_trajectory, extra or {})
+    run = partial(rollout_endpoint, endpoint, env, **rollout_options)
+    return _collect(run, tasks, env_name, samples, temperature, seed, skip_ids, on_trajectory, extra or {})
 
 
-def sampled_id(task: Task, sample: int) -> str:
-    """The id of a task's k-th sample: the task's own for the first, with `#k` for the others."""
+def sample_id(task: Task, sample: int) -> str:
+    """Returns the id of a sample: the id of the task for sample 0, with `#k` appended for sample k > 0."""
     return f"{task.id}#{sample}" if sample else task.id
 
 
 def _collect(
-    episodes: Callable[..., list[Episode]],
+    run: Callable[..., list[Episode]],
     tasks: Sequence[Task],
     env_name: str | None,
     samples: int,
     temperature: float | None,
     seed: int,
-    done: Collection[str],
+    skip_ids: Collection[str],
     on_trajectory: Callable[[Trajectory], None] | None,
     extra: dict[str, Any],
 ) -> list[Trajectory]:
     if samples < 1:
-        raise InputError("samples", "at least 1", str(samples), "Ask for one or more.")
+        raise InputError("samples", "at least 1", str(samples), "Use 1 or more.")
     if temperature is None:
         temperature = 0.0 if samples == 1 else 0.2
     if samples > 1 and temperature == 0:
         raise InputError("temperature", "above 0 for several samples", "0", "Greedy episodes are all the same.")
-    jobs = [(task, k) for k in range(samples) for task in tasks if sampled_id(task, k) not in done]
+    jobs = [(task, k) for k in range(samples) for task in tasks if sample_id(task, k) not in skip_ids]
 
-    def record(episode: Episode) -> Trajectory:
-        trajectory = episode.trajectory(env_name, **extra, temperature=temperature, seed=episode.seed)
-        trajectory.id = sampled_id(episode.task, episode.seed - seed)
+    def to_trajectory(episode: Episode) -> Trajectory:
+        trajectory = episode.to_trajectory(env_name, **extra, temperature=temperature, seed=episode.seed)
+        trajectory.id = sample_id(episode.task, episode.seed - seed)
         return trajectory
 
-    played = episodes(
+    episodes = run(
         [task for task, _ in jobs],
         temperature=temperature,
         seed=[seed + sample for _, sample in jobs],
-        on_episode=None if on_trajectory is None else lambda episode: on_trajectory(record(episode)),
+        on_episode=None if on_trajectory is None else lambda episode: on_trajectory(to_trajectory(episode)),
     )
-    return [record(episode) for episode in played]
+    return [to_trajectory(episode) for episode in episodes]
 
 
 def collect_expert(
     env: Env,
     tasks: Sequence[Task],
     *,
-    done: Collection[str] = (),
+    skip_ids: Collection[str] = (),
     on_trajectory: Callable[[Trajectory], None] | None = None,
     max_steps: int = 60,
 ) -> list[Trajectory]:
-    """Lets the world's scripted expert (`env.expert`) play tasks.
+    """Runs episodes with the scripted expert of an environment (`env.expert`).
 
     Args:
-        env: A world that has an expert.
-        tasks: The tasks to play.
-        done: Ids of tasks that are not played again.
+        env: An environment with an expert.
+        tasks: The tasks.
+        skip_ids: Ids of tasks to skip.
         on_trajectory: Called with every finished trajectory.
-        max_steps: Actions per episode.
+        max_steps: Maximum number of actions per episode.
 
     Returns:
         One trajectory per task.
 
     Raises:
-        InputError: If the world has no expert.
+        InputError: The environment has no expert.
     """
     expert = getattr(env, "expert", None)
     if expert is None:
-        raise InputError("model", "a folder with a model", "'expert'", "This world has no scripted expert.")
+        raise InputError("model", "a folder with a model", "'expert'", "This environment has no scripted expert.")
     trajectories = []
     for task in tasks:
-        if task.id not in done:
+        if task.id not in skip_ids:
             trajectories.append(expert(env, task, max_steps=max_steps))
             if on_trajectory is not None:
                 on_trajectory(trajectories[-1])

@@ -1,4 +1,4 @@
-"""Play by a model that a server answers for, over the protocol of OpenAI's API, which vLLM and many others speak."""
+"""Rollouts with a model behind a server that speaks the OpenAI API, such as vLLM."""
 
 from __future__ import annotations
 
@@ -9,47 +9,45 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 from typing import Any, NamedTuple
 
-from sad.agents.episode import End, Episode
-from sad.agents.episode_runner import Match, Rules
+from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 
 APIS = ("chat", "completions")
-_CHARACTERS = 8  # per token that a turn may have; a server that does not keep to `max_tokens` is cut off there
-_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before a broken answer is asked for again, doubled each time
+_CHARACTERS_PER_TOKEN = 8  # limit for the text of servers that ignore `max_tokens`
+_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before the next attempt after an invalid response; doubles each time
 
 
-class Reply(NamedTuple):
-    """What a model wrote.
+class Completion(NamedTuple):
+    """The text that a model generated in one request.
 
     Attributes:
         text: The text.
-        cut: Whether it ended because there was no more room, and not because the model stopped.
+        truncated: Whether the text ends at the token limit, so that the model did not stop by itself.
     """
 
     text: str
-    cut: bool
+    truncated: bool
 
 
-class ContextFull(Exception):
-    """The conversation is longer than the model's context."""
+class ContextFullError(Exception):
+    """The conversation is longer than the context of the model."""
 
 
 class Endpoint:
-    """A model behind a URL. Requests that fail for a while are repeated with growing pauses.
+    """A model behind a URL. Requests with a temporary failure are repeated with growing pauses.
 
     Args:
-        url: Up to and with the version: `http://localhost:8000/v1`.
-        model: The model's name there.
-        api: `"chat"`: messages, for models that follow instructions. `"completions"`: the transcript itself, for those
-            that go on with a text.
-        api_key: Sent with each request; servers of one's own often need none.
-        timeout: Seconds that one request may take.
-        retries: How often a request is repeated that was refused for the moment (429, 5xx), lost or answered with
-            something else than the protocol's JSON.
+        url: Base URL with the version, such as `http://localhost:8000/v1`.
+        model: Name of the model on the server.
+        api: `"chat"` sends messages, for models with a chat template. `"completions"` sends the transcript as text.
+        api_key: Key that is sent with each request. Local servers often need none.
+        timeout: Timeout of a request in seconds.
+        retries: Maximum number of repetitions of a request after a 429 or 5xx status, a lost connection, a timeout or an
+            invalid response.
 
     Raises:
-        InputError: The `openai` package is not installed, or an argument is not what is listed here.
+        InputError: The `openai` package is not installed, or an argument is invalid.
     """
 
     def __init__(
@@ -68,82 +66,82 @@ class Endpoint:
             remedy = "pip install 'structured-agent-distillation[endpoint]'"
             raise InputError("endpoint", "the openai package", "an environment without it", remedy) from None
         if api not in APIS:
-            raise InputError("api", " or ".join(map(repr, APIS)), repr(api), "Choose one.")
+            raise InputError("api", " or ".join(map(repr, APIS)), repr(api), "Use one of these.")
         if not url.startswith(("http://", "https://")):
-            raise InputError(
-                "endpoint", "a URL such as http://localhost:8000/v1", repr(url), "Begin with http:// or https://."
-            )
+            remedy = "Start the URL with http:// or https://."
+            raise InputError("endpoint", "a URL such as http://localhost:8000/v1", repr(url), remedy)
         if not timeout > 0 or retries < 0:
             got = f"{timeout} s and {retries} retries"
-            raise InputError("endpoint", "a timeout above 0 s and 0 or more retries", got, "Raise them.")
+            raise InputError("endpoint", "a timeout above 0 s and 0 or more retries", got, "Use larger numbers.")
         self.url, self.model, self.api, self.retries = url, model, api, retries
         self._openai = openai
         self._client = openai.OpenAI(base_url=url, api_key=api_key or "none", timeout=timeout, max_retries=retries)
 
-    def ask(self, conversation: Sequence[str], *, max_tokens: int, temperature: float, seed: int) -> Reply:
-        """What the model says next.
+    def complete(self, conversation: Sequence[str], *, max_tokens: int, temperature: float, seed: int) -> Completion:
+        """Requests the next turn of the model.
 
         Args:
-            conversation: What the world and the model said in turn, the world first and last.
-            max_tokens: Room for the reply.
-            temperature: 0 for greedy.
-            seed: Sent along; whether the server keeps to it is its own affair.
+            conversation: Observations and turns, alternating. The first and the last are observations.
+            max_tokens: Maximum number of generated tokens.
+            temperature: Sampling temperature. 0 is greedy.
+            seed: Seed of the sampling. The server may ignore it.
 
         Raises:
-            ContextFull: The conversation is too long for the model.
-            InputError: The server refused, could not be reached, or never answered in the protocol.
+            ContextFullError: The conversation is longer than the context of the model.
+            InputError: The server rejected the request, was not reachable, or sent invalid responses only.
         """
         openai = self._openai
-        settings = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
+        options = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
         for attempt in range(self.retries + 1):
             try:
                 if self.api == "chat":
                     roles = ("user", "assistant")
-                    said = [{"role": roles[n % 2], "content": text.rstrip("\n")} for n, text in enumerate(conversation)]
-                    answer = self._client.chat.completions.create(messages=said, **settings)
+                    messages = [{"role": roles[n % 2], "content": text.rstrip("\n")} for n, text in enumerate(conversation)]
+                    response = self._client.chat.completions.create(messages=messages, **options)
                 else:
-                    answer = self._client.completions.create(prompt="".join(conversation), **settings)
+                    response = self._client.completions.create(prompt="".join(conversation), **options)
             except openai.BadRequestError as error:
-                if "context" in str(error).lower():  # the code or the words of it, whichever server it is
-                    raise ContextFull from None
-                raise self._refusal(error) from None
+                if "context" in str(error).lower():  # servers differ in code and wording, but all name the context
+                    raise ContextFullError from None
+                raise self._request_error(error) from None
             except (openai.APIResponseValidationError, ValueError) as error:
-                broken: object = error
+                invalid: object = error
             except openai.OpenAIError as error:
-                raise self._refusal(error) from None
+                raise self._request_error(error) from None
             else:
-                reply = _reply(answer)
-                if reply is not None:
-                    limit = _CHARACTERS * max_tokens
-                    return Reply(reply.text[:limit], reply.cut or len(reply.text) > limit)
-                broken = answer
+                completion = _parse_response(response)
+                if completion is not None:
+                    text, limit = completion.text, _CHARACTERS_PER_TOKEN * max_tokens
+                    return Completion(text[:limit], completion.truncated or len(text) > limit)
+                invalid = response
             if attempt < self.retries:
                 time.sleep(min(_PAUSE * 2**attempt, _LONGEST_PAUSE))
-        got = f"{str(broken)[:200]!r}, {self.retries + 1} times"
-        raise InputError("endpoint", f"answers in the protocol of OpenAI's API from {self.url}", got, "Check the URL.")
+        got = f"{str(invalid)[:200]!r}, {self.retries + 1} times"
+        raise InputError("endpoint", f"responses of OpenAI's API from {self.url}", got, "Check the URL.")
 
-    def _refusal(self, error: Exception) -> InputError:
+    def _request_error(self, error: Exception) -> InputError:
         got = f"{type(error).__name__}: {str(error)[:300]}"
-        remedy = "Check URL, model name and key, and that the server is up."
-        return InputError("endpoint", f"answers of {self.model!r} from {self.url}", got, remedy)
+        remedy = "Check the URL, the model name and the key, and that the server is running."
+        return InputError("endpoint", f"a response of {self.model!r} from {self.url}", got, remedy)
 
 
-def _reply(answer: Any) -> Reply | None:
-    """The first choice's text; None where the answer has none."""
-    choices = getattr(answer, "choices", None)
+def _parse_response(response: Any) -> Completion | None:
+    """Returns the first choice, or None if the response has none."""
+    choices = getattr(response, "choices", None)
     if not isinstance(choices, list) or not choices:
         return None
     message = getattr(choices[0], "message", None)
     if message is None:
         text = getattr(choices[0], "text", None)
     else:
-        text = getattr(message, "content", "") or ""  # null where the model said nothing
+        text = getattr(message, "content", "") or ""  # null if the model generated no text
     if not isinstance(text, str):
         return None
-    return Reply(text.encode("utf-8", "replace").decode(), getattr(choices[0], "finish_reason", None) == "length")
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be written to a file
+    return Completion(text, getattr(choices[0], "finish_reason", None) == "length")
 
 
-def play_endpoint(
+def rollout_endpoint(
     endpoint: Endpoint,
     env: Env,
     tasks: Sequence[Task],
@@ -158,66 +156,70 @@ def play_endpoint(
     clean: bool = True,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
-    """Plays `tasks` with the model of an endpoint, `batch_size` episodes at once.
+    """Runs one episode per task with the model of an endpoint, `batch_size` episodes at a time.
+
+    `max_steps`, `temperature`, `seed`, `max_turn_tokens`, `max_repeats`, `prompt` and `clean` have the same meaning as in
+    `rollout`.
 
     Args:
         endpoint: The model.
-        env: The environment; every episode gets a shallow copy.
-        tasks: The tasks to play.
-        max_steps: As of `play`, likewise `temperature`, `seed`, `max_turn_tokens`, `max_repeats`, `prompt` and `clean`.
-        batch_size: Episodes, and so requests, at the same time.
-        on_episode: Called with every finished episode, from the thread that called.
+        env: The environment. Every episode uses a shallow copy.
+        tasks: The tasks.
+        batch_size: Number of parallel episodes, and therefore of parallel requests.
+        on_episode: Called with every finished episode, in the calling thread.
 
     Returns:
-        One episode per task, in the order of `tasks`. `End.CONTEXT` where the server found the conversation too long.
+        One episode per task, in the order of `tasks`. Its end is `EndReason.CONTEXT` if the server reports that the
+        conversation is too long.
 
     Raises:
-        InputError: As `Endpoint.ask`, and for numbers out of range.
+        InputError: A number is out of range, or `Endpoint.complete` fails.
     """
-    rules = Rules(max_steps, max_turn_tokens, max_repeats, "free", temperature, prompt, clean)
-    rules.check()
+    config = RolloutConfig(max_steps, max_turn_tokens, max_repeats, "free", temperature, prompt, clean)
     if batch_size < 1:
-        raise InputError("batch_size", "at least 1", str(batch_size), "Raise it.")
+        raise InputError("batch_size", "at least 1", str(batch_size), "Use a larger number.")
     seeds = [seed] * len(tasks) if isinstance(seed, int) else seed
     failed = Event()
 
-    def play_one(task: Task, own_seed: int) -> Episode | None:
-        match = Match(copy.copy(env), task, rules, own_seed)
+    def run_one(task: Task, own_seed: int) -> Episode | None:
+        runner = EpisodeRunner(copy.copy(env), task, config, own_seed)
         try:
-            _converse(endpoint, match, rules, failed)
+            _run_episode(endpoint, runner, config, failed)
         except BaseException:
             failed.set()
             raise
-        return match.episode if match.over else None  # given up because another one failed
+        return runner.episode if runner.done else None  # None: stopped because another episode failed
 
     with ThreadPoolExecutor(batch_size, thread_name_prefix="episode") as threads:
-        played = [threads.submit(play_one, task, own_seed) for task, own_seed in zip(tasks, seeds, strict=True)]
+        futures = [threads.submit(run_one, task, own_seed) for task, own_seed in zip(tasks, seeds, strict=True)]
         try:
-            for future in as_completed(played):
+            for future in as_completed(futures):
                 episode = future.result()
                 if episode is not None and on_episode is not None:
                     on_episode(episode)
-            return [future.result() for future in played]
+            return [future.result() for future in futures]
         except BaseException:
             failed.set()
             threads.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _converse(endpoint: Endpoint, match: Match, rules: Rules, failed: Event) -> None:
-    """Plays an episode out, or until another one failed."""
-    said = [match.opening]
-    seed = match.episode.sampling_seed >> 1  # servers take 31 bits
-    while not match.over and not failed.is_set():
+def _run_episode(endpoint: Endpoint, runner: EpisodeRunner, config: RolloutConfig, failed: Event) -> None:
+    """Runs an episode until it ends, or until another episode has failed."""
+    conversation = [runner.opening]
+    seed = runner.episode.sampling_seed >> 1  # servers accept 31 bits
+    while not runner.done and not failed.is_set():
         try:
-            text, cut = endpoint.ask(said, max_tokens=rules.max_turn_tokens, temperature=rules.temperature, seed=seed)
-        except ContextFull:
-            match.end(End.CONTEXT)
+            text, truncated = endpoint.complete(
+                conversation, max_tokens=config.max_turn_tokens, temperature=config.temperature, seed=seed
+            )
+        except ContextFullError:
+            runner.end(EndReason.CONTEXT)
             return
-        before = len(match.episode.text)
-        answer = match.turn(text if cut else f"{text}\n")
-        if answer is None:
-            match.end(End.ENDLESS if cut else End.NO_ACTION, text)
+        before = len(runner.episode.text)
+        observation = runner.step(text if truncated else f"{text}\n")
+        if observation is None:
+            runner.end(EndReason.ENDLESS if truncated else EndReason.NO_ACTION, text)
             return
-        turn = match.episode.text[before : len(match.episode.text) - len(answer)]
-        said += [turn, answer]
+        turn = runner.episode.text[before : len(runner.episode.text) - len(observation)]
+        conversation += [turn, observation]

@@ -1,4 +1,4 @@
-"""From played trajectories to the figures of appendix C, over all tasks and per task type."""
+"""Evaluation of trajectories with the metrics of the paper (appendix C), over all tasks and per task type."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from sad.agents import metrics
-from sad.agents.episode import count_ends
+from sad.agents.episode import count_end_reasons
 from sad.errors import InputError
 from sad.trajectories.encode import encode_with_segmentation
 from sad.trajectories.spans import SpanKind
 from sad.trajectories.trajectory import Trajectory
 
 
-class _Played(NamedTuple):
-    """What the metrics need of one trajectory."""
+class _Record(NamedTuple):
+    """The parts of a trajectory that the metrics use."""
 
     id: str
     type: str
@@ -23,9 +23,9 @@ class _Played(NamedTuple):
     success: bool
     steps: int
     actions: int
-    invalid: int | None
-    reasoning: list[int]
-    metrics: dict[str, float]
+    invalid_actions: int | None
+    reasoning: list[int]  # tokens
+    env_metrics: dict[str, float]
 
 
 def evaluate(
@@ -38,73 +38,79 @@ def evaluate(
     """Computes success rate, reasoning length, CoT match and steps (paper appendix C).
 
     Args:
-        trajectories: One played trajectory per task, under the task's id and with `success`; `extra` may
-            hold the task's `type`, the `end` of the episode, the `decoding`, the number of `invalid_actions` and the
-            world's own `metrics`, as `play` gives them.
-        tokenizer: Fast tokenizer; reasoning is counted and compared in its tokens, prefixes included.
-        reference: The teacher's trajectories on (at least) the same tasks, for the CoT match.
+        trajectories: One trajectory per task, with the id of the task and `success`. `extra` may contain `type`, `end`,
+            `decoding`, `invalid_actions` and `metrics`, as `sad.collect` writes them.
+        tokenizer: Fast tokenizer. Reasoning is counted and compared in its tokens, with the prefixes.
+        reference: Trajectories of the teacher on at least the same tasks, for the CoT match.
         seed: Seed of the bootstrap.
 
     Returns:
-        A dictionary ready for JSON: `tasks`, `successes`, `success_rate`, `success_interval`,
-        `reasoning_length` (tokens), `cot_match` (None without reference), `steps` (reasoning and action
-        steps), `actions`, `invalid_actions` (None where not counted), `invalid_rate` (of all actions),
-        `metrics` (`mean` and `interval` of the world's own figures, an episode without counting 0), `ends` (count per
-        reason), `decoding`, and `by_type` with the same per type. `<name>_interval` beside a figure is its 95 % bootstrap
-        interval over tasks.
+        A dictionary that `json.dumps` accepts. `<name>_interval` is the 95 % bootstrap interval over tasks.
+
+        * `tasks`, `successes`, `success_rate`, `success_interval`.
+        * `reasoning_length`: mean number of reasoning tokens.
+        * `cot_match`: mean CoT match; None without `reference`.
+        * `steps`: mean number of reasoning and action lines.
+        * `actions`: mean number of actions.
+        * `invalid_actions`: their number; None if a trajectory does not report it.
+        * `invalid_rate`: share of invalid actions in all actions.
+        * `metrics`: `mean` and `interval` of each metric of the environment. An episode without the metric counts as 0.
+        * `ends`: number of episodes per end reason.
+        * `decoding`: the decoding mode of all trajectories.
+        * `by_type`: the same values per task type.
 
     Raises:
-        InputError: If there are no trajectories, one has no verdict, a task was played twice or is missing
-            in `reference`, or different decodings are mixed.
+        InputError: There are no trajectories, one has no `success`, two have the same id, one has no counterpart in
+            `reference`, or their decoding modes differ.
     """
-    played = [_reduce(trajectory, tokenizer) for trajectory in trajectories]
-    if len({one.id for one in played}) < len(played):
+    records = [_record(trajectory, tokenizer) for trajectory in trajectories]
+    if len({record.id for record in records}) < len(records):
         raise InputError(
-            "trajectories", "one per task", "several with the same id", "Evaluate the samples of a task one by one."
+            "trajectories", "one per task", "several with the same id", "Evaluate each sample of a task separately."
         )
-    decodings = {one.decoding for one in played}
+    decodings = {record.decoding for record in records}
     if len(decodings) > 1:
         raise InputError(
             "trajectories",
-            "one way of decoding",
+            "one decoding mode",
             " and ".join(sorted(map(str, decodings))),
-            "Evaluate free and admissible decoding apart: they are not comparable.",
+            "Evaluate free and admissible decoding separately: they are not comparable.",
         )
     teacher = None
     if reference is not None:
-        wanted = {one.id for one in played}
-        check_reference(reference, wanted)
-        teacher = {t.id: _reduce(t, tokenizer).reasoning for t in reference if t.id in wanted}
-    summary = _summary(played, teacher, seed)
+        ids = {record.id for record in records}
+        check_reference(reference, ids)
+        teacher = {t.id: _record(t, tokenizer).reasoning for t in reference if t.id in ids}
+    summary = _summary(records, teacher, seed)
     summary["decoding"] = next(iter(decodings), None)
-    types = sorted({one.type for one in played})
-    summary["by_type"] = {name: _summary([p for p in played if p.type == name], teacher, seed) for name in types}
+    types = sorted({record.type for record in records})
+    summary["by_type"] = {name: _summary([r for r in records if r.type == name], teacher, seed) for name in types}
     return summary
 
 
-def check_reference(reference: Sequence[Trajectory], tasks: Collection[str]) -> None:
-    """Refuses a teacher's trajectories that leave out some of the tasks, given by their ids.
+def check_reference(reference: Sequence[Trajectory], task_ids: Collection[str]) -> None:
+    """Checks that the reference has a trajectory for every task.
 
     Raises:
-        InputError: Names one of them.
+        InputError: A task has no reference trajectory. The message names one such task.
     """
-    if missing := sorted(set(tasks) - {trajectory.id for trajectory in reference}):
+    if missing := sorted(set(task_ids) - {trajectory.id for trajectory in reference}):
         raise InputError(
             "reference",
-            "a trajectory for every task played",
+            "a trajectory for every task",
             f"none for {len(missing)} of them, such as {missing[0]!r}",
-            "Let the teacher play the same tasks.",
+            "Run the teacher on the same tasks.",
         )
 
 
-def _reduce(trajectory: Trajectory, tokenizer: Any) -> _Played:
+def _record(trajectory: Trajectory, tokenizer: Any) -> _Record:
     if trajectory.success is None:
         where = f"trajectory {trajectory.id!r}"
-        raise InputError(where, "a verdict in `success`", "none", "Let the environment judge it: `sad collect`.")
-    tokens, segmentation = encode_with_segmentation(trajectory, tokenizer, add_eos=False)
+        raise InputError(where, "true or false in `success`", "none", "Collect it in an environment: `sad collect`.")
+    encoded, segmentation = encode_with_segmentation(trajectory, tokenizer, add_eos=False)
     kinds = [span.kind for span in segmentation.spans]
     extra = trajectory.extra
-    return _Played(
+    return _Record(
         id=trajectory.id,
         type=str(extra.get("type", "all")),
         end=extra.get("end"),
@@ -112,54 +118,55 @@ def _reduce(trajectory: Trajectory, tokenizer: Any) -> _Played:
         success=trajectory.success,
         steps=sum(kind is not SpanKind.NONE for kind in kinds),
         actions=kinds.count(SpanKind.ACT),
-        invalid=extra.get("invalid_actions"),
-        reasoning=[t for t, kind in zip(tokens.input_ids, tokens.span_ids) if kind == SpanKind.REASON],
-        metrics=dict(extra.get("metrics") or {}),
+        invalid_actions=extra.get("invalid_actions"),
+        reasoning=[t for t, kind in zip(encoded.input_ids, encoded.span_ids) if kind == SpanKind.REASON],
+        env_metrics=dict(extra.get("metrics") or {}),
     )
 
 
-def _summary(played: Sequence[_Played], teacher: dict[str, list[int]] | None, seed: int) -> dict[str, Any]:
-    successes = [one.success for one in played]
-    actions = [one.actions for one in played]
-    invalid = [one.invalid for one in played]
-    counted = all(number is not None for number in invalid)
-    names = dict.fromkeys(name for one in played for name in one.metrics)
+def _summary(records: Sequence[_Record], teacher: dict[str, list[int]] | None, seed: int) -> dict[str, Any]:
+    successes = [record.success for record in records]
+    actions = [record.actions for record in records]
+    invalid = [record.invalid_actions for record in records]
+    is_counted = all(count is not None for count in invalid)
+    names = dict.fromkeys(name for record in records for name in record.env_metrics)
     return {
-        "tasks": len(played),
+        "tasks": len(records),
         "successes": sum(successes),
         "success_rate": metrics.success_rate(successes),
         "success_interval": list(metrics.success_interval(successes, seed=seed)),
-        **_mean("reasoning_length", [len(one.reasoning) for one in played], seed),
-        **_mean("cot_match", _matches(played, teacher), seed),
-        **_mean("steps", [one.steps for one in played], seed),
+        **_mean("reasoning_length", [len(record.reasoning) for record in records], seed),
+        **_mean("cot_match", _cot_matches(records, teacher), seed),
+        **_mean("steps", [record.steps for record in records], seed),
         **_mean("actions", actions, seed),
-        "invalid_actions": sum(invalid) if counted else None,
-        **_share("invalid_rate", invalid if counted else [], actions, seed),
-        "metrics": {name: _own(name, played, seed) for name in names},
-        "ends": count_ends([one.end for one in played]),
+        "invalid_actions": sum(invalid) if is_counted else None,
+        **_ratio("invalid_rate", invalid if is_counted else [], actions, seed),
+        "metrics": {name: _env_metric(name, records, seed) for name in names},
+        "ends": count_end_reasons([record.end for record in records]),
     }
 
 
-def _matches(played: Sequence[_Played], teacher: dict[str, list[int]] | None) -> list[float]:
+def _cot_matches(records: Sequence[_Record], teacher: dict[str, list[int]] | None) -> list[float]:
     if teacher is None:
         return []
-    return metrics.cot_match_rates([one.reasoning for one in played], [teacher[one.id] for one in played])
+    return metrics.cot_match_rates([record.reasoning for record in records], [teacher[record.id] for record in records])
 
 
 def _mean(name: str, values: Sequence[float], seed: int) -> dict[str, Any]:
-    """A mean and its interval; None where there is nothing to average."""
+    """Returns the mean and its interval, or None for both if there are no values."""
     if not values:
         return {name: None, f"{name}_interval": None}
     return {name: sum(values) / len(values), f"{name}_interval": list(metrics.mean_interval(values, seed=seed))}
 
 
-def _own(name: str, played: Sequence[_Played], seed: int) -> dict[str, Any]:
-    figures = _mean("mean", [float(one.metrics.get(name, 0.0)) for one in played], seed)
-    return {"mean": figures["mean"], "interval": figures["mean_interval"]}
+def _env_metric(name: str, records: Sequence[_Record], seed: int) -> dict[str, Any]:
+    summary = _mean("mean", [float(record.env_metrics.get(name, 0.0)) for record in records], seed)
+    return {"mean": summary["mean"], "interval": summary["mean_interval"]}
 
 
-def _share(name: str, part: Sequence[int], whole: Sequence[int], seed: int) -> dict[str, Any]:
-    """Sum over sum and its interval; None where there is nothing to divide by."""
-    if not part or not sum(whole):
+def _ratio(name: str, numerators: Sequence[int], denominators: Sequence[int], seed: int) -> dict[str, Any]:
+    """Returns sum(numerators) / sum(denominators) and its interval, or None for both if the ratio is undefined."""
+    if not numerators or not sum(denominators):
         return {name: None, f"{name}_interval": None}
-    return {name: sum(part) / sum(whole), f"{name}_interval": list(metrics.ratio_interval(part, whole, seed=seed))}
+    interval = list(metrics.ratio_interval(numerators, denominators, seed=seed))
+    return {name: sum(numerators) / sum(denominators), f"{name}_interval": interval}

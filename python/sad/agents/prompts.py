@@ -1,4 +1,4 @@
-"""Prompts: what a model that was not trained on a world's transcripts reads before the first observation."""
+"""Prompts before the first observation, for models that were not trained on transcripts of the environment."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sad.errors import InputError
 
-# The examples of appendix E.1 of the paper, quoted word for word, a line per span. Their commands are not
-# those of the worlds: `world` below has the same shape and says what a world understands.
+# The examples of the paper's appendix E.1, verbatim, one line per span. The environments do not know their commands.
+# The `env` prompts below have the same form and list the commands of the environment.
 _PAPER_HOUSEHOLD = """\
 You are an intelligent agent operating in a simulated household environment.
 Goal: Put the soap on the sink.
@@ -106,33 +106,35 @@ Now your turn.
 """
 
 PROMPTS = {
-    "household": {"paper": _PAPER_HOUSEHOLD, "world": _HOUSEHOLD},
-    "alfworld": {"paper": _PAPER_HOUSEHOLD, "world": _HOUSEHOLD},
-    "webshop": {"paper": _PAPER_SHOP, "world": _SHOP},
-    "hotpotqa": {"paper": _PAPER_QUESTIONS, "world": _QUESTIONS},
+    "household": {"paper": _PAPER_HOUSEHOLD, "env": _HOUSEHOLD},
+    "alfworld": {"paper": _PAPER_HOUSEHOLD, "env": _HOUSEHOLD},
+    "webshop": {"paper": _PAPER_SHOP, "env": _SHOP},
+    "hotpotqa": {"paper": _PAPER_QUESTIONS, "env": _QUESTIONS},
 }
 
 
-def prompt_text(name: str, env: str) -> str:
-    """The text of a prompt.
+def prompt_text(name: str, env_name: str) -> str:
+    """Returns the text of a prompt.
 
     Args:
-        name: `"paper"`: the example of the paper's appendix E.1 for this world. `"world"`: of the same shape, with the
-            commands the world understands. `"none"`: no prompt, as for models trained on a world's transcripts. Else the
-            name of a text file.
-        env: Name of the world; `paper` and `world` exist for those of `PROMPTS`.
+        name: `"paper"`: the example of the paper's appendix E.1. `"env"`: an example of the same form with the commands of
+            the environment. `"none"`: no prompt, for models trained on transcripts of the environment. Any other value
+            is the path of a text file.
+        env_name: Name of the environment. `paper` and `env` exist for the environments in `PROMPTS`.
 
     Raises:
         InputError: There is no such prompt or file.
     """
     if name == "none":
         return ""
-    if name in ("paper", "world"):
-        if env not in PROMPTS:
+    if name in ("paper", "env"):
+        if env_name not in PROMPTS:
             known = ", ".join(PROMPTS)
-            raise InputError("prompt", f"a text file or 'none' (only {known} have prompts)", repr(name), "Write one.")
-        return PROMPTS[env][name]
+            remedy = "Write a prompt file, or use 'none'."
+            raise InputError("prompt", f"a text file or 'none' (only {known} have prompts)", repr(name), remedy)
+        return PROMPTS[env_name][name]
     try:
         return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("prompt", "'paper', 'world', 'none' or a text file", f"{name!r} ({error})", "Name one.") from None
+        expected = "'paper', 'env', 'none' or a text file"
+        raise InputError("prompt", expected, f"{name!r} ({error})", "Use one of these.") from None

@@ -1,4 +1,4 @@
-"""Episodes on disk as they finish, so that a collection that was stopped goes on where it was."""
+"""A trajectory file that is written episode by episode, so that an interrupted collection can resume."""
 
 from __future__ import annotations
 
@@ -11,86 +11,89 @@ from sad.errors import InputError
 from sad.trajectories.trajectory import Trajectory, json_line, read_jsonl, write_jsonl
 
 
-class Journal:
-    """A file of trajectories in the making.
+class ResumableFile:
+    """A trajectory file that can be completed over several runs.
 
-    While it is made, each finished episode is a line of `OUT.partial`, in the order in which they finish;
-    `OUT.settings.json` says what is played, and stays. `finish` writes OUT and removes `OUT.partial`.
+    `add` appends each finished episode to `OUT.partial`, in the order of completion. `OUT.settings.json` records the
+    options of the run and remains. `finish` writes OUT and removes `OUT.partial`.
 
     Args:
-        out: The file that will hold the trajectories, `.jsonl` or `.jsonl.gz`.
-        settings: All that the episodes depend on, ready for JSON.
-        resume: Go on with what is there, if anything is.
+        out: Path of the final file, `.jsonl` or `.jsonl.gz`.
+        config: All options that determine the episodes, as JSON values.
+        resume: Continue with existing files, if there are any.
 
     Attributes:
-        done: Finished episodes by their id.
-        complete: Whether OUT itself is there already, and nothing is left to do.
-        dropped: Lines of a killed run that were cut off half-written: none or one.
+        trajectories: The finished trajectories by id.
+        complete: Whether OUT exists already.
+        dropped_lines: Number of incomplete lines of an interrupted run: 0 or 1.
 
     Raises:
-        InputError: Something is there and `resume` is not set, or it was made with other settings.
+        InputError: A file exists and `resume` is not set, or the existing files were made with other options.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool = False) -> None:
+    def __init__(self, out: Path, config: dict[str, Any], *, resume: bool = False) -> None:
         self._out = out
-        self._partial, self._settings = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.settings.json")
-        self.done: dict[str, Trajectory] = {}
-        self.dropped = 0
+        self._partial = out.with_name(f"{out.name}.partial")
+        self._config_path = out.with_name(f"{out.name}.settings.json")
+        self.trajectories: dict[str, Trajectory] = {}
+        self.dropped_lines = 0
         self.complete = out.exists()
         if not resume:
             for path in (out, self._partial):
                 if path.exists():
-                    remedy = "Choose another name, remove it, or go on with it: --resume."
+                    remedy = "Choose another name, remove it, or continue it with --resume."
                     raise InputError("out", "a new file", f"{str(path)!r}, which exists", remedy)
         elif self.complete or self._partial.exists():
-            self._check(settings)
-        self._written = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
-        self._lines: BinaryIO | None = None
+            self._check_config(config)
+        self._config_text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+        self._stream: BinaryIO | None = None
         if not self.complete and self._partial.exists():
-            self._read()
+            self._read_partial()
 
     def add(self, trajectory: Trajectory) -> None:
-        """Keeps a finished episode; the file has it when this returns."""
-        if self._lines is None:  # not before: a run that comes to nothing leaves nothing
-            self._begin()
-            self._lines = self._partial.open("ab")
-        self.done[trajectory.id] = trajectory
-        self._lines.write(json_line(trajectory))
-        self._lines.flush()
+        """Appends a finished trajectory to `OUT.partial` and flushes it."""
+        if self._stream is None:  # opened late, so that a run without an episode leaves no files
+            self._write_config()
+            self._stream = self._partial.open("ab")
+        self.trajectories[trajectory.id] = trajectory
+        self._stream.write(json_line(trajectory))
+        self._stream.flush()
 
     def finish(self, trajectories: Sequence[Trajectory]) -> None:
-        """Writes the file itself with these trajectories, all or nothing."""
-        if self._lines is not None:
-            self._lines.close()
-        self._begin()
+        """Writes OUT with these trajectories atomically and removes `OUT.partial`."""
+        if self._stream is not None:
+            self._stream.close()
+        self._write_config()
         write_jsonl(self._out, trajectories)
         self._partial.unlink(missing_ok=True)
 
-    def _begin(self) -> None:
+    def _write_config(self) -> None:
         self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._settings.write_text(self._written, encoding="utf-8")
+        self._config_path.write_text(self._config_text, encoding="utf-8")
 
-    def _check(self, settings: dict[str, Any]) -> None:
+    def _check_config(self, config: dict[str, Any]) -> None:
         try:
-            before = json.loads(self._settings.read_text(encoding="utf-8"))
+            before = json.loads(self._config_path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            remedy = "Without it nobody knows how the episodes were made: start anew under another name."
-            raise InputError("--resume", f"{str(self._settings)!r} of the run before", str(error), remedy) from None
-        now = json.loads(json.dumps(settings))
-        other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if other:
-            got = "; ".join(f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}" for key in other)
-            raise InputError("--resume", "the settings of the run before", got, "Repeat them, or choose another file.")
+            expected = f"{str(self._config_path)!r} of the interrupted run"
+            remedy = "Without this file the options of that run are unknown: start a new file."
+            raise InputError("--resume", expected, str(error), remedy) from None
+        now = json.loads(json.dumps(config))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            got = "; ".join(f"{key} was {_short(before.get(key))} and is {_short(now.get(key))}" for key in changed)
+            remedy = "Use the same options, or choose another file."
+            raise InputError("--resume", "the options of the interrupted run", got, remedy)
 
-    def _read(self) -> None:
+    def _read_partial(self) -> None:
         with self._partial.open("rb+") as file:
             content = file.read()
-            whole = content.rfind(b"\n") + 1
-            self.dropped = int(whole < len(content))
-            file.truncate(whole)
-        self.done = {trajectory.id: trajectory for trajectory in read_jsonl(self._partial)}
+            end = content.rfind(b"\n") + 1
+            self.dropped_lines = int(end < len(content))
+            file.truncate(end)
+        self.trajectories = {trajectory.id: trajectory for trajectory in read_jsonl(self._partial)}
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""Lets a causal language model play many episodes at once."""
+"""Rollouts: a causal language model acts in many episodes at once."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sad.agents.episode import Episode
-from sad.agents.episode_runner import Match, Rules
+from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
 from sad.agents.kv_cache import CachedBatch
-from sad.agents.rollout_slot import Seat
-from sad.agents.transcript import ChatCodec, Codec
+from sad.agents.transcript import ChatTranscriptTokenizer, TranscriptTokenizer
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 
+_COMPACT_BELOW = 0.85  # share of active rows; copying the KV cache costs more than a few idle rows
+
 
 @torch.inference_mode()
-def play(
+def rollout(
     model: Any,
     tokenizer: Any,
     env: Env,
@@ -37,45 +38,43 @@ def play(
     clean: bool = True,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
-    """Plays `tasks` with a language model that writes `Reasoning:` and `Action:` lines (format `sad`).
+    """Runs one episode per task with a language model that writes `Reasoning:` and `Action:` lines (format `sad`).
 
-    In each turn the model reads the observation and writes until it ends an `Action:` or `Answer:` line; the
-    environment answers, and so on. `batch_size` episodes run side by side over one KV cache, and each goes as it
-    would go alone.
+    In each turn the model reads the observation and generates tokens until it ends an `Action:` or `Answer:` line. The
+    environment answers with the next observation. `batch_size` episodes share one KV cache. They do not affect each
+    other, up to rounding.
 
     Args:
-        model: Causal language model of `transformers`; put into evaluation mode while it plays.
-        tokenizer: Its fast tokenizer.
-        env: The environment; every episode gets a shallow copy.
-        tasks: The tasks to play.
-        max_steps: Actions per episode.
-        batch_size: Episodes side by side; changes speed and memory, not the result (up to rounding).
-        decoding: `"free"`: whatever the model writes is given to the environment. `"admissible"`: after
-            `Action:` only tokens of commands that the environment admits. The two are not comparable.
-        temperature: 0 for greedy; else tokens are sampled at this temperature.
-        seed: Seed of the sampling, or one for each task. A task's samples depend on it and on the task only.
-        max_turn_tokens: Tokens the model may write before it must have acted.
-        max_repeats: The episode ends when one action has given one answer this often in a row.
-        max_length: Tokens per episode, prompt included; the model's context if that is shorter or nothing is given.
-        prompt: What the model reads before the first observation, such as `sad.agents.prompts.prompt_text` gives. It is
-            no part of the transcript.
-        chat: Observations are the user's messages and turns the assistant's, by the tokenizer's chat template. Prompt
-            and first observation are one message.
-        clean: Mend the form of what is written (`sad.agents.cleaning.clean`), in what is played and what is kept.
-        on_episode: Called with every finished episode, for progress displays.
+        model: Causal language model of `transformers`. It is in evaluation mode during the rollout.
+        tokenizer: Fast tokenizer of the model.
+        env: The environment. Every episode uses a shallow copy.
+        tasks: The tasks.
+        max_steps: Maximum number of actions per episode.
+        batch_size: Number of parallel episodes. It changes speed and memory, not the result (up to rounding).
+        decoding: `"free"`: the environment receives the text of the model. `"admissible"`: after `Action:` only tokens
+            of admissible commands are allowed. Do not compare results of the two modes.
+        temperature: Sampling temperature. 0 is greedy.
+        seed: Seed of the sampling, or one seed per task. The samples of a task depend on its seed and the task only.
+        max_turn_tokens: Maximum number of tokens per turn.
+        max_repeats: The episode ends when the same action gets the same observation this many times in a row.
+        max_length: Maximum number of tokens per episode, with the prompt. Default and upper limit: the model's context.
+        prompt: Text before the first observation. It is not part of the transcript.
+        chat: Use the chat template of the tokenizer. Observations are user messages and turns are assistant messages.
+            The prompt and the first observation are one message.
+        clean: Normalize the form of the generated lines before the environment and the transcript receive them.
+        on_episode: Called with every finished episode, for example to show progress.
 
     Returns:
-        One episode per task, in the order of `tasks`; `Episode.end` says why it ended.
+        One episode per task, in the order of `tasks`. `Episode.end` is the reason why it ended.
 
     Raises:
-        InputError: For an unknown decoding, a tokenizer without offsets, without the chat template asked for or
-            larger than the model's vocabulary, or numbers out of range.
+        InputError: `decoding` is unknown, a number is out of range, or the tokenizer has no offsets, has no chat
+            template although `chat` is set, or is larger than the vocabulary of the model.
     """
-    rules = Rules(max_steps, max_turn_tokens, max_repeats, decoding, temperature, prompt, clean)
-    rules.check()
-    length = _length_limit(model, max_length)
-    _check(model, tokenizer, batch_size, length)
-    codec = (ChatCodec if chat else Codec)(tokenizer, _stops(model))
+    config = RolloutConfig(max_steps, max_turn_tokens, max_repeats, decoding, temperature, prompt, clean)
+    max_length = _resolve_max_length(model, max_length)
+    _validate(model, tokenizer, batch_size, max_length)
+    transcript = (ChatTranscriptTokenizer if chat else TranscriptTokenizer)(tokenizer, _stop_ids(model))
     seeds = [seed] * len(tasks) if isinstance(seed, int) else seed
     jobs = list(zip(tasks, seeds, strict=True))
     episodes: list[Episode] = []
@@ -83,66 +82,183 @@ def play(
     model.eval()
     try:
         for start in range(0, len(jobs), batch_size):
-            seats = [
-                Seat(Match(copy.copy(env), task, rules, own_seed), codec, rules, length)
+            slots = [
+                RolloutSlot(EpisodeRunner(copy.copy(env), task, config, own_seed), transcript, config, max_length)
                 for task, own_seed in jobs[start : start + batch_size]
             ]
-            _play_out(model, seats, on_episode)
-            episodes += [seat.episode for seat in seats]
+            _run_batch(model, slots, on_episode)
+            episodes += [slot.episode for slot in slots]
     finally:
         model.train(was_training)
     return episodes
 
 
-def _play_out(model: Any, seats: list[Seat], on_episode: Callable[[Episode], None] | None) -> None:
-    """Plays until the last episode is over.
+class RolloutSlot:
+    """One row of the batch: an episode whose turns a model generates token by token.
 
-    In each forward all rows read equally many tokens: the least that any row has to read. That is one while some row
-    writes, so a row with an observation reads it token by token beside the others, and all at once when it is alone.
+    The model first reads the tokens in `unread`. When `unread` is empty, `append` adds the next generated token. A token
+    that ends an `Action:` line steps the environment, and the tokens of the observation become unread.
+
+    Args:
+        runner: The episode.
+        transcript: Tokenizer of the transcript.
+        config: Limits and sampling options.
+        max_length: Maximum number of tokens per episode.
+
+    Attributes:
+        episode: The record of the episode.
+        unread: Tokens that the model has not read yet.
     """
-    for seat in seats:
-        if seat.over and on_episode is not None:  # no room for a word after the first observation
-            on_episode(seat.episode)
-    seats = [seat for seat in seats if not seat.over]
-    if not seats:
+
+    def __init__(
+        self, runner: EpisodeRunner, transcript: TranscriptTokenizer, config: RolloutConfig, max_length: int
+    ) -> None:
+        self.episode = runner.episode
+        self.unread: list[int] = []
+        self._runner, self._transcript, self._config, self._max_length = runner, transcript, config, max_length
+        self._turn: list[int] = []  # tokens generated since the last observation
+        self._candidates: list[list[int]] | None = None  # remaining tokens of the admissible commands, during a command
+        self._generator = torch.Generator().manual_seed(self.episode.sampling_seed)
+        self._append_observation(transcript.encode_opening(runner.opening))
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode has ended."""
+        return self._runner.done
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is always the argmax over the vocabulary, so that `sample` is not needed."""
+        return self._config.temperature == 0 and self._config.decoding == "free"
+
+    def read(self, count: int) -> list[int]:
+        """Removes and returns the first `count` unread tokens."""
+        tokens, self.unread = self.unread[:count], self.unread[count:]
+        return tokens
+
+    def sample(self, logits: Tensor) -> int:
+        """Returns the next token: the argmax or a sample over the allowed tokens.
+
+        Args:
+            logits: (V,) of this row, on the CPU.
+        """
+        if self._config.temperature > 0:
+            uniform = torch.rand(logits.shape, generator=self._generator, dtype=torch.float64)
+            gumbel = -(-uniform.clamp_min(1e-300).log()).log()  # the argmax of logits + Gumbel noise is a sample
+            logits = logits.double() / self._config.temperature + gumbel
+        allowed = self._allowed_tokens()
+        return int(logits.argmax()) if allowed is None else allowed[int(logits[allowed].argmax())]
+
+    def append(self, token: int) -> None:
+        """Appends a generated token. If it completes an `Action:` line, the environment steps."""
+        if token in self._transcript.stop_ids:
+            self._end_turn()
+            return
+        self._append_generated([token])
+        if self._transcript.contains_newline(token):
+            self._step(self._turn_text())
+        if not self.done and len(self._turn) >= self._config.max_turn_tokens:
+            self._runner.end(EndReason.ENDLESS, self._turn_text())
+        elif not self.done and len(self.episode.token_ids) >= self._max_length:
+            self._runner.end(EndReason.CONTEXT, self._turn_text())
+
+    def _append_generated(self, tokens: list[int]) -> None:
+        self._turn += tokens
+        self.unread += tokens
+        self.episode.token_ids += tokens
+        self.episode.generated_mask += [True] * len(tokens)
+        if self._candidates is not None:
+            self._candidates = [rest[1:] for rest in self._candidates if rest[:1] == tokens and len(rest) > 1] or None
+
+    def _append_observation(self, tokens: list[int]) -> None:
+        self.episode.token_ids += tokens
+        self.episode.generated_mask += [False] * len(tokens)
+        self.unread += tokens
+        self._turn, self._candidates = [], None
+        if len(self.episode.token_ids) >= self._max_length:
+            self._runner.end(EndReason.CONTEXT)
+
+    def _end_turn(self) -> None:
+        """Handles a stop token. It also ends the line. The episode goes on only if this line is a command."""
+        text = self._turn_text()
+        if text and not text.endswith("\n"):
+            self._append_generated(self._transcript.newline_ids)
+            text += "\n"
+        if not self._step(text):
+            self._runner.end(EndReason.NO_ACTION, text)
+
+    def _step(self, text: str) -> bool:
+        """Steps the environment if the turn contains a command, and returns whether it does."""
+        observation = self._runner.step(text)
+        if observation is None:
+            return False
+        self._append_observation(self._transcript.encode_observation(text, observation))
+        return True
+
+    def _allowed_tokens(self) -> list[int] | None:
+        """Returns the ids of the allowed next tokens, or None if every token is allowed."""
+        if self._config.decoding != "admissible":
+            return None
+        if self._candidates is None and self._runner.expects_command(text := self._turn_text()):
+            line = text.rpartition("\n")[2]
+            blank = "" if line.endswith(" ") else " "
+            commands = self._runner.admissible
+            self._candidates = [self._transcript.encode_after(line, f"{blank}{command}\n") for command in commands]
+        return sorted({rest[0] for rest in self._candidates}) if self._candidates else None
+
+    def _turn_text(self) -> str:
+        return self._transcript.decode(self._turn)
+
+
+def _run_batch(model: Any, slots: list[RolloutSlot], on_episode: Callable[[Episode], None] | None) -> None:
+    """Runs the episodes of a batch until all have ended.
+
+    In each forward pass all rows read the same number of tokens: the minimum over the unread tokens of the active rows.
+    This is 1 while any row generates. An observation is then read token by token, and in one pass if the row is alone.
+    """
+    for slot in slots:
+        if slot.done and on_episode is not None:  # the first observation filled the context
+            on_episode(slot.episode)
+    slots = [slot for slot in slots if not slot.done]
+    if not slots:
         return
-    batch = CachedBatch(model, [seat.take(len(seat.unread)) for seat in seats])
+    batch = CachedBatch(model, [slot.read(len(slot.unread)) for slot in slots])
     while True:
         logits = batch.logits.cpu()
-        likeliest = logits.argmax(dim=-1).tolist()
-        for seat, row, token in zip(seats, logits, likeliest):
-            if not seat.over and not seat.unread:
-                seat.write(seat.choose(row) if seat.chooses else token)
-                if seat.over and on_episode is not None:
-                    on_episode(seat.episode)
-        going = [row for row, seat in enumerate(seats) if not seat.over]
-        if not going:
+        greedy_tokens = logits.argmax(dim=-1).tolist()
+        for slot, row_logits, greedy_token in zip(slots, logits, greedy_tokens):
+            if not slot.done and not slot.unread:
+                slot.append(greedy_token if slot.is_greedy else slot.sample(row_logits))
+                if slot.done and on_episode is not None:
+                    on_episode(slot.episode)
+        active = [row for row, slot in enumerate(slots) if not slot.done]
+        if not active:
             return
-        if len(going) <= 0.85 * len(seats):  # copying the cache costs more than a few idle rows
-            batch.keep(going)
-            seats = [seats[row] for row in going]
-        width = min(len(seat.unread) for seat in seats if not seat.over)
-        batch.feed([[0] * width if seat.over else seat.take(width) for seat in seats])
+        if len(active) <= _COMPACT_BELOW * len(slots):
+            batch.keep(active)
+            slots = [slots[row] for row in active]
+        width = min(len(slot.unread) for slot in slots if not slot.done)
+        batch.feed([[0] * width if slot.done else slot.read(width) for slot in slots])
 
 
-def _length_limit(model: Any, max_length: int | None) -> int:
+def _resolve_max_length(model: Any, max_length: int | None) -> int:
     context = getattr(model.config, "max_position_embeddings", None)
     limits = [limit for limit in (context, max_length) if limit is not None]
     if not limits:
-        raise InputError("max_length", "a number for a model without a fixed context", "None", "Give one.")
+        raise InputError("max_length", "a number for a model without a fixed context", "None", "Set max_length.")
     return min(limits)
 
 
-def _stops(model: Any) -> list[int]:
-    """Tokens that end what the model writes, by its own configuration; instruction-tuned models have several."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+def _stop_ids(model: Any) -> list[int]:
+    """Returns the end-of-sequence tokens in the generation config. Instruction-tuned models have several."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
-def _check(model: Any, tokenizer: Any, batch_size: int, length: int) -> None:
+def _validate(model: Any, tokenizer: Any, batch_size: int, max_length: int) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
-            "tokenizer", "a fast tokenizer, which knows offsets", type(tokenizer).__name__, "Load it with AutoTokenizer."
+            "tokenizer", "a fast tokenizer with offsets", type(tokenizer).__name__, "Load it with AutoTokenizer."
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -150,8 +266,8 @@ def _check(model: Any, tokenizer: Any, batch_size: int, length: int) -> None:
             "tokenizer",
             f"at most the {rows} entries of the model's vocabulary",
             str(len(tokenizer)),
-            "Use the tokenizer the model was trained with.",
+            "Use the tokenizer of the model.",
         )
-    for name, number in {"batch_size": batch_size, "max_length": length}.items():
+    for name, number in {"batch_size": batch_size, "max_length": max_length}.items():
         if number < 1:
-            raise InputError(name, "at least 1", str(number), "Raise it.")
+            raise InputError(name, "at least 1", str(number), "Use a larger number.")

@@ -1,4 +1,4 @@
-"""Between the tokens a model reads and writes and the text of a transcript."""
+"""Tokenization of a transcript that grows piece by piece: as text, or as messages of a chat template."""
 
 from __future__ import annotations
 
@@ -7,98 +7,108 @@ from typing import Any
 
 from sad.errors import InputError
 
-_TURN = "<a turn of the agent>"  # stands for what the agent wrote when a template is asked for what follows it
+_TURN = "<a turn of the agent>"  # placeholder for an assistant message when the template renders the text after it
 
 
-class Codec:
-    """A fast tokenizer as play needs it: text in pieces, tokenized as it would be whole.
+class TranscriptTokenizer:
+    """Tokenizes the pieces of a transcript so that their tokens match those of the whole text.
 
     Args:
-        tokenizer: The model's fast tokenizer.
-        stops: Further tokens that end what the model writes, besides the tokenizer's end of sequence.
+        tokenizer: Fast tokenizer of the model.
+        stop_ids: Tokens that end a turn, in addition to the end-of-sequence token of the tokenizer.
+
+    Attributes:
+        stop_ids: All tokens that end a turn.
     """
 
-    def __init__(self, tokenizer: Any, stops: Collection[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop_ids: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._breaks: dict[int, bool] = {}
-        self.stops = frozenset({tokenizer.eos_token_id, *stops} - {None})
+        self._has_newline: dict[int, bool] = {}
+        self.stop_ids = frozenset({tokenizer.eos_token_id, *stop_ids} - {None})
 
-    def opening(self, text: str) -> list[int]:
-        """Tokens of the text that begins a transcript, with the BOS if the tokenizer adds one."""
+    def encode_opening(self, text: str) -> list[int]:
+        """Returns the tokens of the first text of a transcript, with BOS if the tokenizer adds one."""
         encoding = self._tokenizer(text, return_special_tokens_mask=True, verbose=False)
         ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
-        while special and special[-1]:  # an EOS that the tokenizer adds would end the episode before it begins
+        while special and special[-1]:  # an EOS that the tokenizer appends would end the episode at its start
             ids, special = ids[:-1], special[:-1]
         return ids
 
-    def answer(self, turn: str, answer: str) -> list[int]:
-        """Tokens of the environment's answer to a turn, up to where the model writes again."""
+    def encode_observation(self, turn: str, observation: str) -> list[int]:
+        """Returns the tokens between a turn and the next one: the observation after this turn."""
         last_line = turn[: turn.rfind("\n") + 1].splitlines(keepends=True)[-1:]
-        return self.after("".join(last_line), answer)
+        return self.encode_after("".join(last_line), observation)
 
     @property
-    def line_end(self) -> list[int]:
-        """Tokens that end the line of a model that stopped within it."""
-        return self.after("", "\n")
+    def newline_ids(self) -> list[int]:
+        """Tokens that end the last line of a turn if the model stopped inside this line."""
+        return self.encode_after("", "\n")
 
-    def after(self, before: str, text: str) -> list[int]:
-        """Tokens of `text` as they are when `before` stands in front of it, if a token begins there."""
-        encoding = self._tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    def encode_after(self, prefix: str, text: str) -> list[int]:
+        """Returns the tokens of `text` when it follows `prefix`.
+
+        If a token crosses the boundary, `text` is tokenized alone.
+        """
+        encoding = self._tokenizer(prefix + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
-        first = next((i for i, (start, _) in enumerate(offsets) if start >= len(before)), len(ids))
-        if first > 0 and offsets[first - 1][1] > len(before):  # a token stands across the seam
+        first = next((i for i, (start, _) in enumerate(offsets) if start >= len(prefix)), len(ids))
+        if first > 0 and offsets[first - 1][1] > len(prefix):
             return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids[first:]
 
-    def text(self, tokens: list[int]) -> str:
-        """The text of tokens, unembellished."""
+    def decode(self, tokens: list[int]) -> str:
+        """Returns the exact text of the tokens, without cleanup of spaces."""
         return self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
 
-    def breaks_line(self, token: int) -> bool:
-        """Whether the token's text holds a line end, so that a line may be complete."""
-        if token not in self._breaks:
-            self._breaks[token] = "\n" in self.text([token])
-        return self._breaks[token]
+    def contains_newline(self, token: int) -> bool:
+        """Returns whether the text of the token contains a line end, so that a line can be complete."""
+        if token not in self._has_newline:
+            self._has_newline[token] = "\n" in self.decode([token])
+        return self._has_newline[token]
 
 
-class ChatCodec(Codec):
-    """The same as a conversation: what the world says is the user's message, what the model writes the assistant's.
+class ChatTranscriptTokenizer(TranscriptTokenizer):
+    """Tokenizes a transcript as a conversation: observations are user messages, turns are assistant messages.
 
     Args:
-        tokenizer: A fast tokenizer with a chat template.
-        stops: As of `Codec`.
+        tokenizer: Fast tokenizer with a chat template.
+        stop_ids: Tokens that end a turn, in addition to the end-of-sequence token of the tokenizer.
 
     Raises:
-        InputError: The tokenizer has no chat template, or one that drops what was said.
+        InputError: The tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, stops: Collection[int] = ()) -> None:
-        super().__init__(tokenizer, stops)
+    def __init__(self, tokenizer: Any, stop_ids: Collection[int] = ()) -> None:
+        super().__init__(tokenizer, stop_ids)
         if not tokenizer.chat_template:
-            raise InputError("tokenizer", "a tokenizer with a chat template", "one without", "Play without `chat`.")
+            raise InputError("tokenizer", "a tokenizer with a chat template", "one without", "Leave out chat=True.")
 
-    def opening(self, text: str) -> list[int]:
-        """Tokens of a conversation that begins with this message, up to where the model writes."""
-        return self._tokens(self._render([text.rstrip("\n")]))
+    def encode_opening(self, text: str) -> list[int]:
+        """Returns the tokens of a conversation with this first user message, up to the assistant's turn."""
+        return self._encode_rendered(self._render([text.rstrip("\n")]))
 
-    def answer(self, turn: str, answer: str) -> list[int]:
-        """Tokens from the end of the model's message to where it writes again."""
-        rendered = self._render([".", _TURN, answer.rstrip("\n")])
+    def encode_observation(self, turn: str, observation: str) -> list[int]:
+        """Returns the tokens from the end of the assistant message to the start of the next one.
+
+        Raises:
+            InputError: The chat template drops messages.
+        """
+        rendered = self._render([".", _TURN, observation.rstrip("\n")])
         _, found, rest = rendered.rpartition(_TURN)
         if not found:
             remedy = "Set a tokenizer.chat_template that keeps all messages."
             raise InputError("tokenizer", "a chat template that keeps every message", "one that drops some", remedy)
-        return self._tokens(rest)
+        return self._encode_rendered(rest)
 
     @property
-    def line_end(self) -> list[int]:
-        """None: the message ends there, as the template has it."""
+    def newline_ids(self) -> list[int]:
+        """An empty list: the template ends the message without a line end."""
         return []
 
-    def _render(self, said: list[str]) -> str:
-        """A conversation in which user and assistant speak in turn."""
-        messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(said)]
+    def _render(self, contents: list[str]) -> str:
+        """Renders a conversation with alternating user and assistant messages."""
+        messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
         return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def _tokens(self, rendered: str) -> list[int]:
+    def _encode_rendered(self, rendered: str) -> list[int]:
         return self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""What `sad collect` and `sad eval` share: who plays, in which world, and the episodes with a progress bar."""
+"""Agents, environments and rollouts for `sad collect` and `sad eval`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import torch
 import typer
 import yaml
+from rich.console import Console
+from rich.progress import Progress
 
 import sad
 from sad.agents.collect import collect, collect_endpoint, collect_expert
 from sad.agents.endpoint import Endpoint
 from sad.agents.prompts import prompt_text
+from sad.cli.agent_options import AgentOptions
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 from sad.training.models import load_model, load_tokenizer
@@ -25,8 +28,8 @@ from sad.trajectories.trajectory import Trajectory
 EXPERT = "expert"
 
 
-class Player(NamedTuple):
-    """Who plays: a model with its tokenizer, a model behind a URL, or, with neither, the world's scripted expert."""
+class Agent(NamedTuple):
+    """A model with its tokenizer, a model behind an endpoint, or (with neither) the scripted expert of the environment."""
 
     name: str
     model: Any = None
@@ -34,66 +37,53 @@ class Player(NamedTuple):
     endpoint: Endpoint | None = None
 
 
-class EndpointOptions(NamedTuple):
-    """Where models are asked that are no folder, and how; None: nowhere.
-
-    Attributes:
-        url: As of `Endpoint`, likewise `api` and `timeout`.
-        key_variable: Environment variable with the key; one that is not set sends none.
-    """
-
-    url: str | None
-    api: str = "chat"
-    key_variable: str = "OPENAI_API_KEY"
-    timeout: float = 120.0
-
-
-def load_player(name: str, endpoint: EndpointOptions) -> Player:
-    """The player called `name`: `"expert"`, a folder with a model and its tokenizer, or a model at the endpoint.
+def load_agent(name: str, options: AgentOptions) -> Agent:
+    """Loads an agent: `"expert"`, a folder with a model and its tokenizer, or a model at the endpoint.
 
     Raises:
-        InputError: There is no endpoint and the folder is missing or holds no model or no tokenizer.
+        InputError: There is no endpoint, and the folder does not exist or contains no model or no tokenizer.
     """
     if name == EXPERT:
-        return Player(EXPERT)
-    if endpoint.url is not None and not Path(name).is_dir():
-        key = os.environ.get(endpoint.key_variable)
-        asked = Endpoint(endpoint.url, name, api=endpoint.api, api_key=key, timeout=endpoint.timeout)
-        return Player(name, endpoint=asked)
+        return Agent(EXPERT)
+    if options.endpoint is not None and not Path(name).is_dir():
+        key = os.environ.get(options.api_key_env)
+        endpoint = Endpoint(options.endpoint, name, api=options.api, api_key=key, timeout=options.timeout)
+        return Agent(name, endpoint=endpoint)
     model = load_model("model", name).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer("model", name)
     if tokenizer is None:
         remedy = "Save it there with `tokenizer.save_pretrained(...)`."
         raise InputError("model", "a folder with a model and its tokenizer", f"no tokenizer in {name!r}", remedy)
-    return Player(name, model, tokenizer)
+    return Agent(name, model, tokenizer)
 
 
-def make_env(env: str, root: str | None, split: str | None, seed: int, options: Sequence[str]) -> Env:
-    """A world by name, with further options as `name=value`. Says how many records of its data could not be read, if any.
+def make_env(options: AgentOptions) -> Env:
+    """Makes the environment and prints the number of skipped data records, if there are any.
 
     Raises:
-        InputError: An option is not of that form or unknown to the world.
+        InputError: An entry of `env_options` is not `name=value`, or the environment does not know it.
     """
-    settings = {}
-    for option in options:
-        key, equals, value = option.partition("=")
+    keywords = {}
+    for entry in options.env_options:
+        key, equals, value = entry.partition("=")
         if not equals or not key:
-            raise InputError("--option", "name=value", repr(option), "Write for example --option size=small.")
-        settings[key] = yaml.safe_load(value)
+            raise InputError("--option", "name=value", repr(entry), "Write for example --option size=small.")
+        keywords[key] = yaml.safe_load(value)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*skipped")  # said below, without a line of source
-            world = sad.envs.make(env, root=root, split=split, seed=seed, **settings)
+            warnings.filterwarnings("ignore", message=".*skipped")  # printed below without a source line
+            env = sad.envs.make(options.env, root=options.root, split=options.split, seed=options.seed, **keywords)
     except TypeError as error:
-        got = ", ".join(settings) or "none"
-        raise InputError("--option", f"options of {env!r}", f"{got} ({error})", "See the world's documentation.") from None
-    if skipped := getattr(world, "skipped", ()):
-        typer.echo(f"{env}: {len(skipped)} records skipped that could not be read; the first: {skipped[0]}", err=True)
-    return world
+        got = f"{', '.join(keywords) or 'none'} ({error})"
+        remedy = "See the documentation of the environment."
+        raise InputError("--option", f"options of {options.env!r}", got, remedy) from None
+    if skipped := getattr(env, "skipped", ()):
+        typer.echo(f"{options.env}: {len(skipped)} records skipped as unreadable; the first: {skipped[0]}", err=True)
+    return env
 
 
 def check_new_file(out: Path | None) -> None:
-    """Refuses to overwrite.
+    """Checks that a file does not exist yet.
 
     Raises:
         InputError: The file exists.
@@ -102,55 +92,69 @@ def check_new_file(out: Path | None) -> None:
         raise InputError("out", "a new file", f"{str(out)!r}, which exists", "Choose another name, or remove it.")
 
 
-def play_tasks(
-    player: Player,
+def rollout_tasks(
+    agent: Agent,
     env: Env,
-    env_name: str,
     tasks: Sequence[Task],
+    options: AgentOptions,
     *,
-    prompt: str,
-    done: Collection[str] = (),
-    keep: Callable[[Trajectory], None] | None = None,
-    **limits: Any,
+    samples: int = 1,
+    clean: bool = True,
+    skip_ids: Collection[str] = (),
+    on_trajectory: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """Plays tasks with a progress bar; `limits` go to `sad.agents.collect.collect`.
+    """Runs episodes with an agent and shows a progress bar.
 
-    The expert knows one way to play, so of the limits only `max_steps` concerns it.
+    With a prompt, a local model with a chat template gets the conversation as messages. Of all options the expert uses
+    `max_steps` only.
 
     Args:
-        player: Who plays.
-        env: The world.
-        env_name: Its name.
-        tasks: What is played.
-        prompt: A name of `sad.agents.prompts.prompt_text`. With a prompt, models with a chat template are talked to by it.
-        done: Ids that are not played again.
-        keep: Called with every trajectory as it is finished.
+        agent: The agent.
+        env: The environment.
+        tasks: The tasks.
+        options: The options of the command.
+        samples: Number of episodes per task.
+        clean: Normalize the form of the generated lines.
+        skip_ids: Ids of trajectories to skip.
+        on_trajectory: Called with every finished trajectory.
 
     Raises:
-        InputError: As `collect`, `collect_endpoint`, `collect_expert` and `prompt_text` do.
+        InputError: The decoding is not supported by the endpoint, the prompt does not exist, or the rollout fails.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    total = len(tasks) * (1 if player.name == EXPERT else limits.get("samples", 1)) - len(done)
+    total = len(tasks) * (1 if agent.name == EXPERT else samples) - len(skip_ids)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"{player.name} plays", total=total)
+        bar = progress.add_task(f"{agent.name}: episodes", total=total)
 
         def finished(trajectory: Trajectory) -> None:
-            if keep is not None:
-                keep(trajectory)
+            if on_trajectory is not None:
+                on_trajectory(trajectory)
             progress.advance(bar)
 
-        if player.name == EXPERT:
-            return collect_expert(env, tasks, done=done, max_steps=limits["max_steps"], on_trajectory=finished)
-        text = prompt_text(prompt, env_name)
-        if player.endpoint is not None:
-            if (decoding := limits.pop("decoding")) != "free":
-                remedy = "Decode freely: what the server's model may write cannot be limited from here."
-                raise InputError("decoding", "'free' for a model at an endpoint", repr(decoding), remedy)
-            play = partial(collect_endpoint, player.endpoint)
+        if agent.name == EXPERT:
+            max_steps = options.max_steps
+            return collect_expert(env, tasks, skip_ids=skip_ids, max_steps=max_steps, on_trajectory=finished)
+        prompt = prompt_text(options.prompt, options.env)
+        if agent.endpoint is not None:
+            if options.decoding != "free":
+                remedy = "Use free decoding: a server does not let the client restrict the tokens."
+                raise InputError("decoding", "'free' for a model at an endpoint", repr(options.decoding), remedy)
+            run = partial(collect_endpoint, agent.endpoint)
         else:
-            chat = bool(text) and bool(player.tokenizer.chat_template)
-            play = partial(collect, player.model, player.tokenizer, chat=chat)
-        extra = {"model": player.name, "prompt": prompt}
-        return play(env, tasks, env_name=env_name, prompt=text, extra=extra, done=done, on_trajectory=finished, **limits)
+            chat = bool(prompt) and bool(agent.tokenizer.chat_template)
+            run = partial(collect, agent.model, agent.tokenizer, chat=chat, decoding=options.decoding)
+        return run(
+            env,
+            tasks,
+            env_name=options.env,
+            samples=samples,
+            temperature=options.temperature,
+            seed=options.seed,
+            skip_ids=skip_ids,
+            on_trajectory=finished,
+            extra={"model": agent.name, "prompt": options.prompt},
+            prompt=prompt,
+            clean=clean,
+            max_steps=options.max_steps,
+            max_turn_tokens=options.max_turn_tokens,
+            batch_size=options.batch_size,
+        )

@@ -1,88 +1,93 @@
-"""`sad collect`: let an agent play tasks, and keep the trajectories."""
+"""`sad collect`: run an agent on tasks and save the trajectories."""
 
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from sad.cli.agent_options import PROMPT_HELP, ROLLOUT, AgentOptions
+from sad.cli.flags import takes
+from sad.options import option
 
-def command(
-    model: Annotated[str, typer.Option(help="Folder of a model with its tokenizer, expert, or the name at --endpoint.")],
-    out: Annotated[Path, typer.Option(help="New file of trajectories, .jsonl or .jsonl.gz.")],
-    env: Annotated[str, typer.Option(help="The world.")] = "household",
-    split: Annotated[str, typer.Option(help="Which of its tasks.")] = "train",
-    tasks: Annotated[int | None, typer.Option(help="How many, from the first; all if not given.")] = None,
-    root: Annotated[str | None, typer.Option(help="Folder of the world's data, for worlds that need one.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Option of the world, name=value; may be repeated.")] = None,
-    prompt: Annotated[
-        str, typer.Option(help="paper (appendix E.1), world (with the world's commands), none, or a text file.")
-    ] = "paper",
-    samples: Annotated[int, typer.Option(help="Episodes per task.")] = 1,
-    temperature: Annotated[float, typer.Option(help="Of the sampling, 0: greedy.")] = 0.2,
-    decoding: Annotated[str, typer.Option(help="free, or admissible: actions among the world's commands.")] = "free",
-    clean: Annotated[bool, typer.Option(help="Mend the form of what the model writes: prefixes, line ends.")] = True,
-    solved: Annotated[bool, typer.Option("--solved", help="Keep solved episodes only.")] = False,
-    max_steps: Annotated[int, typer.Option(help="Actions per episode.")] = 50,
-    max_turn_tokens: Annotated[int, typer.Option(help="Tokens from an observation to the action.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Episodes side by side.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the world and of sampling.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a collection that was stopped.")] = False,
-    endpoint: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server, up to /v1.")] = None,
-    api: Annotated[str, typer.Option(help="Of the endpoint: chat, or completions for models without a template.")] = "chat",
-    api_key_env: Annotated[str, typer.Option(help="Environment variable with the endpoint's key.")] = "OPENAI_API_KEY",
-    timeout: Annotated[float, typer.Option(help="Seconds for one request to the endpoint.")] = 120.0,
-) -> None:
-    """Let an agent or the scripted expert play tasks, and keep the trajectories."""
-    from collections import Counter
+if TYPE_CHECKING:
+    from sad.trajectories.trajectory import Trajectory
 
-    from sad.agents.collect import choose_tasks, sampled_id
-    from sad.agents.prompts import prompt_text
-    from sad.agents.resumable import Journal
-    from sad.cli.agents import EXPERT, EndpointOptions, load_player, make_env, play_tasks
 
-    world = make_env(env, root, split, seed, option or [])
-    chosen = choose_tasks(world, tasks)
-    settings: dict[str, object] = {"model": model, "env": env, "split": split, "root": root, "option": option or []}
-    settings |= {"tasks": len(chosen), "seed": seed, "max_steps": max_steps}
-    if model == EXPERT:
-        samples = 1
-    else:
-        settings |= {"prompt": prompt, "prompt_text": prompt_text(prompt, env), "samples": samples, "clean": clean}
-        settings |= {"temperature": temperature, "decoding": decoding, "max_turn_tokens": max_turn_tokens}
-        settings |= {"endpoint": endpoint, "api": api} if endpoint else {}
-        if prompt == "paper" and endpoint is None:
-            typer.echo(
-                "The model reads the paper's prompt; one trained on transcripts without any wants --prompt none.", err=True
-            )
-    player = load_player(model, EndpointOptions(endpoint, api, api_key_env, timeout))
-    journal = Journal(out, settings, resume=resume)
-    if journal.complete:
-        typer.echo(f"{out}: complete, nothing left to do")
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(AgentOptions):
+    """The options of `sad collect`."""
+
+    model: str = option(help="Folder of a model with its tokenizer, expert, or the name of a model at --endpoint.")
+    out: Path = option(help="New trajectory file, .jsonl or .jsonl.gz.")
+    solved: bool = option(False, flag="--solved", help="Save successful episodes only.")
+    resume: bool = option(False, flag="--resume", help="Continue an interrupted collection.")
+    samples: int = option(1, group=ROLLOUT, help="Number of episodes per task.")
+    prompt: str = option("paper", group=ROLLOUT, help=PROMPT_HELP)
+    temperature: float = option(0.2, group=ROLLOUT, help="Sampling temperature. 0 is greedy.")
+    clean: bool = option(True, group=ROLLOUT, help="Normalize the form of the generated lines: prefixes, line ends.")
+
+
+@takes(CollectOptions)
+def command(options: CollectOptions) -> None:
+    """Run an agent or the scripted expert on tasks, and save the trajectories."""
+    from sad.agents.collect import sample_id, select_tasks
+    from sad.agents.resumable import ResumableFile
+    from sad.cli.agents import EXPERT, load_agent, make_env, rollout_tasks
+
+    env = make_env(options)
+    tasks = select_tasks(env, options.tasks)
+    samples = 1 if options.model == EXPERT else options.samples
+    config = _run_config(options, len(tasks))
+    if options.model != EXPERT and options.prompt == "paper" and options.endpoint is None:
+        typer.echo(
+            "The model gets the prompt of the paper. A model that was trained on transcripts needs --prompt none.", err=True
+        )
+    agent = load_agent(options.model, options)
+    file = ResumableFile(options.out, config, resume=options.resume)
+    if file.complete:
+        typer.echo(f"{options.out}: complete, nothing left to do")
         return
-    if resume:
-        torn = "; a half-written one was dropped" if journal.dropped else ""
-        typer.echo(f"{out}: {len(journal.done)} episodes were there already{torn}", err=True)
-    play_tasks(
-        player,
-        world,
+    if options.resume:
+        dropped = "; dropped an incomplete one" if file.dropped_lines else ""
+        typer.echo(f"{options.out}: {len(file.trajectories)} episodes exist already{dropped}", err=True)
+    rollout_tasks(
+        agent,
         env,
-        chosen,
-        prompt=prompt,
-        done=tuple(journal.done),
-        keep=journal.add,
+        tasks,
+        options,
         samples=samples,
-        temperature=temperature,
-        decoding=decoding,
-        clean=clean,
-        max_steps=max_steps,
-        max_turn_tokens=max_turn_tokens,
-        batch_size=batch_size,
-        seed=seed,
+        clean=options.clean,
+        skip_ids=tuple(file.trajectories),
+        on_trajectory=file.add,
     )
-    played = [journal.done[sampled_id(task, sample)] for sample in range(samples) for task in chosen]
-    kept = [trajectory for trajectory in played if trajectory.success] if solved else played
-    journal.finish(kept)
-    won = sum(bool(trajectory.success) for trajectory in played)
-    ends = Counter(end for trajectory in played if (end := trajectory.extra.get("end")))
-    why = f" (ended: {', '.join(f'{end} {count}' for end, count in ends.most_common())})" if ends else ""
-    typer.echo(f"{out}: {len(kept)} trajectories; {won} of {len(played)} episodes solved{why}")
+    trajectories = [file.trajectories[sample_id(task, k)] for k in range(samples) for task in tasks]
+    saved = [trajectory for trajectory in trajectories if trajectory.success] if options.solved else trajectories
+    file.finish(saved)
+    typer.echo(f"{options.out}: {len(saved)} trajectories; {_summary(trajectories)}")
+
+
+def _run_config(options: CollectOptions, task_count: int) -> dict[str, object]:
+    """Returns the options that determine the episodes. A resumed run must have the same."""
+    from sad.agents.prompts import prompt_text
+    from sad.cli.agents import EXPERT
+
+    config: dict[str, object] = {"model": options.model, "env": options.env, "split": options.split, "root": options.root}
+    config |= {"option": options.env_options, "tasks": task_count, "seed": options.seed, "max_steps": options.max_steps}
+    if options.model == EXPERT:
+        return config
+    config |= {"prompt": options.prompt, "prompt_text": prompt_text(options.prompt, options.env)}
+    config |= {"samples": options.samples, "clean": options.clean, "temperature": options.temperature}
+    config |= {"decoding": options.decoding, "max_turn_tokens": options.max_turn_tokens}
+    return config | ({"endpoint": options.endpoint, "api": options.api} if options.endpoint else {})
+
+
+def _summary(trajectories: Sequence[Trajectory]) -> str:
+    won = sum(bool(trajectory.success) for trajectory in trajectories)
+    ends = Counter(end for trajectory in trajectories if (end := trajectory.extra.get("end")))
+    reasons = f" (ended: {', '.join(f'{end} {count}' for end, count in ends.most_common())})" if ends else ""
+    return f"{won} of {len(trajectories)} episodes solved{reasons}"

@@ -1,23 +1,25 @@
-"""`sad demo`: distil a small agent from a larger one and watch both play, in a few minutes on a laptop."""
+"""`sad demo`: distill a small agent from a larger one and evaluate both, in a few minutes on a laptop."""
 
-from pathlib import Path
-from typing import Annotated
+from __future__ import annotations
 
-import typer
+from typing import TYPE_CHECKING, Any
+
+from sad.cli.flags import takes
+from sad.demo.config import DemoOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-def command(
-    out: Annotated[Path, typer.Option(help="Folder of the run, new or empty.")] = Path("demo-run"),
-    seed: Annotated[int, typer.Option(help="Seed of scenes, models, batches.")] = 0,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="A tiny run of seconds that shows the way but learns little.")
-    ] = False,
-) -> None:
-    """Distil a small agent from a larger one and watch it play, in a few minutes.
+@takes(DemoOptions)
+def command(options: DemoOptions) -> None:
+    """Distill a small agent from a larger one and evaluate both, in a few minutes on the CPU.
 
-    A scripted expert plays household tasks, a teacher model learns from it and plays, and a student a third of its
-    size is distilled from what the teacher wrote. Then teacher, student and the untrained student play the same unseen
-    tasks. Everything is made on the spot on the CPU; nothing is downloaded. The folder keeps the trajectories, both
+    A scripted expert solves household tasks. A teacher model is trained on its
+    trajectories and then solves further tasks. A student with a third of the
+    parameters is distilled from the trajectories of the teacher. Finally the
+    teacher, the student and the untrained student run on the same unseen tasks.
+    The command downloads nothing. The folder contains the trajectories, both
     models, results.json and report.html.
     """
     import warnings
@@ -25,20 +27,23 @@ def command(
     from rich.console import Console
     from transformers.utils import logging
 
-    from sad.demo.config import FAST, FULL
     from sad.demo.progress import Stages
     from sad.demo.run import check_folder, run_demo
-    from sad.report import table
 
-    check_folder(out)
+    check_folder(options.out)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers|accelerate")
     console = Console()
-    settings = (FAST if fast else FULL)._replace(seed=seed)
-    console.print(f"[bold]sad demo[/], seed {seed}: everything is kept in {out}/\n", highlight=False)
+    console.print(f"[bold]sad demo[/], seed {options.seed}: results go to {options.out}/\n", highlight=False)
     with Stages(console) as stages:
-        results = run_demo(out, settings, stages)
+        results = run_demo(options, stages)
+    _print_results(console, options, results)
+
+
+def _print_results(console: Console, options: DemoOptions, results: dict[str, Any]) -> None:
+    from sad.report import table
+
     evaluations = results["evaluations"]
     console.print()
     title = f"{results['data']['unseen_tasks']} unseen tasks, greedy, free decoding"
@@ -49,6 +54,7 @@ def command(
     console.print(
         f"\nThe student has {sizes['student'] / sizes['teacher']:.0%} of the teacher's {sizes['teacher']:,} parameters and "
         f"solves {student['successes']} of {student['tasks']} tasks{share}.\n"
-        f"{results['seconds']:.0f} s in all. Curves, time per stage and the mask overlay: {out / 'report.html'}",
+        f"Total time: {results['seconds']:.0f} s. Loss curves, time per stage and span labels: "
+        f"{options.out / 'report.html'}",
         highlight=False,
     )

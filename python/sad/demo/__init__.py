@@ -1,1 +1,1 @@
-"""The demo: a small teacher, a distilled student, and a report on both."""
+"""The demo: trains a small teacher, distills a student, and reports on both."""

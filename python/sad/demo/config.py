@@ -1,35 +1,45 @@
-"""What the demo does how often: one set that fits into minutes on two cores, one for tests."""
+"""The options of `sad demo` and the sizes of its two variants: minutes on two CPU cores, and seconds for tests."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
-from sad.demo.models import Shape
+from sad.options import option
 
 
-class Training(NamedTuple):
-    """Steps of one training, trajectories per step, and the highest learning rate."""
+class DecoderShape(NamedTuple):
+    """Size of a decoder."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+class TrainingConfig(NamedTuple):
+    """Optimizer steps, trajectories per step, and peak learning rate of a training run."""
 
     steps: int
     batch_size: int
     learning_rate: float
 
 
-class Settings(NamedTuple):
-    """The demo's sizes.
+class DemoConfig(NamedTuple):
+    """Sizes of a demo run.
 
     Attributes:
-        expert_tasks: Training tasks the scripted expert plays.
-        teacher_tasks: Further training tasks, which the teacher plays for the student.
-        unseen_tasks: Tasks of the validation split, played at the end.
-        max_steps: Actions per episode.
-        context: Tokens per episode.
-        vocabulary: Largest number of tokenizer entries.
+        expert_tasks: Number of training tasks of the scripted expert.
+        teacher_tasks: Number of further training tasks that the teacher runs for the student.
+        unseen_tasks: Number of tasks of the validation split for the final evaluation.
+        max_steps: Maximum number of actions per episode.
+        context: Maximum number of tokens per episode.
+        vocabulary: Maximum size of the tokenizer's vocabulary.
         teacher: Size of the teacher.
         student: Size of the student.
-        imitation: How the teacher learns from the expert.
-        distillation: How the student learns from the teacher.
-        seed: Of everything.
+        imitation: Training of the teacher on the trajectories of the expert.
+        distillation: Training of the student on the trajectories of the teacher.
+        seed: Seed of the tasks, the weights, the batches and the sampling.
     """
 
     expert_tasks: int
@@ -38,35 +48,49 @@ class Settings(NamedTuple):
     max_steps: int
     context: int
     vocabulary: int
-    teacher: Shape
-    student: Shape
-    imitation: Training
-    distillation: Training
+    teacher: DecoderShape
+    student: DecoderShape
+    imitation: TrainingConfig
+    distillation: TrainingConfig
     seed: int = 0
 
 
-FULL = Settings(
+FULL = DemoConfig(
     expert_tasks=4200,
     teacher_tasks=500,
     unseen_tasks=50,
     max_steps=20,
     context=640,
     vocabulary=640,
-    teacher=Shape(layers=4, width=96, heads=4),
-    student=Shape(layers=3, width=64, heads=4),
-    imitation=Training(steps=1050, batch_size=4, learning_rate=1e-2),
-    distillation=Training(steps=900, batch_size=4, learning_rate=1e-2),
+    teacher=DecoderShape(layers=4, width=96, heads=4),
+    student=DecoderShape(layers=3, width=64, heads=4),
+    imitation=TrainingConfig(steps=1050, batch_size=4, learning_rate=1e-2),
+    distillation=TrainingConfig(steps=900, batch_size=4, learning_rate=1e-2),
 )
 
-FAST = Settings(
+FAST = DemoConfig(
     expert_tasks=24,
     teacher_tasks=4,
     unseen_tasks=6,
     max_steps=3,
     context=512,
     vocabulary=400,
-    teacher=Shape(layers=2, width=32, heads=2),
-    student=Shape(layers=1, width=16, heads=2),
-    imitation=Training(steps=12, batch_size=4, learning_rate=5e-3),
-    distillation=Training(steps=6, batch_size=2, learning_rate=5e-3),
+    teacher=DecoderShape(layers=2, width=32, heads=2),
+    student=DecoderShape(layers=1, width=16, heads=2),
+    imitation=TrainingConfig(steps=12, batch_size=4, learning_rate=5e-3),
+    distillation=TrainingConfig(steps=6, batch_size=2, learning_rate=5e-3),
 )
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The options of `sad demo`."""
+
+    out: Path = option(Path("demo-run"), help="Folder of the run. It must be new or empty.")
+    seed: int = option(0, help="Seed of the tasks, the weights and the batches.")
+    fast: bool = option(False, flag="--fast", help="Run a tiny variant in seconds. Its agents learn little.")
+
+    @property
+    def config(self) -> DemoConfig:
+        """The sizes of the chosen variant with the chosen seed."""
+        return (FAST if self.fast else FULL)._replace(seed=self.seed)

@@ -1,10 +1,10 @@
-"""The demo's models, made from nothing: a tokenizer, two decoders, and imitation training for the larger one."""
+"""The tokenizer and the decoders of the demo, made from scratch, and the imitation training of the teacher."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,22 +12,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
+from sad.demo.config import DecoderShape, TrainingConfig
 from sad.demo.optimizer import Muon
 
 WARMUP = 0.05  # share of the steps
-Example = dict[str, list[int]]  # input_ids and span_ids, as `sad.encode_all` makes them
-
-
-class Shape(NamedTuple):
-    """Size of a decoder."""
-
-    layers: int
-    width: int
-    heads: int
+Example = dict[str, list[int]]  # input_ids and span_ids, as `sad.encode_all` returns them
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `vocabulary` entries: any text can be written, and offsets are faithful."""
+    """Trains a byte-level BPE tokenizer with at most `vocabulary` entries. It encodes any text with exact offsets."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -41,8 +34,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", clean_up_tokenization_spaces=False)
 
 
-def build_model(shape: Shape, tokenizer: Any, context: int, seed: int) -> LlamaForCausalLM:
-    """A LLaMA-like decoder with random weights. Rotary positions learn to copy from the context soonest."""
+def build_model(shape: DecoderShape, tokenizer: Any, context: int, seed: int) -> LlamaForCausalLM:
+    """Builds a LLaMA decoder with random weights. With rotary positions it learns early to copy from the context."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.width,
@@ -58,26 +51,26 @@ def build_model(shape: Shape, tokenizer: Any, context: int, seed: int) -> LlamaF
     return LlamaForCausalLM(config)
 
 
-def batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
-    """Endless batches of examples of similar length, in random order, every example once per pass."""
-    draw = random.Random(seed)
+def iterate_batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
+    """Yields batches of examples with similar length forever, in random order. Each epoch has every example once."""
+    rng = random.Random(seed)
     while True:
-        order = draw.sample(range(len(examples)), len(examples))
+        order = rng.sample(range(len(examples)), len(examples))
         groups: list[list[int]] = []
         for start in range(0, len(order), 16 * batch_size):
             pool = sorted(order[start : start + 16 * batch_size], key=lambda i: len(examples[i]["input_ids"]))
             groups += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
-        draw.shuffle(groups)
+        rng.shuffle(groups)
         yield from ([examples[i] for i in group] for group in groups)
 
 
 def imitation_loss(model: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the next token over the supervised tokens alone.
+    """Computes the cross-entropy of the next token over the supervised tokens.
 
-    Padding stands on the right, where a causal model does not look, so no attention mask is needed.
+    No attention mask is needed, because the padding is on the right and the model is causal.
 
     Returns:
-        Mean loss, and the loss of every supervised token (N,).
+        The mean loss (scalar) and the loss per supervised token (N,).
     """
     length = max(len(example["input_ids"]) for example in batch)
     ids, spans = (
@@ -86,7 +79,7 @@ def imitation_loss(model: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor
     )
     supervised = spans[:, 1:] > 0
     hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[supervised])  # (N, V), only of the tokens that count
+    logits = model.get_output_embeddings()(hidden[supervised])  # (N, V), supervised rows only
     losses = cross_entropy(logits.float(), ids[:, 1:][supervised], reduction="none")
     return losses.mean(), losses.detach()
 
@@ -94,33 +87,29 @@ def imitation_loss(model: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor
 def imitate(
     model: Any,
     examples: Sequence[Example],
+    config: TrainingConfig,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Trains `model` to write what the examples' author wrote, with Muon, warm-up, cosine decay and clipping at 1.0.
+    """Trains `model` on expert trajectories with Muon, linear warm-up, cosine decay and gradient clipping at 1.0.
 
     Args:
-        model: Trained in place.
+        model: The model. It is trained in place.
         examples: Encoded trajectories.
-        steps: Optimizer steps.
-        batch_size: Trajectories per step.
-        learning_rate: Its highest value, reached after a twentieth of the steps.
-        seed: Of the order of the examples.
-        on_step: Called with step and loss after each step.
+        config: Steps, batch size and peak learning rate, which is reached after 5 % of the steps.
+        seed: Seed of the batch order.
+        on_step: Called with the step and its loss after each step.
 
     Returns:
         The loss of every step.
     """
-    optimizer = Muon(model, learning_rate=learning_rate)
-    warmup = max(1, round(WARMUP * steps))
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    optimizer = Muon(model, learning_rate=config.learning_rate)
+    warmup = max(1, round(WARMUP * config.steps))
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, config.steps)
     curve: list[float] = []
     model.train()
-    for step, batch in zip(range(1, steps + 1), batches(examples, batch_size, seed)):
+    for step, batch in zip(range(1, config.steps + 1), iterate_batches(examples, config.batch_size, seed)):
         loss, _ = imitation_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""The demo's stages on the terminal: a bar for the running one, a line for each that is done, and the time of all."""
+"""Progress of the demo on the terminal: a bar for the running stage, and a line with its time for each finished one."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 
 class Stage:
-    """One running stage.
+    """A running stage.
 
     Attributes:
-        made: What the stage made, in words; set it before the stage ends.
+        made: Short description of the result. Set it before the stage ends.
     """
 
-    def __init__(self, progress: Progress, bar: Any) -> None:
-        self._progress, self._bar = progress, bar
+    def __init__(self, progress: Progress, task_id: Any) -> None:
+        self._progress, self._task_id = progress, task_id
         self.made = ""
 
     def advance(self, note: str | None = None) -> None:
-        """One more unit is done; `note` stands beside the bar."""
-        self._progress.advance(self._bar)
+        """Advances the bar by one unit and shows `note` beside it."""
+        self._progress.advance(self._task_id)
         if note is not None:
-            self._progress.update(self._bar, note=note)
+            self._progress.update(self._task_id, note=note)
 
 
 class Stages:
-    """Context manager over all stages.
+    """A context manager that shows and times the stages of a run.
 
     Args:
-        console: Where they are shown.
+        console: The console for the output.
 
     Attributes:
-        records: For every finished stage its `name`, `seconds` and what it `made`.
+        records: The `name`, `seconds` and `made` of every finished stage.
     """
 
     def __init__(self, console: Console) -> None:
         self.records: list[dict[str, Any]] = []
-        self._began = time.monotonic()
+        self._start = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<34}"),
@@ -62,18 +62,18 @@ class Stages:
 
     @property
     def seconds(self) -> float:
-        """Time since the beginning."""
-        return time.monotonic() - self._began
+        """Seconds since the start of the run."""
+        return time.monotonic() - self._start
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Stage]:
-        """Runs one stage of `total` units; yields its `Stage`."""
-        bar = self._progress.add_task(name, total=total, note="")
-        stage, began = Stage(self._progress, bar), time.monotonic()
+        """Runs one stage of `total` units and yields its `Stage`."""
+        task_id = self._progress.add_task(name, total=total, note="")
+        stage, start = Stage(self._progress, task_id), time.monotonic()
         yield stage
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         self.records.append({"name": name, "seconds": seconds, "made": stage.made})
-        self._progress.remove_task(bar)
+        self._progress.remove_task(task_id)
         self._progress.console.print(
             f"[green]✓[/] {name:<34} {seconds:6.1f} s  [dim]{stage.made}[/]", highlight=False, soft_wrap=True
         )

@@ -1,4 +1,4 @@
-"""A small server on this machine that speaks the part of OpenAI's protocol that agents need."""
+"""A local test server with the part of the OpenAI API that the agents use."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = tuple[int, Any] | str  # status and body, or the text that the model writes
+Answer = tuple[int, Any] | str  # status and body, or the generated text
 
 
 def completion(path: str, text: str | None, finish: str = "stop") -> dict[str, Any]:
-    """The body of a successful answer."""
+    """Returns the body of a successful response."""
     body: dict[str, Any] = {"id": "x", "created": 0, "model": "m", "object": "chat.completion"}
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
     choice |= {"message": {"role": "assistant", "content": text}} if "chat" in path else {"text": text}
@@ -22,7 +22,7 @@ def completion(path: str, text: str | None, finish: str = "stop") -> dict[str, A
 
 @contextmanager
 def serving(answer: Callable[[str, dict[str, Any]], Answer]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server whose answers are those of `answer(path, request body)`; gives its URL and the requests as they come."""
+    """Runs a server that responds with `answer(path, request body)`. Yields its URL and the list of its requests."""
     requests: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -39,7 +39,7 @@ def serving(answer: Callable[[str, dict[str, Any]], Answer]) -> Iterator[tuple[s
                 self.send_header("retry-after-ms", "1")
                 self.end_headers()
                 self.wfile.write(data)
-            except OSError:  # the client has gone, as one does whose time is up
+            except OSError:  # the client closed the connection after its timeout
                 pass
 
         def log_message(self, *_: Any) -> None:

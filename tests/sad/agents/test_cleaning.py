@@ -1,4 +1,4 @@
-"""Cleaning mends forms, leaves words, and is done after one time."""
+"""`clean` normalizes the form of a turn, keeps its words, and is idempotent."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ PIECES = [
         (" \n\n", ""),
     ],
 )
-def test_what_is_mended(written: str, cleaned: str) -> None:
+def test_form_is_normalized(written: str, cleaned: str) -> None:
     assert clean(written) == cleaned
 
 
-def test_a_command_of_the_world_stands_as_it_is() -> None:
+def test_admissible_commands_stay_unchanged() -> None:
     assert clean("Action: say 'hi.'\n", ["say 'hi.'"]) == "Action: say 'hi.'\n"
     assert clean("Action: 'wait.'\n", ["wait."]) == "Action: wait.\n"
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=14).map("".join))
-def test_what_is_clean_stays_and_is_read_as_it_is_written(written: str) -> None:
+def test_cleaning_is_idempotent_and_its_lines_are_the_spans(written: str) -> None:
     cleaned = clean(written)
     assert clean(cleaned) == cleaned
     found = [(cleaned[start:end], kind) for start, end, kind in segment(cleaned).spans]
@@ -68,7 +68,7 @@ def test_what_is_clean_stays_and_is_read_as_it_is_written(written: str) -> None:
     assert found == [(line, prefixes[line.split(":")[0]]) for line in lines]
 
 
-def test_the_experts_lines_are_clean() -> None:
+def test_lines_of_the_expert_are_clean() -> None:
     env = sad.envs.make("household", tasks=6)
     for task in env.tasks:
         trajectory = env.expert(env, task, max_steps=50)

@@ -1,12 +1,12 @@
-"""What is collected is what was played, and reads back."""
+"""Collected trajectories match the episodes and survive a round trip through a file."""
 
 from __future__ import annotations
 
 import pytest
 
 import sad
-from sad.agents.collect import choose_tasks, collect, collect_expert
-from sad.agents.episode import observation_lines
+from sad.agents.collect import collect, collect_expert, select_tasks
+from sad.agents.episode import format_observation
 from sad.agents.prompts import PROMPTS, prompt_text
 from sad.envs.household.text import parse_goal
 from sad.errors import InputError
@@ -21,7 +21,7 @@ def tokenizer():
     return toy_tokenizer()
 
 
-def test_samples_differ_are_named_apart_and_survive_a_file(tokenizer, tmp_path) -> None:
+def test_samples_differ_have_their_own_ids_and_survive_a_file(tokenizer, tmp_path) -> None:
     env = Doors()
     model = tiny_model("llama", len(tokenizer), acts=True, tokenizer=tokenizer)
     seen: list[str] = []
@@ -47,8 +47,8 @@ def test_samples_differ_are_named_apart_and_survive_a_file(tokenizer, tmp_path) 
     assert again[0].extra["model"] == "tiny" and again[0].env == "doors" and again[0].extra["end"]
 
 
-def test_a_model_that_repeats_the_expert_gets_the_experts_transcript() -> None:
-    """Expert and `play` write one transcript format, to the letter."""
+def test_a_model_that_repeats_the_expert_gets_the_same_transcript() -> None:
+    """The expert and `rollout` write exactly the same transcript format."""
     env = sad.envs.make("household", split="train", seed=0, size="small", tasks=6)
     tokenizer = toy_tokenizer()
     for task, expert in zip(env.tasks, collect_expert(env, env.tasks), strict=True):
@@ -57,35 +57,36 @@ def test_a_model_that_repeats_the_expert_gets_the_experts_transcript() -> None:
         script = "".join(expert.text[start:end] for start, end, _ in spans)
         model = ScriptedModel(tokenizer, script)
         model.config.n_positions = 10_000
-        (played,) = collect(model, tokenizer, env, [task], env_name="household")
-        assert played.text == expert.text
-        assert (played.success, played.id, played.task, played.format) == (True, expert.id, expert.task, "sad")
-        assert played.extra["type"] == expert.extra["type"] and played.extra["steps"] == expert.extra["steps"]
-        assert observation_lines(env.reset(task)) in played.text and parse_goal(env.reset(task))
+        (episode,) = collect(model, tokenizer, env, [task], env_name="household")
+        assert episode.text == expert.text
+        assert (episode.success, episode.id, episode.task, episode.format) == (True, expert.id, expert.task, "sad")
+        assert episode.extra["type"] == expert.extra["type"] and episode.extra["steps"] == expert.extra["steps"]
+        assert format_observation(env.reset(task)) in episode.text and parse_goal(env.reset(task))
 
 
-def test_samples_that_are_there_are_not_played_again_and_the_others_stay_the_same(tokenizer) -> None:
+def test_skipped_samples_do_not_change_the_others(tokenizer) -> None:
     env = Doors()
     model = tiny_model("llama", len(tokenizer), acts=True, tokenizer=tokenizer)
     options = {"samples": 3, "temperature": 1.0, "max_steps": 2, "max_turn_tokens": 16}
     everything = collect(model, tokenizer, env, env.tasks[:4], **options)
-    done = {everything[k].id for k in (0, 3, 5, 6, 7, 10)}
-    rest = collect(model, tokenizer, env, env.tasks[:4], done=done, batch_size=3, **options)
-    assert rest == [trajectory for trajectory in everything if trajectory.id not in done]
-    assert collect_expert(HouseWithExpert(), env.tasks[:4], done={"open-2"}, max_steps=9) == ["open-1", "open-3", "open-4"]
+    skip_ids = {everything[k].id for k in (0, 3, 5, 6, 7, 10)}
+    rest = collect(model, tokenizer, env, env.tasks[:4], skip_ids=skip_ids, batch_size=3, **options)
+    assert rest == [trajectory for trajectory in everything if trajectory.id not in skip_ids]
+    experts = collect_expert(DoorsWithExpert(), env.tasks[:4], skip_ids={"open-2"}, max_steps=9)
+    assert experts == ["open-1", "open-3", "open-4"]
 
 
-class HouseWithExpert(Doors):
+class DoorsWithExpert(Doors):
     @staticmethod
     def expert(env, task, *, max_steps: int) -> str:
-        assert max_steps == 9 and isinstance(env, HouseWithExpert)
+        assert max_steps == 9 and isinstance(env, DoorsWithExpert)
         return task.id
 
 
-def test_prompts_are_there_for_each_world_and_of_the_shape_that_is_asked_for(tmp_path) -> None:
+def test_every_env_has_prompts_in_the_expected_format(tmp_path) -> None:
     assert {"household", "alfworld", "webshop", "hotpotqa"} == set(PROMPTS)
     for env in PROMPTS:
-        for name in ("paper", "world"):
+        for name in ("paper", "env"):
             text = prompt_text(name, env)
             assert {span.kind for span in segment(text).spans} == {SpanKind.REASON, SpanKind.ACT}
     assert prompt_text("none", "doors") == ""
@@ -96,15 +97,15 @@ def test_prompts_are_there_for_each_world_and_of_the_shape_that_is_asked_for(tmp
             prompt_text(name, "doors")
 
 
-def test_tasks_to_play() -> None:
+def test_select_tasks() -> None:
     env = Doors()
-    assert choose_tasks(env, 2) == env.tasks[:2] and choose_tasks(env, None) == env.tasks
+    assert select_tasks(env, 2) == env.tasks[:2] and select_tasks(env, None) == env.tasks
     for count in (0, 13):
         with pytest.raises(InputError, match="1 to 12"):
-            choose_tasks(env, count)
+            select_tasks(env, count)
 
 
-def test_refusals(tokenizer) -> None:
+def test_invalid_arguments(tokenizer) -> None:
     env = Doors()
     with pytest.raises(InputError, match="expert"):
         collect_expert(env, env.tasks)

@@ -1,4 +1,4 @@
-"""A model behind a URL plays as one in memory does, and a server's troubles end in a retry or in one message."""
+"""A model behind a URL behaves like a local one. Server failures lead to a retry or to one error message."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 import sad
 from sad.agents import endpoint as module
 from sad.agents.collect import collect_endpoint
-from sad.agents.endpoint import Endpoint, play_endpoint
-from sad.agents.episode import End
+from sad.agents.endpoint import Endpoint, rollout_endpoint
+from sad.agents.episode import EndReason
 from sad.errors import InputError
 
 from .server import completion, serving
@@ -23,15 +23,15 @@ PROMPT = "Open what is asked for.\nReasoning: so\nAction: open door 99\n"
 
 
 @pytest.fixture(autouse=True)
-def without_pauses(monkeypatch) -> None:
+def no_pauses(monkeypatch) -> None:
     monkeypatch.setattr(module, "_PAUSE", 0.0)
 
 
 def solver(path: str, body: dict) -> str:
-    """Looks once, then opens the door of its task; goes on writing, as models do that are not stopped."""
-    told = body["prompt"] if "prompt" in body else "\n".join(message["content"] for message in body["messages"])
-    door = re.findall(r"Your task is to: (.+)\.", told)[-1]
-    looked = "Action: look" in told
+    """Looks once, then opens the door of its task. Like a model without stop strings it writes more after the action."""
+    text = body["prompt"] if "prompt" in body else "\n".join(message["content"] for message in body["messages"])
+    door = re.findall(r"Your task is to: (.+)\.", text)[-1]
+    looked = "Action: look" in text
     return f"**Thought:** I know.\nAction: {door if looked else 'look'}.\nYou see a dragon.\nAction: flee"
 
 
@@ -40,9 +40,9 @@ def test_transcripts_messages_and_seeds(api: str, tmp_path) -> None:
     env = Doors()
     seen: list[str] = []
     with serving(solver) as (url, requests):
-        asked = Endpoint(url, "teacher", api=api, api_key="secret")
+        endpoint = Endpoint(url, "teacher", api=api, api_key="secret")
         kept = collect_endpoint(
-            asked, env, env.tasks[:3], env_name="doors", samples=2, batch_size=4, prompt=PROMPT, seed=7,
+            endpoint, env, env.tasks[:3], env_name="doors", samples=2, batch_size=4, prompt=PROMPT, seed=7,
             extra={"model": "teacher"}, on_trajectory=lambda t: seen.append(t.id),
         )  # fmt: skip
     assert [t.id for t in kept] == ["open-1", "open-2", "open-3", "open-1#1", "open-2#1", "open-3#1"]
@@ -51,27 +51,27 @@ def test_transcripts_messages_and_seeds(api: str, tmp_path) -> None:
         "You see door 1, door 2.\nYour task is to: open door 2.\nReasoning: I know.\nAction: look\n"
         "You see door 2, door 1.\nReasoning: I know.\nAction: open door 2\nThe door 2 is open.\nYou win.\n"
     )
-    facts = {"end": "won", "steps": 2, "invalid_actions": 0, "temperature": 0.2, "model": "teacher"}
-    assert all(t.success and facts.items() <= t.extra.items() for t in kept)
+    expected = {"end": "won", "steps": 2, "invalid_actions": 0, "temperature": 0.2, "model": "teacher"}
+    assert all(t.success and expected.items() <= t.extra.items() for t in kept)
     assert [t.extra["seed"] for t in kept] == [7, 7, 7, 8, 8, 8]
     sad.write_jsonl(tmp_path / "kept.jsonl", kept)
     assert sad.read_jsonl(tmp_path / "kept.jsonl") == kept
-    settings = {"model": "teacher", "temperature": 0.2, "top_p": 1.0, "max_tokens": 128, "key": "Bearer secret"}
-    assert len(requests) == 12 and all(settings.items() <= request.items() for request in requests)
-    assert len({request["seed"] for request in requests}) == 6, "a seed for each task and sample"
+    options = {"model": "teacher", "temperature": 0.2, "top_p": 1.0, "max_tokens": 128, "key": "Bearer secret"}
+    assert len(requests) == 12 and all(options.items() <= request.items() for request in requests)
+    assert len({request["seed"] for request in requests}) == 6, "one seed per task and sample"
     second = next(r for r in requests if "Action: look" in str(r) and "door 2." in str(r))
     opening = f"{PROMPT}\nYou see door 1, door 2.\nYour task is to: open door 2."
-    turn, answer = "Reasoning: I know.\nAction: look", "You see door 2, door 1."
+    turn, observation = "Reasoning: I know.\nAction: look", "You see door 2, door 1."
     if api == "chat":
         assert [(m["role"], m["content"]) for m in second["messages"]] == [
-            ("user", opening), ("assistant", turn), ("user", answer)
+            ("user", opening), ("assistant", turn), ("user", observation)
         ]  # fmt: skip
     else:
-        assert second["prompt"] == f"{opening}\n{turn}\n{answer}\n"
+        assert second["prompt"] == f"{opening}\n{turn}\n{observation}\n"
 
 
-def test_troubles_that_pass(monkeypatch) -> None:
-    troubles = [
+def test_temporary_failures_are_retried(monkeypatch) -> None:
+    failures = [
         (429, {"error": {"message": "slow down"}}),
         (500, {}),
         (200, b'{"choices": [{"mess'),
@@ -80,11 +80,11 @@ def test_troubles_that_pass(monkeypatch) -> None:
     ]
 
     def answer(path: str, body: dict):
-        return troubles.pop(0) if troubles else solver(path, body)
+        return failures.pop(0) if failures else solver(path, body)
 
     env = Doors()
     with serving(answer) as (url, requests):
-        (episode,) = play_endpoint(Endpoint(url, "m", retries=3), env, env.tasks[:1], batch_size=1)
+        (episode,) = rollout_endpoint(Endpoint(url, "m", retries=3), env, env.tasks[:1], batch_size=1)
     assert episode.won and len(requests) == 5 + 2
 
 
@@ -98,39 +98,39 @@ def test_troubles_that_pass(monkeypatch) -> None:
         (lambda path, body: time.sleep(0.4) or "x", {"retries": 0, "timeout": 0.1}, "imeout"),
     ],
 )
-def test_troubles_that_stay_are_one_message(answer, options: dict, said: str) -> None:
+def test_permanent_failures_are_one_message(answer, options: dict, said: str) -> None:
     env = Doors()
     with serving(answer) as (url, requests), pytest.raises(InputError, match=said):
-        play_endpoint(Endpoint(url, "m", **options), env, env.tasks, batch_size=3)
-    assert len(requests) <= 3 * (options.get("retries", 0) + 1), "the other episodes are not begun"
+        rollout_endpoint(Endpoint(url, "m", **options), env, env.tasks, batch_size=3)
+    assert len(requests) <= 3 * (options.get("retries", 0) + 1), "the other episodes must not start"
 
 
-def test_no_server_and_bad_arguments() -> None:
+def test_unreachable_server_and_invalid_arguments() -> None:
     env = Doors()
     with pytest.raises(InputError, match="Connection"):
-        play_endpoint(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), env, env.tasks[:1])
+        rollout_endpoint(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), env, env.tasks[:1])
     for arguments in ({"url": "localhost:8000"}, {"api": "soap"}, {"timeout": 0.0}, {"retries": -1}):
         with pytest.raises(InputError):
             Endpoint(**({"url": "http://localhost/v1", "model": "m"} | arguments))
     with pytest.raises(InputError, match="batch_size"):
-        play_endpoint(Endpoint("http://localhost/v1", "m"), env, env.tasks, batch_size=0)
+        rollout_endpoint(Endpoint("http://localhost/v1", "m"), env, env.tasks, batch_size=0)
 
 
 @pytest.mark.parametrize(
     ("said", "end", "actions", "invalid"),
     [
-        ("I will not act.", End.NO_ACTION, 0, 0),
-        (None, End.NO_ACTION, 0, 0),
-        ("x" * 10_000, End.ENDLESS, 0, 0),
-        ("Reasoning: " + "so " * 4_000 + "\nAction: open door 1", End.ENDLESS, 0, 0),
-        (("Action: open door 1", "length"), End.ENDLESS, 0, 0),
-        ("Action: open door 1\n" * 500, End.WON, 1, 0),
-        ("Action: open sesame", End.REPEATS, 3, 3),
-        ("Answer: \ud83d what", End.ANSWERED, 1, 0),
-        ((400, {"error": {"message": "maximum context length is 5 tokens"}}), End.CONTEXT, 0, 0),
+        ("I will not act.", EndReason.NO_ACTION, 0, 0),
+        (None, EndReason.NO_ACTION, 0, 0),
+        ("x" * 10_000, EndReason.ENDLESS, 0, 0),
+        ("Reasoning: " + "so " * 4_000 + "\nAction: open door 1", EndReason.ENDLESS, 0, 0),
+        (("Action: open door 1", "length"), EndReason.ENDLESS, 0, 0),
+        ("Action: open door 1\n" * 500, EndReason.WON, 1, 0),
+        ("Action: open sesame", EndReason.REPEATS, 3, 3),
+        ("Answer: \ud83d what", EndReason.ANSWERED, 1, 0),
+        ((400, {"error": {"message": "maximum context length is 5 tokens"}}), EndReason.CONTEXT, 0, 0),
     ],
 )
-def test_ends(said, end: End, actions: int, invalid: int, tmp_path) -> None:
+def test_every_end_reason(said, end: EndReason, actions: int, invalid: int, tmp_path) -> None:
     def answer(path: str, body: dict):
         if isinstance(said, tuple) and isinstance(said[0], int):
             return said
@@ -138,7 +138,7 @@ def test_ends(said, end: End, actions: int, invalid: int, tmp_path) -> None:
 
     env = Doors()
     with serving(answer) as (url, _):
-        (episode,) = play_endpoint(Endpoint(url, "m"), env, env.tasks[:1], max_repeats=3)
+        (episode,) = rollout_endpoint(Endpoint(url, "m"), env, env.tasks[:1], max_repeats=3)
     assert (episode.end, len(episode.actions), episode.invalid_actions) == (end, actions, invalid)
-    sad.write_jsonl(tmp_path / "one.jsonl", [episode.trajectory()])
+    sad.write_jsonl(tmp_path / "one.jsonl", [episode.to_trajectory()])
     assert sad.read_jsonl(tmp_path / "one.jsonl")[0].extra["end"] == end.value

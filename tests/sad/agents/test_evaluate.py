@@ -1,4 +1,4 @@
-"""Figures of hand-written episodes, counted by hand."""
+"""Metrics of hand-written episodes, computed by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STUDENT = [
 ]
 
 
-def test_figures_by_hand(tokenizer) -> None:
+def test_metrics_by_hand(tokenizer) -> None:
     def length(line: str) -> int:
         return len(tokenizer(line)["input_ids"])
 
@@ -54,22 +54,22 @@ def test_figures_by_hand(tokenizer) -> None:
 
 def test_cot_match_pairs_by_task_not_by_position(tokenizer) -> None:
     result = evaluate(STUDENT, tokenizer, reference=TEACHER)
-    spoken = len(tokenizer("Reasoning: open door 1 next.\n")["input_ids"])
-    # task a: all of the teacher's tokens but the number; task b: the student does not reason
-    assert result["by_type"]["kind0"]["cot_match"] == pytest.approx((spoken - 1) / spoken)
+    tokens = len(tokenizer("Reasoning: open door 1 next.\n")["input_ids"])
+    # task a: the student has all tokens of the teacher except the number; task b: the student has no reasoning
+    assert result["by_type"]["kind0"]["cot_match"] == pytest.approx((tokens - 1) / tokens)
     assert result["by_type"]["kind1"]["cot_match"] == 0
-    assert result["cot_match"] == pytest.approx((spoken - 1) / spoken / 2)
+    assert result["cot_match"] == pytest.approx((tokens - 1) / tokens / 2)
     assert result["ends"] == {"won": 1, "max_steps": 1} and result["success_rate"] == 0.5
 
 
-def test_invalid_actions_own_metrics_and_intervals(tokenizer) -> None:
+def test_invalid_actions_env_metrics_and_intervals(tokenizer) -> None:
     one, two = "Action: look\n", "Action: look\nNothing happens.\nAction: look\n"
-    played = [
+    trajectories = [
         episode("a", one, True, invalid_actions=0, metrics={"reward": 1.0}),
         episode("b", two, False, "kind1", invalid_actions=1, metrics={"reward": 0.25}),
-        episode("c", "", False, "kind1", invalid_actions=0),  # never acted, so the world has said nothing
+        episode("c", "", False, "kind1", invalid_actions=0),  # no action, so there are no metrics
     ]
-    result = evaluate(played, tokenizer)
+    result = evaluate(trajectories, tokenizer)
     assert (result["invalid_actions"], result["invalid_rate"]) == (1, 1 / 3)
     assert result["invalid_rate_interval"] == [0.0, 0.5] and result["steps_interval"] == [0.0, 2.0]
     assert result["metrics"]["reward"]["mean"] == pytest.approx(1.25 / 3)
@@ -78,21 +78,21 @@ def test_invalid_actions_own_metrics_and_intervals(tokenizer) -> None:
         and result["by_type"]["kind1"]["metrics"]["reward"]["mean"] == 0.125
     )
     assert result["cot_match_interval"] is None
-    silent = evaluate([episode("a", "", False, invalid_actions=0)], tokenizer)
-    assert silent["invalid_rate"] is None and silent["actions"] == 0
-    assert evaluate(TEACHER, tokenizer)["invalid_actions"] is None, "not counted"
+    no_actions = evaluate([episode("a", "", False, invalid_actions=0)], tokenizer)
+    assert no_actions["invalid_rate"] is None and no_actions["actions"] == 0
+    assert evaluate(TEACHER, tokenizer)["invalid_actions"] is None, "the trajectories do not report it"
 
 
 @pytest.mark.parametrize(
     ("trajectories", "reference", "word"),
     [
         ([], None, "at least one"),
-        ([Trajectory(id="a", text="x\n")], None, "verdict"),
+        ([Trajectory(id="a", text="x\n")], None, "success"),
         ([TEACHER[0], TEACHER[0]], None, "one per task"),
         ([TEACHER[0], episode("b", "", True, decoding="admissible")], None, "not comparable"),
         (TEACHER, TEACHER[:1], "such as 'b'"),
     ],
 )
-def test_refusals(tokenizer, trajectories, reference, word: str) -> None:
+def test_invalid_input(tokenizer, trajectories, reference, word: str) -> None:
     with pytest.raises(InputError, match=word):
         evaluate(trajectories, tokenizer, reference=reference)

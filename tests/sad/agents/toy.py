@@ -1,4 +1,4 @@
-"""A toy world, a toy tokenizer and toy models, small enough to know every answer by hand."""
+"""A toy environment, a toy tokenizer and toy models whose results are easy to compute by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Answer: 42
 
 @dataclass
 class Doors:
-    """Rooms of doors: the task `open-k` is won by `open door k`; `look` describes the room."""
+    """A room with doors. `open door k` wins the task `open-k`, and `look` describes the room."""
 
     tasks: list[Task] = field(
         default_factory=lambda: [Task(f"open-{k}", f"kind{k % 2}", f"open door {k}") for k in range(1, 13)]
@@ -58,7 +58,7 @@ class Doors:
 
 
 def toy_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of about 300 entries, trained on the toy world's words."""
+    """Returns a byte-level BPE tokenizer with about 300 entries, trained on the tokens of the toy environment."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -76,9 +76,9 @@ def toy_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 def tiny_model(
     kind: str, vocabulary: int, *, context: int = 256, seed: int = 0, acts: bool = False, tokenizer: Any = None
 ) -> torch.nn.Module:
-    """A random model in float64, so that rounding cannot decide between two tokens.
+    """Returns a random model in float64, so that rounding cannot decide between two tokens.
 
-    With `acts` its first tokens after a newline are mostly `Action`, then `:`: it babbles, but in actions.
+    With `acts` most of its lines start with `Action:`.
     """
     from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
@@ -113,7 +113,7 @@ def tiny_model(
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).double().eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # larger than the usual start, so that the text matters to the output
+        for parameter in model.parameters():  # large weights, so that the output depends on the text
             if parameter.dim() > 1:
                 parameter.mul_(8)
     if acts:
@@ -122,31 +122,31 @@ def tiny_model(
 
 
 def _acting(tokenizer: Any) -> Any:
-    """A hook that pushes `Action:` after a line's end, and line ends now and then."""
+    """Returns a hook that makes `Action:` likely after a line end, and line ends more likely."""
     newline = tokenizer.convert_tokens_to_ids("Ċ")
-    push = torch.zeros(len(tokenizer), len(tokenizer), dtype=torch.float64)
-    push[:, newline] = 1.5
+    bias = torch.zeros(len(tokenizer), len(tokenizer), dtype=torch.float64)
+    bias[:, newline] = 1.5
     chain = [newline, *tokenizer("Action:")["input_ids"]]
     for before, after in itertools.pairwise(chain):
-        push[before, after] = 1e3
-    push[chain[-1], newline] = -1e3
+        bias[before, after] = 1e3
+    bias[chain[-1], newline] = -1e3
 
     def hook(model: Any, args: tuple, kwargs: dict, output: Any) -> Any:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        output.logits = output.logits + push[ids[:, -output.logits.shape[1] :]]
+        output.logits = output.logits + bias[ids[:, -output.logits.shape[1] :]]
         return output
 
     return hook
 
 
 class ScriptedModel(torch.nn.Module):
-    """Says a script token by token, one at each forward, then ends the sequence. For one episode at a time."""
+    """Generates a script, one token per forward pass, and then ends the sequence. It supports one episode at a time."""
 
     def __init__(self, tokenizer: Any, script: str) -> None:
         super().__init__()
         self.config = GPT2Config(n_positions=512)
         self.embeddings = torch.nn.Embedding(len(tokenizer), 1)
-        self.words = [*tokenizer(script, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        self.tokens = [*tokenizer(script, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         self.device = torch.device("cpu")
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -154,6 +154,6 @@ class ScriptedModel(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         logits = torch.zeros(1, 1, self.embeddings.num_embeddings)
-        logits[0, 0, self.words[0]] = 1.0
-        self.words = self.words[1:] or self.words
+        logits[0, 0, self.tokens[0]] = 1.0
+        self.tokens = self.tokens[1:] or self.tokens
         return SimpleNamespace(logits=logits)

@@ -1,4 +1,4 @@
-"""`sad collect` and `sad eval` from the command line: files, continuation, tables, and bad input with exit code 2."""
+"""`sad collect` and `sad eval` on the command line: files, resumption, tables, and exit code 2 for invalid input."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 import sad as package
-from sad.agents.resumable import Journal
+from sad.agents.resumable import ResumableFile
 from sad.cli.main import main
 from tests.sad.agents.toy import Doors, tiny_model, toy_tokenizer
 
-WORLD = "doors-of-the-command-line"
-SHORT = ["--env", WORLD, "--max-steps", "3", "--max-turn-tokens", "12"]
+ENV = "doors-for-the-command-line"
+SHORT = ["--env", ENV, "--max-steps", "3", "--max-turn-tokens", "12"]
 
 
-@package.envs.register(WORLD)
+@package.envs.register(ENV)
 class RegisteredDoors(Doors):
-    """The toy world as a user's own: no prompt, no expert."""
+    """The toy environment as a user would register it: without prompts and expert."""
 
     def __init__(self, root: str | None, split: str, seed: int, tasks: int = 12) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def models(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def sad(monkeypatch, capsys):
-    """Runs `sad ...`; gives exit code, stdout and stderr."""
+    """Returns a function that runs `sad ...` and returns exit code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -57,7 +57,7 @@ def sad(monkeypatch, capsys):
     return run
 
 
-def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_collection_resumes_to_the_same_file(sad, models, tmp_path, monkeypatch) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     command = ["collect", "--model", models / "one", *SHORT, "--prompt", "none", "--tasks", "5", "--samples", "2"]
     code, said, stderr = sad(*command, "--out", whole)
@@ -65,7 +65,7 @@ def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, mon
     assert [t.id for t in package.read_jsonl(whole)] == [f"open-{k}{s}" for s in ("", "#1") for k in range(1, 6)]
     assert package.read_jsonl(whole)[0].extra["temperature"] == 0.2
 
-    add, kept = Journal.add, []
+    add, kept = ResumableFile.add, []
 
     def killed(self, trajectory) -> None:
         if len(kept) == 4:
@@ -74,22 +74,22 @@ def test_a_killed_collection_goes_on_to_the_same_file(sad, models, tmp_path, mon
         add(self, trajectory)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "add", killed)
+        patched.setattr(ResumableFile, "add", killed)
         assert sad(*command, "--out", cut)[0] != 0
     partial = tmp_path / "cut.jsonl.partial"
     assert not cut.exists() and [t.id for t in package.read_jsonl(partial)] == kept
     partial.write_bytes(partial.read_bytes() + b'{"id": "open-5", "text": "You se')
-    assert sad(*command, "--out", cut)[0] == 2, "never without --resume"
+    assert sad(*command, "--out", cut)[0] == 2, "continuing needs --resume"
     code, _, stderr = sad(*command, "--out", cut, "--resume", "--temperature", "0.3")
     assert code == 2 and "temperature was 0.2 and is 0.3" in stderr
     code, _, stderr = sad(*command, "--out", cut, "--resume", "--batch-size", "3")
-    assert code == 0 and "4 episodes were there already; a half-written one was dropped" in stderr
+    assert code == 0 and "4 episodes exist already; dropped an incomplete one" in stderr
     assert cut.read_bytes() == whole.read_bytes() and not partial.exists()
     code, said, _ = sad(*command, "--out", cut, "--resume")
     assert code == 0 and "nothing left to do" in said
 
 
-def test_the_expert_and_the_filter(sad, tmp_path) -> None:
+def test_the_expert_and_the_solved_flag(sad, tmp_path) -> None:
     command = ["collect", "--model", "expert", "--option", "size=small", "--tasks", "4", "--max-steps", "5"]
     code, said, _ = sad(*command, "--out", tmp_path / "all.jsonl.gz")
     everything = package.read_jsonl(tmp_path / "all.jsonl.gz")
@@ -97,11 +97,11 @@ def test_the_expert_and_the_filter(sad, tmp_path) -> None:
     assert code == 0 and 0 < len(solved) < 4 == len(everything) and f"{len(solved)} of 4" in said
     assert sad(*command, "--solved", "--out", tmp_path / "solved.jsonl")[0] == 0
     assert package.read_jsonl(tmp_path / "solved.jsonl") == solved
-    settings = json.loads((tmp_path / "solved.jsonl.settings.json").read_text())
-    assert settings["option"] == ["size=small"] and settings["tasks"] == 4 and "samples" not in settings
+    config = json.loads((tmp_path / "solved.jsonl.settings.json").read_text())
+    assert config["option"] == ["size=small"] and config["tasks"] == 4 and "samples" not in config
 
 
-def test_an_endpoint_that_fails_half_way_and_comes_back(sad, tmp_path, monkeypatch) -> None:
+def test_a_collection_resumes_after_an_endpoint_failure(sad, tmp_path, monkeypatch) -> None:
     pytest.importorskip("openai", reason="the endpoint extra is not installed")
     from tests.sad.agents.server import serving
     from tests.sad.agents.test_endpoint import solver
@@ -131,31 +131,31 @@ def test_an_endpoint_that_fails_half_way_and_comes_back(sad, tmp_path, monkeypat
 def test_models_are_compared_on_the_same_tasks(sad, models, tmp_path) -> None:
     one, two = models / "one", models / "two"
     common = ["eval", "--model", one, "--model", two, *SHORT, "--tasks", "6", "--decoding", "admissible"]
-    code, said, stderr = sad(*common, "--out", tmp_path / "eval.json", "--trajectories", tmp_path / "played")
+    code, said, stderr = sad(*common, "--out", tmp_path / "eval.json", "--trajectories", tmp_path / "trajectories")
     assert code == 0, stderr
     result = json.loads((tmp_path / "eval.json").read_text())
     assert (result["decoding"], result["tasks"], result["temperature"]) == ("admissible", 6, 0)
     assert list(result["models"]) == [str(one), str(two)]
     assert "admissible decoding" in said and "95 % intervals" in said
-    files = sorted((tmp_path / "played").iterdir())
+    files = sorted((tmp_path / "trajectories").iterdir())
     assert len(files) == 2
-    for file, figures in zip(files, result["models"].values()):
-        played = package.read_jsonl(file)
-        assert [t.id for t in played] == [f"open-{k}" for k in range(1, 7)]
-        assert sum(figures["ends"].values()) == 6 == figures["tasks"]
+    for file, metrics in zip(files, result["models"].values()):
+        trajectories = package.read_jsonl(file)
+        assert [t.id for t in trajectories] == [f"open-{k}" for k in range(1, 7)]
+        assert sum(metrics["ends"].values()) == 6 == metrics["tasks"]
     said = sad(*common, "--split", "broken")[2]
     assert "1 records skipped" in said and said.count("door 13") == 1
 
 
-def test_the_teacher_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> None:
-    world = ["--model", "expert", "--split", "valid", "--option", "size=small", "--option", "tasks=3"]
-    assert sad("collect", *world, "--out", tmp_path / "teacher.jsonl")[0] == 0
+def test_the_reference_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> None:
+    env = ["--model", "expert", "--split", "valid", "--option", "size=small", "--option", "tasks=3"]
+    assert sad("collect", *env, "--out", tmp_path / "teacher.jsonl")[0] == 0
     for teacher in ("expert", tmp_path / "teacher.jsonl"):
         out = tmp_path / f"{Path(teacher).stem}.json"
-        code, _, stderr = sad("eval", *world, "--tokenizer", models / "one", "--teacher", teacher, "--out", out)
-        figures = json.loads(out.read_text())["models"]["expert"]
-        assert code == 0 and figures["cot_match"] == 1 and figures["cot_match_interval"] == [1, 1], stderr
-    short = [word.replace("tasks=3", "tasks=4") for word in world]
+        code, _, stderr = sad("eval", *env, "--tokenizer", models / "one", "--teacher", teacher, "--out", out)
+        metrics = json.loads(out.read_text())["models"]["expert"]
+        assert code == 0 and metrics["cot_match"] == 1 and metrics["cot_match_interval"] == [1, 1], stderr
+    short = [word.replace("tasks=3", "tasks=4") for word in env]
     code, _, stderr = sad("eval", *short, "--tokenizer", models / "one", "--teacher", tmp_path / "teacher.jsonl")
     assert code == 2 and "reference" in stderr
 
@@ -175,7 +175,7 @@ def test_the_teacher_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> No
         (["--model", "gpt", "--endpoint", "localhost:8000"], "http://"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(sad, models, arguments: list[str], message: str) -> None:
+def test_invalid_input_is_one_message_and_exit_code_2(sad, models, arguments: list[str], message: str) -> None:
     arguments = [str(models / "one") if word == "ONE" else word for word in arguments]
-    code, _, stderr = sad("eval", "--env", WORLD, *arguments)
+    code, _, stderr = sad("eval", "--env", ENV, *arguments)
     assert code == 2 and message in stderr and "Traceback" not in stderr and stderr.count("sad: ") == 1

@@ -1,4 +1,4 @@
-"""How the demo's teacher learns: which tokens count, in which order examples come, what the optimizer does."""
+"""The imitation training of the demo: supervised tokens, order of the batches, and the optimizer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import sad
-from sad.demo.models import Shape, batches, build_model, imitate, imitation_loss, train_tokenizer
-from sad.demo.optimizer import Muon, orthogonalized
+from sad.demo.config import DecoderShape, TrainingConfig
+from sad.demo.models import build_model, imitate, imitation_loss, iterate_batches, train_tokenizer
+from sad.demo.optimizer import Muon, orthogonalize
 
 LINE = "Reasoning: I need mug {k}.\nAction: take mug {k}\n"
 TEXTS = [f"You see mug {k}.\n" + LINE.format(k=k) * (1 + k % 3) for k in range(24)]
@@ -25,7 +26,7 @@ def examples(tokenizer) -> list[dict]:
     return sad.encode_all([sad.Trajectory(text=text) for text in TEXTS], tokenizer).examples
 
 
-def test_tokenizer_is_lossless_with_faithful_offsets(tokenizer) -> None:
+def test_tokenizer_is_lossless_with_exact_offsets(tokenizer) -> None:
     for text in [*TEXTS[:3], "never seen: ünïcode, \t tabs — and “quotes”\n"]:
         encoding = tokenizer(text, return_offsets_mapping=True)
         assert tokenizer.decode(encoding["input_ids"], clean_up_tokenization_spaces=False) == text
@@ -34,7 +35,7 @@ def test_tokenizer_is_lossless_with_faithful_offsets(tokenizer) -> None:
 
 
 def test_loss_counts_supervised_tokens_only_and_padding_does_not_matter(tokenizer, examples) -> None:
-    model = build_model(Shape(2, 32, 2), tokenizer, 256, seed=0).double()
+    model = build_model(DecoderShape(2, 32, 2), tokenizer, 256, seed=0).double()
     batch = [examples[0], examples[2]]
     assert len(batch[0]["input_ids"]) != len(batch[1]["input_ids"])
     loss, losses = imitation_loss(model, batch)
@@ -47,8 +48,8 @@ def test_loss_counts_supervised_tokens_only_and_padding_does_not_matter(tokenize
     torch.testing.assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
 
 
-def test_batches_hold_every_example_once_per_pass(examples) -> None:
-    stream = batches(examples, 5, seed=1)
+def test_every_epoch_has_every_example_once(examples) -> None:
+    stream = iterate_batches(examples, 5, seed=1)
     first = [example["input_ids"] for batch in itertools.islice(stream, 5) for example in batch]
     assert sorted(first) == sorted(example["input_ids"] for example in examples)
     second = [example["input_ids"] for batch in itertools.islice(stream, 5) for example in batch]
@@ -58,16 +59,16 @@ def test_batches_hold_every_example_once_per_pass(examples) -> None:
 def test_orthogonal_updates_keep_the_singular_vectors() -> None:
     for shape in ((3, 24, 24), (2, 48, 16), (2, 16, 48)):
         matrices = torch.randn(shape)
-        made = orthogonalized(matrices)
-        values = torch.linalg.svdvals(made)
+        result = orthogonalize(matrices)
+        values = torch.linalg.svdvals(result)
         assert values.max() < 1.25 and values.median() > 0.6
         u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-        core = u.mT @ made @ vh.mT  # diagonal in the basis of the input
+        core = u.mT @ result @ vh.mT  # diagonal in the basis of the input
         assert (core - torch.diag_embed(core.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
 
 
-def test_muon_moves_matrices_and_the_rest_and_follows_a_schedule(tokenizer, examples) -> None:
-    model = build_model(Shape(1, 32, 2), tokenizer, 256, seed=0)
+def test_muon_updates_all_parameters_and_follows_the_learning_rate(tokenizer, examples) -> None:
+    model = build_model(DecoderShape(1, 32, 2), tokenizer, 256, seed=0)
     optimizer = Muon(model, learning_rate=0.0, weight_decay=0.0)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     imitation_loss(model, examples[:4])[0].backward()
@@ -79,14 +80,14 @@ def test_muon_moves_matrices_and_the_rest_and_follows_a_schedule(tokenizer, exam
     for name, parameter in model.named_parameters():
         moved = (parameter - before[name]).detach()
         assert moved.abs().max() > 0, name
-        if moved.dim() == 2 and "embed" not in name:  # an orthogonal step: about equally far in every direction
+        if moved.dim() == 2 and "embed" not in name:  # an orthogonal update moves all directions by about the same amount
             values = torch.linalg.svdvals(moved)
-            assert values[0] / values[4] < 1.5, name  # a gradient of four texts has few directions
+            assert values[0] / values[4] < 1.5, name  # the gradient of four texts has low rank
 
 
 def test_a_small_model_learns_to_copy_the_number(tokenizer, examples) -> None:
-    """The loss that remains at the number is that of a guess unless the model looks it up in the observation."""
-    model = build_model(Shape(2, 32, 2), tokenizer, 256, seed=0)
-    curve = imitate(model, examples, steps=200, batch_size=8, learning_rate=1e-2, seed=0)
+    """The loss cannot get this low unless the model copies the number from the observation."""
+    model = build_model(DecoderShape(2, 32, 2), tokenizer, 256, seed=0)
+    curve = imitate(model, examples, TrainingConfig(steps=200, batch_size=8, learning_rate=1e-2), seed=0)
     assert len(curve) == 200 and sum(curve[-10:]) / 10 < 0.15 and curve[0] > 3
     assert not model.training

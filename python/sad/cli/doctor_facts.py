@@ -46,7 +46,7 @@ def _version(package: str) -> str | None:
 
 def hardware() -> dict[str, Any]:
     """Processor, threads, GPUs as PyTorch sees them, and as the driver does."""
-    from sadkernels.bench.machine import about
+    from sadkernels.bench.record import machine_info
 
     gpus = []
     for index in range(torch.cuda.device_count()):
@@ -55,7 +55,7 @@ def hardware() -> dict[str, Any]:
         gpus.append({"name": card.name, "capability": capability, "memory_gib": memory})
     return {
         "system": platform.platform(),
-        "processor": about("cpu")["processor"],
+        "processor": machine_info("cpu")["processor"],
         "threads": torch.get_num_threads(),
         "torch_cuda": torch.version.cuda or torch.version.hip,
         "gpus": gpus,

@@ -76,6 +76,8 @@ def test_exit_code_1_if_a_backend_is_wrong(bench, monkeypatch):
         (["--dtype", "int8"], "--dtype", "'int8'"),
         (["--quick", "--full"], "--full", "both"),
         (["--full", "--rows", "3"], "--full", "--rows"),
+        (["--rows", "0"], "--rows", "at least 1, got 0"),
+        (["--vocab", "1"], "--vocab", "at least 2, got 1"),
         (["--supervised", "0"], "--supervised", "0 of 1024 rows"),
         (["--rows", "2", "--supervised", "0.1"], "--supervised", "0.1 of 2 rows"),
         (["--out", "there.csv"], "--out", "exists"),

@@ -106,7 +106,7 @@ def command(
     how = "greedy" if temperature == 0 else f"temperature {temperature:g}"
     title = f"{env}, {split}, {len(chosen)} tasks: {decoding} decoding, {how}; in parentheses 95 % intervals"
     console.print(table.rich_table(table.COLUMNS, table.comparison(evaluations), title, stacked=True))
-    for header, rows in (table.own_metrics(evaluations), table.by_type(evaluations), table.ends(evaluations)):
+    for header, rows in (table.env_metrics(evaluations), table.by_type(evaluations), table.ends(evaluations)):
         if rows:
             console.print(table.rich_table(header, rows, stacked=True))
     console.print(", ".join(f"{name}: {took:.1f} s" for name, took in seconds.items()), highlight=False)

@@ -85,7 +85,7 @@ def overlay_lines(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def terminal_overlay(pieces: Sequence[Piece]) -> Text:
-    """Returns the overlay for a rich console. A margin with R (reasoning) and A (action) replaces colors if there are none."""
+    """Returns the overlay for a rich console. A margin with R (reasoning) and A (action) shows the kinds without colors."""
     from rich.text import Text
 
     text = Text()

@@ -1,6 +1,8 @@
-"""`fused_span_kl` against PyTorch, Liger-Kernel and TRL; needs nothing but PyTorch (`sad bench` is the same with tables).
+"""Measures `fused_span_kl` and `fused_linear_span_kl` against PyTorch, Liger-Kernel and TRL. It needs only PyTorch.
 
-python benchmarks/bench_span_kl.py [--size quick|default|full] [--device cuda] [--budget SECONDS] [--out FILE]
+    python benchmarks/bench_span_kl.py [--size quick|default|full] [--device cuda] [--budget SECONDS] [--out FILE]
+
+`sad bench` measures the same and prints tables.
 """
 
 from __future__ import annotations

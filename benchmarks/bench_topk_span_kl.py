@@ -1,4 +1,4 @@
-"""`fused_topk_span_kl` and its form from hidden states against PyTorch and TRL, with k columns of the teacher known.
+"""Measures `fused_topk_span_kl` and `fused_linear_topk_span_kl` against PyTorch and TRL. It needs only PyTorch.
 
 python benchmarks/bench_topk_span_kl.py [--size quick|default] [--device cuda] [--budget SECONDS] [--out FILE]
 """
@@ -10,4 +10,4 @@ import sys
 from harness import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__.splitlines()[0], "topk_span_kl", listed=True))
+    sys.exit(main(__doc__.splitlines()[0], "topk_span_kl", topk=True))

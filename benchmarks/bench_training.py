@@ -1,9 +1,10 @@
-"""Training steps per second and memory: the loss from hidden states, from logits, and from logits in plain PyTorch.
+"""Measures training throughput (tokens/s) and peak memory with three implementations of the loss.
 
     python benchmarks/bench_training.py [--steps N] [--out FILE]
 
-The same `SADTrainer`, random GPT-2s of two sizes with GPT-2's vocabulary, and the same batches; only where the loss comes
-from differs. Each way is a process of its own, so that peak memory is its own; all of them have to log the same losses.
+The implementations are plain PyTorch on logits, the fused loss on logits, and the fused loss on hidden states. The trainer,
+the models (random GPT-2s with GPT-2's vocabulary) and the batches are the same. Each implementation runs in its own process,
+so that its peak memory can be measured. All three must log the same losses.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from pathlib import Path
 
 from harness import RESULTS, write_csv
 
-WAYS = ("pytorch", "logits", "hidden")
+LOSSES = ("pytorch", "logits", "hidden")
 VOCABULARY, TOKENS, BATCH = 50257, 128, 8
 STUDENT, TEACHER = {"n_layer": 4, "n_embd": 256, "n_head": 4}, {"n_layer": 6, "n_embd": 512, "n_head": 8}
-SUPERVISED = 0.4  # of the tokens; the rest is what the environment wrote
+SUPERVISED = 0.4  # fraction of the tokens; the others stand for prompts and observations
 
 
-def run(way: str, steps: int) -> dict[str, object]:
-    """Losses, tokens per second after a warm-up, and peak memory of this process."""
+def run(loss_from: str, steps: int) -> dict[str, object]:
+    """Trains in this process and returns the losses, the tokens per second after two warm-up steps, and the peak memory.
+
+    Args:
+        loss_from: One of `LOSSES`.
+        steps: Timed steps.
+    """
     import torch
     import torch.nn.functional as F
     from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
@@ -34,7 +40,7 @@ def run(way: str, steps: int) -> dict[str, object]:
     import sad
 
     class PyTorchTrainer(sad.SADTrainer):
-        """The loss as one would write it: both softmaxes over all rows, then a mask."""
+        """Computes the loss in plain PyTorch: both log-softmaxes over all rows, then a mask."""
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -45,14 +51,14 @@ def run(way: str, steps: int) -> dict[str, object]:
             return (kl * mask).sum() / num_items_in_batch
 
     class Clock(TrainerCallback):
-        """Times the steps after the second."""
+        """Times the steps after the second one."""
 
-        began = ended = 0.0
+        begin = end = 0.0
 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 2:
-                self.began = time.perf_counter()
-            self.ended = time.perf_counter()
+                self.begin = time.perf_counter()
+            self.end = time.perf_counter()
 
     torch.manual_seed(0)
     student, teacher = (
@@ -81,17 +87,17 @@ def run(way: str, steps: int) -> dict[str, object]:
             per_device_train_batch_size=BATCH,
             gradient_accumulation_steps=1,
             logging_steps=1,
-            loss_from="hidden" if way == "hidden" else "logits",
+            loss_from="hidden" if loss_from == "hidden" else "logits",
         )
-        kind = PyTorchTrainer if way == "pytorch" else sad.SADTrainer
-        trainer = kind(student, teacher, config, train_dataset=examples, callbacks=[clock])
+        trainer_class = PyTorchTrainer if loss_from == "pytorch" else sad.SADTrainer
+        trainer = trainer_class(student, teacher, config, train_dataset=examples, callbacks=[clock])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "losses": losses,
-        "tokens_per_second": steps * BATCH * TOKENS / (clock.ended - clock.began),
+        "tokens_per_second": steps * BATCH * TOKENS / (clock.end - clock.begin),
         "peak_mib": peak / 1024,
         "added_mib": (peak - before) / 1024,
     }
@@ -99,29 +105,31 @@ def run(way: str, steps: int) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=8, help="that are timed")
-    parser.add_argument("--out", type=Path, default=RESULTS / "training_cpu.csv")
-    parser.add_argument("--way", choices=WAYS, help="run this one and print what was found")
-    options = parser.parse_args()
-    if options.way:
-        print(json.dumps(run(options.way, options.steps)))
+    parser.add_argument("--steps", type=int, default=8, help="timed steps; default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "training_cpu.csv", help="CSV file, overwritten; default: %(default)s"
+    )
+    parser.add_argument("--loss-from", choices=LOSSES, help="run only this implementation and print its results as JSON")
+    args = parser.parse_args()
+    if args.loss_from:
+        print(json.dumps(run(args.loss_from, args.steps)))
         return 0
     found = {}
-    for way in WAYS:
-        command = [sys.executable, __file__, "--way", way, "--steps", str(options.steps)]
+    for name in LOSSES:
+        command = [sys.executable, __file__, "--loss-from", name, "--steps", str(args.steps)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{way}:\n{done.stderr[-3000:]}")
-        found[way] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{way}: {found[way]['tokens_per_second']:.0f} tokens/s, peak {found[way]['peak_mib']:.0f} MiB", flush=True)
-    for way in WAYS:
-        differences = [abs(a / b - 1) for a, b in zip(found[way]["losses"], found["pytorch"]["losses"])]
+            raise SystemExit(f"{name}:\n{done.stderr[-3000:]}")
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name}: {found[name]['tokens_per_second']:.0f} tokens/s, peak {found[name]['peak_mib']:.0f} MiB", flush=True)
+    for name in LOSSES:
+        differences = [abs(a / b - 1) for a, b in zip(found[name]["losses"], found["pytorch"]["losses"])]
         if max(differences) > 1e-4:
-            raise SystemExit(f"{way} does not train as PyTorch does: losses differ by up to {max(differences):.1e}")
+            raise SystemExit(f"{name}: its losses differ from PyTorch's by up to {max(differences):.1e} (relative)")
     base = found["pytorch"]
     rows = [
         {
-            "loss_from": way,
+            "loss_from": name,
             "tokens_per_second": round(x["tokens_per_second"], 1),
             "speedup": round(x["tokens_per_second"] / base["tokens_per_second"], 3),
             "peak_mib": round(x["peak_mib"]),
@@ -130,9 +138,9 @@ def main() -> int:
             "tokens": TOKENS,
             "supervised": SUPERVISED,
         }
-        for way, x in found.items()
+        for name, x in found.items()
     ]
-    write_csv(options.out, rows)
+    write_csv(args.out, rows)
     return 0
 
 

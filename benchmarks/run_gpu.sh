@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Everything worth knowing from a bare GPU machine, in one command and under nine minutes:
+# Installs, checks, tests and measures the package on a new GPU machine, in less than nine minutes:
 #
 #     benchmarks/run_gpu.sh OUT_DIR
 #
-# The machine needs Python with PyTorch and Triton, and nvcc for the CUDA backend; no network. Wheels of what else is wanted
-# (pybind11, ninja, pytest, pytest-xdist, hypothesis; liger-kernel; trl with what it imports) are taken from $SAD_PEER_WHEELS,
-# by default wheels/. Stages: install, check (every backend on small cases), tests, compute-sanitizer, two benchmarks. OUT_DIR
-# gets a log per stage, bench.csv and bench-topk.csv row by row, and summary.txt. Exit code: 0, 1 if a stage that judges
-# correctness failed, 2 without a GPU.
+# The machine needs Python with PyTorch and Triton, and nvcc for the CUDA backend. It needs no network. Other packages are
+# installed from the wheels in $SAD_PEER_WHEELS (default: wheels/): pybind11, ninja, pytest, pytest-xdist, hypothesis,
+# liger-kernel, and trl with its dependencies. Stages: install, check (every backend on small cases), tests,
+# compute-sanitizer, two benchmarks. The script writes to OUT_DIR one log per stage, bench.csv, bench-topk.csv (one row at a
+# time) and summary.txt. Exit code: 0 on success, 1 if a stage that checks correctness failed, 2 without a GPU.
 #
-#     SAD_RUN_ON_CPU=1 benchmarks/run_gpu.sh OUT_DIR     # rehearse the script itself without a GPU, on quick sizes
+#     SAD_RUN_ON_CPU=1 benchmarks/run_gpu.sh OUT_DIR     # tries the script without a GPU, on quick sizes
 set -u -o pipefail
 
 if [ $# -ne 1 ]; then
@@ -21,8 +21,8 @@ OUT=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3}
 WHEELS=${SAD_PEER_WHEELS:-wheels}
-TOTAL=${SAD_RUN_SECONDS:-520} # of nine minutes; the rest is for what `timeout` needs to end a process
-RESERVE=190 # seconds that the stages before the benches leave to them
+TOTAL=${SAD_RUN_SECONDS:-520} # seconds; the rest of the nine minutes is for `timeout` to end a process
+RESERVE=190 # seconds reserved for the benchmarks by the stages before them
 SUMMARY=$OUT/summary.txt
 FAILED=0
 PROVED=0
@@ -31,13 +31,13 @@ PROVED=0
 say() { echo "$*" | tee -a "$SUMMARY"; }
 left() { echo $((TOTAL - RESERVE - SECONDS)); }
 
-# stage NAME LIMIT COMMAND...: runs it for at most LIMIT seconds and what is left in all, logs to NAME.log, notes how it ended.
+# stage NAME LIMIT COMMAND...: runs the command for at most LIMIT seconds and the time left, writes NAME.log, reports the result.
 stage() {
     local name=$1 limit=$2 begin=$SECONDS code
     shift 2
     [ "$limit" -gt "$(left)" ] && limit=$(left)
     if [ "$limit" -lt 5 ]; then
-        say "$name: not run, the time is spent"
+        say "$name: not run, no time left"
         return 125
     fi
     timeout --kill-after=5 "$limit" "$@" >"$OUT/$name.log" 2>&1
@@ -50,7 +50,7 @@ stage() {
     return $code
 }
 
-# judge CODE: a stage about correctness that failed makes the whole run fail; one that ran out of time proves nothing.
+# judge CODE: a failed correctness stage fails the whole run; a stage that ran out of time counts as neither.
 judge() {
     case $1 in
     0) PROVED=$((PROVED + 1)) ;;
@@ -61,15 +61,15 @@ judge() {
 
 can_import() { "$PYTHON" -c "import $1" >/dev/null 2>&1; }
 
-# --- the machine
+# --- machine
 if ! can_import torch; then
-    say "no PyTorch in $PYTHON: nothing can be run"
+    say "$PYTHON has no PyTorch: nothing was run"
     exit 2
 fi
 DEVICE=cuda SIZE=default
 if ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     if [ "${SAD_RUN_ON_CPU:-}" != 1 ]; then
-        say "PyTorch sees no GPU here: nothing was run (SAD_RUN_ON_CPU=1 rehearses on the CPU)"
+        say "PyTorch sees no GPU here: nothing was run (SAD_RUN_ON_CPU=1 tries the script on the CPU)"
         exit 2
     fi
     DEVICE=cpu SIZE=quick
@@ -85,14 +85,14 @@ say "machine: $("$PYTHON" -c "import torch; c = torch.cuda; print(c.get_device_n
 if [ -d "$WHEELS" ] && compgen -G "$WHEELS/*.whl" >/dev/null; then
     stage wheels 60 "$PYTHON" -m pip install --no-index --find-links "$WHEELS" --no-deps "$WHEELS"/*.whl
 else
-    say "wheels: none in $WHEELS; peers that are not installed are reported as such"
+    say "wheels: none in $WHEELS; the benchmark reports libraries that are not installed"
 fi
-if [ "$DEVICE" = cuda ] && [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then # for this card alone: all of them take minutes
+if [ "$DEVICE" = cuda ] && [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then # for this GPU only, because all architectures take minutes
     TORCH_CUDA_ARCH_LIST=$("$PYTHON" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
     export TORCH_CUDA_ARCH_LIST
 fi
 if ! stage install 150 "$PYTHON" -m pip install --no-index --no-build-isolation --no-deps -e .; then
-    say "install: falls back to the source tree; compiled backends run only if they were built there before"
+    say "install: uses the source tree; compiled backends run only if they were built there before"
     export PYTHONPATH=python:.${PYTHONPATH:+:$PYTHONPATH}
 fi
 
@@ -103,34 +103,34 @@ judge $?
 if ! can_import pytest || ! can_import hypothesis; then
     say "tests: not run, pytest or hypothesis is not installed"
 elif ! "$PYTHON" -c "from sadkernels.native import extension; extension.load('cpu')" 2>/dev/null; then
-    say "tests: not run, they need the CPU extension, which was not built here (pybind11, ninja and a C++ compiler build it)"
+    say "tests: not run, the CPU extension is not built (the build needs pybind11, ninja and a C++ compiler)"
 else
-    SIDE_BY_SIDE=()
-    can_import xdist && SIDE_BY_SIDE=(-n auto --dist loadfile)
+    XDIST=()
+    can_import xdist && XDIST=(-n auto --dist loadfile)
     stage tests 150 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q --maxfail=3 --no-header -p no:cacheprovider \
-        "${SIDE_BY_SIDE[@]}" tests/sadkernels
+        "${XDIST[@]}" tests/sadkernels
     judge $?
 fi
 
 if [ "$DEVICE" = cuda ] && command -v compute-sanitizer >/dev/null; then
-    export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # the caching allocator's large blocks hide accesses out of bounds
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # large cached blocks hide out-of-bounds accesses
     for backend in triton cuda; do
         for tool in memcheck racecheck initcheck; do
             stage "sanitizer-$backend-$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-                "$PYTHON" benchmarks/check_small.py --device cuda --backend "$backend" --few --absent-is-fine
+                "$PYTHON" benchmarks/check_small.py --device cuda --backend "$backend" --few --allow-missing
             judge $?
         done
     done
     unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
-    say "sanitizer: not run, there is no compute-sanitizer here or no GPU"
+    say "sanitizer: not run, it needs compute-sanitizer and a GPU"
 fi
 
-# --- bench: no case is begun in the last 40 seconds of what a benchmark has
-# bench NAME SCRIPT LIMIT: a stage that writes NAME.csv, and stops at LIMIT seconds.
+# --- bench: no case starts in the last 40 seconds of a benchmark's time
+# bench NAME SCRIPT LIMIT: a stage that writes NAME.csv and stops at LIMIT seconds.
 bench() {
     if [ "$3" -le 50 ]; then
-        say "$1: not run, the time is spent"
+        say "$1: not run, no time left"
         return
     fi
     stage "$1" "$3" "$PYTHON" "$2" --size "$SIZE" --device "$DEVICE" --seconds 4 --budget $(($3 - 40)) --out "$OUT/$1.csv"
@@ -144,8 +144,8 @@ if [ "$PROVED" -eq 0 ]; then
     FAILED=1
 fi
 if [ "$FAILED" -eq 0 ]; then
-    say "passed: $PROVED stages that judge correctness, $SECONDS s in all"
+    say "passed: $PROVED correctness stages, $SECONDS s in total"
 else
-    say "FAILED: $PROVED stages that judge correctness passed, $SECONDS s in all"
+    say "FAILED: $PROVED correctness stages passed, $SECONDS s in total"
 fi
 exit "$FAILED"

@@ -1,6 +1,6 @@
-"""Small cases under pytest-benchmark, to compare two commits: `pytest benchmarks/test_bench_span_kl.py`.
+"""Times small cases with pytest-benchmark, to compare two commits: `pytest benchmarks/test_bench_span_kl.py`.
 
-Not collected by a plain `pytest`, whose testpaths is tests/.
+A plain `pytest` does not collect this file, because its testpaths is tests/.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 
 from sadkernels.bench.cases import Case
 from sadkernels.bench.measure import TOLERANCE
-from sadkernels.bench.problem import make
+from sadkernels.bench.problem import make_problem
 from sadkernels.bench.providers import PROVIDERS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,11 +22,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("provider", [p for p in PROVIDERS["span_kl"] if p.too_slow is None], ids=lambda p: p.name)
+@pytest.mark.parametrize("provider", [p for p in PROVIDERS["span_kl"] if p.slow is None], ids=lambda p: p.name)
 def test_forward_and_backward(benchmark, provider, case):
-    if reason := provider.missing(case, DEVICE):
+    if reason := provider.why_not(case, DEVICE):
         pytest.skip(reason)
-    problem = make(case, DEVICE)
+    problem = make_problem(case, DEVICE)
 
     def call() -> torch.Tensor:
         loss = provider.loss(problem)
@@ -36,5 +36,5 @@ def test_forward_and_backward(benchmark, provider, case):
         return loss.detach()
 
     loss = call()
-    assert problem.error(loss, problem.truth()) < TOLERANCE[case.dtype]  # no speed without green
+    assert problem.error(loss, problem.reference()) < TOLERANCE[case.dtype]  # time only correct results
     benchmark.pedantic(call, setup=problem.reset, rounds=7, warmup_rounds=1)

@@ -1,4 +1,4 @@
-"""The benchmark of the span KL: correctness first, then time, memory and bandwidth, against PyTorch and other libraries.
+"""Benchmark of the span KL losses against PyTorch, Liger-Kernel and TRL: correctness, time, memory and bandwidth.
 
-Needs only PyTorch. `sad bench` is its front door, `python benchmarks/bench_span_kl.py` the one without typer and rich.
+It needs only PyTorch. `sad bench` and `benchmarks/bench_span_kl.py` run it.
 """

@@ -1,4 +1,4 @@
-"""Other libraries: whether they can run here, and how they are called."""
+"""Calls to other libraries, Liger-Kernel and TRL, and the reasons why they cannot run here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from sadkernels.bench.cases import Case
 from sadkernels.bench.problem import LinearProblem, LogitsProblem, Problem
 
-_IGNORED = -100  # the label of a row without loss
+_IGNORED = -100  # label of an unsupervised row
 _TRL_SERVER = "trl.experimental.server_distillation.server_distillation_trainer"
 
 
@@ -23,33 +23,40 @@ def _import_error(package: str, module: str) -> str | None:
         return "not installed"
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever a foreign package does when it is loaded
+    except Exception as error:  # another package's import can raise anything
         return f"installed, but {module} cannot be imported: {' '.join(str(error).split())}"
     return None
 
 
-def liger_missing(case: Case, device: torch.device) -> str | None:
+def why_not_liger(case: Case, device: torch.device) -> str | None:
+    """Returns why Liger-Kernel cannot run on the device, or None."""
     if device.type != "cuda":
         return "its Triton kernels need a GPU"
     return _import_error("liger_kernel", "liger_kernel.transformers.fused_linear_jsd")
 
 
-def trl_missing(case: Case, device: torch.device) -> str | None:
+def why_not_trl(case: Case, device: torch.device) -> str | None:
+    """Returns why TRL's chunked divergence cannot run here, or None."""
     return _import_error("trl", "trl.kernels.chunked_divergence")
 
 
-def liger_masked(problem: Problem) -> Tensor:
-    """Liger on all rows, with its own mask."""
-    return _liger(problem, slice(None), torch.where(problem.ids > 0, 0, _IGNORED))
+def why_not_trl_topk(case: Case, device: torch.device) -> str | None:
+    """Returns why TRL's loss against a top-k teacher cannot run here, or None."""
+    return _import_error("trl", _TRL_SERVER)
+
+
+def liger(problem: Problem) -> Tensor:
+    """Calls Liger-Kernel on all rows, with its own mask."""
+    return _liger(problem, slice(None), torch.where(problem.span_ids > 0, 0, _IGNORED))
 
 
 def liger_gathered(problem: Problem) -> Tensor:
-    """Liger on the supervised rows alone, gathered first."""
-    return _liger(problem, problem.ids.nonzero().squeeze(-1), None)
+    """Gathers the supervised rows and calls Liger-Kernel on them."""
+    return _liger(problem, problem.span_ids.nonzero().squeeze(-1), None)
 
 
 def _liger(problem: Problem, rows: slice | Tensor, labels: Tensor | None) -> Tensor:
-    """Its JSD at beta = 0, which is the forward KL; from logits it takes log-probabilities, as its docstring makes them."""
+    """Calls its JSD at beta = 0, the forward KL. From logits it needs log-probabilities, made as in its docstring."""
     if isinstance(problem, LogitsProblem):
         from liger_kernel.transformers.jsd import LigerJSD
 
@@ -62,31 +69,27 @@ def _liger(problem: Problem, rows: slice | Tensor, labels: Tensor | None) -> Ten
 
 
 def trl(problem: LinearProblem) -> Tensor:
-    """TRL's chunked divergence at beta = 0, on the supervised rows, as its distillation trainer calls it on GPUs."""
+    """Calls TRL's chunked divergence at beta = 0 on the supervised rows, as its distillation trainer does on GPUs."""
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-    valid = problem.ids > 0
-    student = problem.student_hidden[valid], problem.student_weight, None
-    teacher = problem.teacher_hidden[valid], problem.teacher_weight, None
+    supervised = problem.span_ids > 0
+    student = problem.student_hidden[supervised], problem.student_weight, None
+    teacher = problem.teacher_hidden[supervised], problem.teacher_weight, None
     per_token, _ = ChunkedDivergenceFunction.apply(*student, *teacher, 0.0)
     return per_token.mean()
 
 
-def trl_listed_missing(case: Case, device: torch.device) -> str | None:
-    return _import_error("trl", _TRL_SERVER)
+def trl_topk(problem: Problem) -> Tensor:
+    """Calls the loss of TRL's trainer for a teacher on a server, on the student's log-softmax as the trainer does.
 
-
-def trl_listed(problem: Problem) -> Tensor:
-    """The loss of TRL's trainer for a teacher behind a server, as it calls it on the student's log-softmax.
-
-    Private and experimental: if it moves, `trl_listed_missing` or a failure says so.
+    The loss is private and experimental. If TRL moves it, `why_not_trl_topk` or the row's status reports this.
     """
     trainer = importlib.import_module(_TRL_SERVER).ServerDistillationTrainer
-    settings = SimpleNamespace(loss_add_tail=True, _reduce_divergence_loss=trainer._reduce_divergence_loss)
+    config = SimpleNamespace(loss_add_tail=True, _reduce_divergence_loss=trainer._reduce_divergence_loss)
     if isinstance(problem, LogitsProblem):
         student = problem.student
     else:
         student = problem.student_hidden @ problem.student_weight.T
-    lists = {"topk_logprobs": problem.logprobs, "topk_token_ids": problem.listed_ids}
-    labels = torch.where(problem.ids > 0, 0, _IGNORED)
-    return trainer._compute_server_forward_kl_loss(settings, lists, student.float().log_softmax(-1), labels)
+    teacher = {"topk_logprobs": problem.teacher_logprobs, "topk_token_ids": problem.teacher_ids}
+    labels = torch.where(problem.span_ids > 0, 0, _IGNORED)
+    return trainer._compute_server_forward_kl_loss(config, teacher, student.float().log_softmax(-1), labels)

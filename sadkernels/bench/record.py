@@ -1,25 +1,29 @@
-"""The CSV of a run: one row per provider and case, each complete in itself, written as soon as it is known."""
+"""The CSV of a benchmark: one row per provider and case, with the hardware, the versions and the commit in every row."""
 
 from __future__ import annotations
 
 import csv
+import functools
+import importlib.metadata
+import platform
+import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from sadkernels.bench.machine import about
+import torch
 
 OK, WRONG, FAILED, NO_MEMORY, NOT_RUN = "ok", "wrong", "failed", "out of memory", "not run"
 MEASURES = (
-    "ms",  # median of one forward and backward; on a GPU with a cold L2
-    "ms_warm",  # GPU only: mean of calls back to back
-    "times_pytorch",  # median over the rounds of PyTorch's time by this one's
+    "ms",  # median time of one forward and backward; on a GPU with a cold L2
+    "ms_warm",  # GPU only: mean time of back-to-back calls
+    "times_pytorch",  # speed-up over PyTorch, median over the rounds
     "rounds",
-    "peak_extra_mb",  # MiB beyond the inputs, at the peak
-    "retained_mb",  # MiB that stay between forward and backward
-    "moved_mb",  # MiB that had to move
-    "copy_fraction",  # moved bytes per second, by those of a large copy
-    "copy_gb_per_s",
+    "peak_extra_mb",  # peak memory beyond the inputs, MiB
+    "retained_mb",  # memory kept between forward and backward, MiB
+    "moved_mb",  # least memory traffic, MiB; see `Case.moved_bytes`
+    "copy_fraction",  # moved bytes per second, divided by the copy bandwidth
+    "copy_gb_per_s",  # copy bandwidth of the device, GB/s
     "error",  # largest relative error of loss and gradients against float64
 )
 FIELDS = (
@@ -28,13 +32,16 @@ FIELDS = (
 )
 Row = dict[str, object]
 
+_ROOT = Path(__file__).resolve().parents[2]  # the repository, unless the package is installed as a copy
+_PACKAGES = {"sad": "structured-agent-distillation", "triton": "triton", "liger": "liger-kernel", "trl": "trl"}
+
 
 class CsvLog:
-    """A CSV that is valid after every row: a run that is killed leaves what it had measured.
+    """A CSV file that is complete after every row, so that an interrupted run leaves a valid file.
 
     Args:
-        path: Written anew; its folder is made.
-        device: Where the measurements are made.
+        path: The file. An existing file is overwritten; missing folders are created.
+        device: The device of the measurements.
 
     Raises:
         OSError: The file cannot be written.
@@ -42,16 +49,16 @@ class CsvLog:
 
     def __init__(self, path: Path, device: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._about = about(device)
+        self._machine = machine_info(device)
         self._stream = open(path, "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._stream, [*FIELDS, *self._about], restval="")
+        self._writer = csv.DictWriter(self._stream, [*FIELDS, *self._machine], restval="")
         self._writer.writeheader()
         self._stream.flush()
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Appends the rows and hands them to the system."""
+        """Appends the rows and flushes each to the file."""
         for row in rows:
-            self._writer.writerow(row | self._about)
+            self._writer.writerow(row | self._machine)
             self._stream.flush()
 
     def __enter__(self) -> CsvLog:
@@ -62,25 +69,74 @@ class CsvLog:
 
 
 def write_csv(path: Path, rows: list[Mapping[str, object]]) -> None:
-    """Writes rows of any columns at once, each completed by hardware, versions and commit."""
+    """Writes rows with any columns and adds the columns of `machine_info`; a row's own value wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    complete = [about() | row for row in rows]
+    complete = [machine_info() | row for row in rows]
     with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys([*rows[0], *about()])))
+        writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys([*rows[0], *machine_info()])))
         writer.writeheader()
         writer.writerows(complete)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a file that `CsvLog` wrote.
+    """Reads a file that `CsvLog` wrote.
 
     Raises:
-        ValueError: The file is not such a CSV.
+        ValueError: A column of `FIELDS` is missing.
         OSError: The file cannot be read.
     """
     with open(path, newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
-        lacking = [name for name in FIELDS if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise ValueError(f"columns {', '.join(lacking)} are missing")
+        missing = [name for name in FIELDS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"the columns {', '.join(missing)} are missing")
         return list(reader)
+
+
+@functools.cache
+def machine_info(device: str | torch.device | None = None) -> dict[str, str]:
+    """Returns the hardware, the versions and the commit as CSV columns; a missing package has an empty version.
+
+    Args:
+        device: The device of the measurements. Default: the GPU if there is one.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    gpu = device.type == "cuda"
+    return {
+        "processor": torch.cuda.get_device_name(device) if gpu else _processor(),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": (torch.version.cuda or torch.version.hip or "") if gpu else "",
+        **{name: _version(package) for name, package in _PACKAGES.items()},
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _git(*words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=_ROOT).stdout.strip()
+    except OSError:  # git is not installed
+        return ""
+
+
+def _commit() -> str:
+    if not (_ROOT / "csrc").is_dir() or _git("rev-parse", "--show-toplevel") != str(_ROOT):
+        return ""  # an installed copy: a repository around it is another project's
+    return _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else "")

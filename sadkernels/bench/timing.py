@@ -1,7 +1,7 @@
-"""Clocks, and providers timed in turns.
+"""Clocks for CPU and GPU, round-robin timing of several calls, and the copy bandwidth of a device.
 
-The providers of a case run one after the other in every round, so that a machine that slows down slows all of them, and the
-ratio of two is the median of the ratios of the rounds.
+Each round runs every provider once. If the machine slows down, all providers slow down, and a ratio of two providers is the
+median of its per-round ratios.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from typing import NamedTuple
 import torch
 
 
-class Run(NamedTuple):
-    """`prepare` is called before every `call` and not timed; nor, if `twice`, is the first of a round's two calls."""
+class TimedCall(NamedTuple):
+    """A call to time.
+
+    Attributes:
+        prepare: Runs before every call and is not timed.
+        call: The timed function.
+        warmup: Whether each round first runs `prepare` and `call` once untimed.
+    """
 
     prepare: Callable[[], object]
     call: Callable[[], object]
-    twice: bool = False
+    warmup: bool = False
 
 
 class WallClock:
-    """Seconds by the wall, for work that is done when the call returns."""
+    """Measures a call in seconds of wall-clock time, for work that is complete when the call returns."""
 
     def __call__(self, call: Callable[[], object]) -> float:
         begin = time.perf_counter()
@@ -33,9 +39,10 @@ class WallClock:
 
 
 class EventClock:
-    """Seconds between two events on the device's stream, after a buffer of several times the L2 was written.
+    """Measures a call in seconds between two events on the device's stream, with a cold L2 cache.
 
-    Writing it evicts what the last call left in the L2, and keeps the device busy while the host enqueues the call.
+    It first overwrites a buffer of several times the L2's size. This evicts the data of the previous call, and keeps the
+    device busy while the host launches the kernels of this call.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,19 +51,24 @@ class EventClock:
         self._device = device
 
     def __call__(self, call: Callable[[], object]) -> float:
-        for _ in range(3):  # once empties the L2; thrice outlasts the host's work for one call
+        for _ in range(3):  # one pass empties the L2; three take longer than the host needs to launch one call
             self._flush.zero_()
         return self._between_events(call)
 
-    def warm(self, run: Run, seconds: float) -> float:
-        """Mean seconds of calls back to back, as many as take about `seconds` if one takes that long."""
+    def warm(self, timed: TimedCall, seconds: float) -> float:
+        """Returns the mean seconds of back-to-back calls, without flushing the L2.
+
+        Args:
+            timed: The call. `prepare` runs once, before all calls.
+            seconds: The expected time of one call; it sets the number of calls.
+        """
         count = max(3, min(100, round(20e-3 / max(seconds, 1e-6))))
-        run.prepare()
-        run.call()
+        timed.prepare()
+        timed.call()
 
         def calls() -> None:
             for _ in range(count):
-                run.call()
+                timed.call()
 
         return self._between_events(calls) / count
 
@@ -71,24 +83,25 @@ class EventClock:
 
 
 def clock_for(device: torch.device) -> WallClock | EventClock:
+    """Returns the clock for a device."""
     return EventClock(device) if device.type == "cuda" else WallClock()
 
 
-def time_in_turns(
-    runs: dict[str, Run], clock: Callable[[Callable[[], object]], float], rounds: int
+def time_round_robin(
+    calls: dict[str, TimedCall], clock: Callable[[Callable[[], object]], float], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of every run in every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    """Returns the seconds of every call in every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     was_enabled = gc.isenabled()
-    gc.disable()  # a collection inside a timed call would be that call's bad luck
+    gc.disable()  # a garbage collection inside a timed call would count against that call
     try:
         for _ in range(rounds):
-            for name, run in runs.items():
-                if run.twice:
-                    run.prepare()
-                    run.call()
-                run.prepare()
-                seconds[name].append(clock(run.call))
+            for name, timed in calls.items():
+                if timed.warmup:
+                    timed.prepare()
+                    timed.call()
+                timed.prepare()
+                seconds[name].append(clock(timed.call))
     finally:
         if was_enabled:
             gc.enable()
@@ -96,7 +109,20 @@ def time_in_turns(
 
 
 def speedups(seconds: dict[str, list[float]], baseline: str) -> dict[str, float]:
-    """How many times faster than `baseline`, the median over the rounds; empty if it did not run."""
+    """Returns each call's speed-up over `baseline`, the median over the rounds. Empty if `baseline` did not run."""
     if baseline not in seconds:
         return {}
     return {name: median(b / s for b, s in zip(seconds[baseline], own)) for name, own in seconds.items()}
+
+
+def copy_bandwidth(device: torch.device, size: int | None = None) -> float:
+    """Returns the bytes per second that a large copy reads and writes.
+
+    Args:
+        device: The device to measure.
+        size: Bytes of the copied tensor. Default: 256 MiB on a CPU, 1 GiB on a GPU.
+    """
+    elements = (size or ((1 << 30) if device.type == "cuda" else (256 << 20))) // 4
+    source, target = (torch.ones(elements, device=device) for _ in range(2))
+    timed = TimedCall(lambda: None, lambda: target.copy_(source))
+    return 8 * elements / min(time_round_robin({"copy": timed}, clock_for(device), rounds=7)["copy"])

@@ -1,68 +1,83 @@
-"""`sad bench`: the loss against PyTorch and other libraries, on the user's machine."""
+"""`sad bench`: measures the losses against PyTorch and other libraries on the user's machine."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from sad.cli.flags import takes
+from sad.options import option
 
-def command(
-    quick: Annotated[bool, typer.Option("--quick", help="A few small cases, in seconds.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="All sizes that fit memory; hours on a CPU.")] = False,
-    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, or cuda:1 and so on.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 in all cases.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="One case of your own: N.")] = None,
-    vocab: Annotated[int | None, typer.Option(min=2, help="One case of your own: V.")] = None,
-    supervised: Annotated[float | None, typer.Option(help="One case of your own: the fraction of supervised rows.")] = None,
-    provider: Annotated[list[str] | None, typer.Option(help="Measure only this one; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New CSV file, written as the run goes.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture drawn from the CSV (needs matplotlib).")] = None,
-    from_csv: Annotated[Path | None, typer.Option("--from", help="Show the CSV of an earlier run; measure nothing.")] = None,
-) -> None:
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The options of `sad bench`."""
+
+    quick: bool = option(False, flag="--quick", group="Cases", help="Measure a few small cases, in seconds.")
+    full: bool = option(
+        False, flag="--full", group="Cases", help="Measure all sizes that fit in memory. This takes hours on a CPU."
+    )
+    rows: int | None = option(None, group="Cases", help="Measure one case with N rows.")
+    vocab: int | None = option(None, group="Cases", help="Measure one case with V vocabulary columns.")
+    supervised: float | None = option(None, group="Cases", help="Measure one case with this fraction of supervised rows.")
+    dtype: str | None = option(
+        None, group="Cases", help="The dtype of all cases: float32, bfloat16 or float16. Default: each case's own dtype."
+    )
+    device: str = option("auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N.")
+    provider: list[str] = option([], help="Measure only this provider. Repeatable.")
+    out: Path | None = option(None, group="Results", help="Write this new CSV file, case by case.")
+    plot: Path | None = option(None, group="Results", help="Draw this plot from the CSV file. It needs matplotlib.")
+    from_csv: Path | None = option(
+        None, flag="--from", group="Results", help="Show the CSV file of an earlier run and measure nothing."
+    )
+
+
+@takes(BenchOptions)
+def command(options: BenchOptions) -> None:
     """Measure time, memory and bandwidth of the span KL against PyTorch, Liger-Kernel and TRL.
 
-    Every result is first checked against float64; a provider that is wrong is not timed. The exit code is 1 if one of
-    our own was wrong or failed.
+    Each provider's result is compared with float64 first, and a wrong provider is not timed. The exit code is 1 if a
+    backend of sad was wrong or failed.
     """
     from contextlib import nullcontext
 
     from rich.console import Console
 
     from sad.cli import bench_checks
-    from sad.report import bench_plot, bench_table
+    from sad.report import bench
     from sad.report.table import rich_table
-    from sadkernels.bench.machine import about
-    from sadkernels.bench.measure import QUICK, Effort
-    from sadkernels.bench.record import read_csv
-    from sadkernels.bench.run import broken, run
+    from sadkernels.bench.measure import QUICK_TIMING, TimingConfig, failed_backends, measure_cases
+    from sadkernels.bench.record import machine_info, read_csv
 
-    bench_checks.check_plot(plot, from_csv or out)
+    csv = options.from_csv or options.out
+    bench_checks.check_plot(options.plot, csv)
     console = Console()
 
     def show(group: list) -> None:
-        console.print(rich_table(bench_table.COLUMNS, bench_table.cells(group), str(group[0]["case"])))
+        console.print(rich_table(bench.COLUMNS, bench.table_rows(group), str(group[0]["case"])))
 
-    if from_csv is not None:
-        found = bench_checks.read(from_csv)
-        console.print(bench_table.machine_line(found[0]))
+    if options.from_csv is not None:
+        found = bench_checks.read(options.from_csv)
+        console.print(bench.machine_line(found[0]))
         for case in dict.fromkeys(row["case"] for row in found):
             show([row for row in found if row["case"] == case])
     else:
-        where = bench_checks.check_device(device)
-        only = bench_checks.check_providers(provider or [])
-        cases = bench_checks.check_cases(quick, full, where.type, dtype, rows, vocab, supervised)
-        log, found = bench_checks.open_log(out, where), []
-        console.print(bench_table.machine_line(about(where)))
+        device = bench_checks.check_device(options.device)
+        only = bench_checks.check_providers(options.provider)
+        cases = bench_checks.check_cases(options, device.type)
+        log, found = bench_checks.open_log(options.out, device), []
+        config = QUICK_TIMING if options.quick else TimingConfig()
+        console.print(bench.machine_line(machine_info(device)))
         with log or nullcontext():
-            for group in run(cases, where, only=only, quick=quick, effort=QUICK if quick else Effort()):
+            for group in measure_cases(cases, device, only=only, quick=options.quick, config=config):
                 found += group
                 if log is not None:
                     log.write(group)
                 if group:
                     show(group)
-    for line in bench_table.reasons(found):
+    for line in bench.reasons(found):
         console.print(f"not run: {line}", highlight=False, soft_wrap=True)
-    if plot is not None:
-        bench_plot.draw(read_csv(from_csv or out), plot)
-    if broken(found):
+    if options.plot is not None:
+        bench.draw(read_csv(csv), options.plot)
+    if failed_backends(found):
         raise typer.Exit(1)

@@ -1,23 +1,31 @@
-"""`sad doctor`: what is installed, which backends run here and why others do not, and whether they are right."""
+"""`sad doctor`: shows the installed packages and the hardware, and tests the backends that run here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
 import typer
 
-_ABSENT = "not installed"
+from sad.cli.flags import takes
+from sad.options import option
 
 
-def command(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
-    test: Annotated[bool, typer.Option("--test/--no-test", help="Compare every backend with float64, in seconds.")] = True,
-) -> None:
-    """Show what is installed and which backends run here, and test those that do.
+@dataclass(frozen=True)
+class DoctorOptions:
+    """The options of `sad doctor`."""
 
-    Each backend that runs here is compared with the reference in float64, for some 5 seconds at most. The exit code is 1
-    if one was wrong; a backend that cannot run here is no fault.
+    json: bool = option(False, flag="--json", help="Print one JSON object instead of tables.")
+    test: bool = option(True, help="Compare every backend with float64, in seconds.")
+
+
+@takes(DoctorOptions)
+def command(options: DoctorOptions) -> None:
+    """Show the installed packages and the hardware, and test the backends that run here.
+
+    Each op of each backend is compared with the reference in float64, for about 5 seconds at most. The exit code is 1 if a
+    result is wrong. A backend that cannot run here is not an error.
     """
     import json
 
@@ -31,26 +39,26 @@ def command(
         "builds": doctor_facts.builds(),
     }
     console = Console()
-    if not as_json:
+    if not options.json:
         _show(console, "Packages", _packages(facts["packages"]))
         _show(console, "This machine", _machine(facts["hardware"]))
         _show(console, "Compiled extensions", _builds(facts["builds"]))
-    rows = list(doctor_facts.checked_backends(test))
+    rows = list(doctor_facts.checked_backends(options.test))
     healthy = doctor_facts.healthy(rows)
-    if as_json:
+    if options.json:
         typer.echo(json.dumps({**facts, "backends": rows, "healthy": healthy}, indent=2))
     else:
         _show(console, "Backends", map(_backend, rows))
         for row in rows:
             for line in (row["self_test"] or {}).get("failures", ()):
                 typer.echo(f"{row['op']} on {row['backend']}: {line}")
-        typer.echo(_verdict(rows, healthy, test))
+        typer.echo(_verdict(rows, healthy, options.test))
     if not healthy:
         raise typer.Exit(1)
 
 
 def _show(console: Any, title: str, rows: Iterable[tuple[str, ...]]) -> None:
-    """A table without a header on a terminal; elsewhere plain lines, however long."""
+    """Prints a table without a header on a terminal, and plain lines elsewhere."""
     rows = list(rows)
     if console.is_terminal:
         from rich.table import Table
@@ -60,7 +68,7 @@ def _show(console: Any, title: str, rows: Iterable[tuple[str, ...]]) -> None:
         for index in range(len(rows[0])):
             table.add_column(no_wrap=index < len(rows[0]) - 1)
         for row in rows:
-            table.add_row(*map(Text, row))  # brackets in a message are no markup
+            table.add_row(*map(Text, row))  # Text, because brackets in a message are not markup
         console.print(table)
         return
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -73,13 +81,13 @@ def _show(console: Any, title: str, rows: Iterable[tuple[str, ...]]) -> None:
 def _packages(found: dict[str, dict[str, str | None]]) -> Iterable[tuple[str, str, str]]:
     for name, about in found.items():
         use = about.get("for")
-        yield name, about["version"] or _ABSENT, f"optional: {use}" if use else ""
+        yield name, about["version"] or "not installed", f"optional: {use}" if use else ""
 
 
 def _machine(about: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "system", about["system"]
     yield "processor", f"{about['processor']}, {about['threads']} threads"
-    yield "CUDA of PyTorch", about["torch_cuda"] or "none, this PyTorch was built for the CPU"
+    yield "CUDA of PyTorch", about["torch_cuda"] or "none: this PyTorch is built for the CPU"
     for index, gpu in enumerate(about["gpus"]):
         yield f"GPU {index}", f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']:g} GiB"
     if not about["gpus"]:
@@ -108,18 +116,18 @@ def _backend(row: dict[str, Any]) -> tuple[str, str, str, str]:
     if row["why_not"]:
         state, about = "cannot run here", row["why_not"]
     elif outcome:
-        state = "right" if outcome["passed"] else "WRONG"
+        state = "correct" if outcome["passed"] else "WRONG"
         failed = len(outcome["failures"])
         about += f": {outcome['ran'] - failed} of {outcome['ran']} cases agree with float64, {outcome['seconds']:.1f} s"
         if outcome["ran"] < outcome["cases"]:
-            about += f"; no time for {outcome['cases'] - outcome['ran']} more"
+            about += f"; {outcome['cases'] - outcome['ran']} cases not run, no time left"
     return row["op"], row["backend"], state, about
 
 
 def _verdict(rows: list[dict[str, Any]], healthy: bool, test: bool) -> str:
-    run = len([row for row in rows if row["why_not"] is None])
+    count = len([row for row in rows if row["why_not"] is None])
     if not test:
-        return f"{run} of {len(rows)} can run here; nothing was tested."
+        return f"{count} of {len(rows)} op-backend pairs can run here; no test was run."
     if healthy:
-        return f"All {run} that can run here are right."
-    return "Something is wrong: use another backend by name (backend='reference' is the slowest and surest) and report it."
+        return f"All {count} op-backend pairs that can run here are correct."
+    return "A backend is wrong. Pass another one by name (backend='reference' is slow but safe), and report this."

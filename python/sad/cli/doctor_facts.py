@@ -1,4 +1,4 @@
-"""What `sad doctor` finds out about a machine: plain data, for a table and for JSON alike."""
+"""Collects the facts that `sad doctor` shows, as plain data for tables and for JSON."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sadkernels import backends, selftest
 from sadkernels.native import extension
 
 REQUIRED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "typer", "rich", "jinja2", "pyyaml")
-OPTIONAL = {  # what they are for
+OPTIONAL = {  # package: what uses it
     "triton": "the triton backend",
     "peft": "LoRA students",
-    "matplotlib": "pictures of sad bench",
+    "matplotlib": "plots of sad bench",
     "liger-kernel": "comparison in sad bench",
     "trl": "comparison in sad bench",
 }
-SECONDS = 5.0  # of self-test per backend and op; no other case is begun after them
+SECONDS = 5.0  # limit of the self-test per backend and op; no case starts after it
 
 
 def packages() -> dict[str, dict[str, str | None]]:
-    """Version of every package that `sad` uses (None: not installed), and what an optional one is for."""
+    """Returns the version of every package that `sad` uses (None: not installed), and the use of optional packages."""
     found: dict[str, dict[str, str | None]] = {"sad": {"version": _version("structured-agent-distillation")}}
     found["python"] = {"version": platform.python_version()}
     found |= {name: {"version": _version(name)} for name in REQUIRED}
@@ -45,8 +45,8 @@ def _version(package: str) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, threads, GPUs as PyTorch sees them, and as the driver does."""
-    from sadkernels.bench.machine import about
+    """Returns processor, threads, and the GPUs that PyTorch and the driver see."""
+    from sadkernels.bench.record import machine_info
 
     gpus = []
     for index in range(torch.cuda.device_count()):
@@ -55,7 +55,7 @@ def hardware() -> dict[str, Any]:
         gpus.append({"name": card.name, "capability": capability, "memory_gib": memory})
     return {
         "system": platform.platform(),
-        "processor": about("cpu")["processor"],
+        "processor": machine_info("cpu")["processor"],
         "threads": torch.get_num_threads(),
         "torch_cuda": torch.version.cuda or torch.version.hip,
         "gpus": gpus,
@@ -64,7 +64,7 @@ def hardware() -> dict[str, Any]:
 
 
 def builds() -> dict[str, Any]:
-    """Compilers found here, and what the compiled extensions were built for (None: not there)."""
+    """Returns the compilers, and the targets of the compiled extensions (None: not found or not built)."""
     cpu, cuda = _loaded("cpu"), _loaded("cuda")
     compiler, nvcc = shutil.which(os.environ.get("CXX", "c++")), _nvcc()
     return {
@@ -83,12 +83,12 @@ def _loaded(name: str) -> ModuleType | None:
 
 
 def _cuda_version(number: int) -> str | None:
-    """13000 is 13.0; 0 is a driver that is not there."""
+    """Formats CUDA's version number: 13000 is 13.0. Returns None for 0, which means no driver."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
 
 def _nvcc() -> str | None:
-    """Where the build looks for it."""
+    """Returns the path of nvcc, searched as the build does."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     for path in (*(Path(home) / "bin" / "nvcc" for home in homes), shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"):
         if path and os.access(path, os.X_OK):
@@ -97,7 +97,7 @@ def _nvcc() -> str | None:
 
 
 def _lines(*command: str) -> list[str]:
-    """What a program prints; nothing if it is not there or fails."""
+    """Returns the lines that a program prints. Empty if the program is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -106,7 +106,7 @@ def _lines(*command: str) -> list[str]:
 
 
 def checked_backends(test: bool) -> Iterator[dict[str, Any]]:
-    """For every op on every backend: why it cannot run here, or what its self-test found."""
+    """Yields for every op and backend why it cannot run here, or the result of its self-test."""
     for op in selftest.OPS:
         for backend in backends.PACKAGES:
             gpu = torch.cuda.is_available() and backend != "cpu"
@@ -114,11 +114,11 @@ def checked_backends(test: bool) -> Iterator[dict[str, Any]]:
             reason = backends.why_not(backend, op, device)
             row = {"op": op, "backend": backend, "device": str(device), "why_not": reason, "self_test": None}
             if test and reason is None:
-                row["self_test"] = _tested(op, backend, device)
+                row["self_test"] = _self_test(op, backend, device)
             yield row
 
 
-def _tested(op: str, backend: str, device: torch.device) -> dict[str, Any]:
+def _self_test(op: str, backend: str, device: torch.device) -> dict[str, Any]:
     outcome = selftest.run(selftest.quick_cases(op), backend, device, seconds=SECONDS)
     return {
         "passed": outcome.passed,
@@ -131,5 +131,5 @@ def _tested(op: str, backend: str, device: torch.device) -> dict[str, Any]:
 
 
 def healthy(rows: list[dict[str, Any]]) -> bool:
-    """Whether every self-test that was made passed."""
+    """Returns whether every self-test that ran has passed."""
     return all(row["self_test"] is None or row["self_test"]["passed"] for row in rows)

@@ -116,7 +116,7 @@ def _print_tables(options: EvalOptions, task_count: int, evaluations: dict[str, 
     title = f"{options.env}, {options.split}, {task_count} tasks: {options.decoding} decoding, {sampling}; "
     title += "95 % intervals in parentheses"
     console.print(table.rich_table(table.COLUMNS, table.comparison(evaluations), title, stacked=True))
-    for header, rows in (table.own_metrics(evaluations), table.by_type(evaluations), table.ends(evaluations)):
+    for header, rows in (table.env_metrics(evaluations), table.by_type(evaluations), table.ends(evaluations)):
         if rows:
             console.print(table.rich_table(header, rows, stacked=True))
     seconds = ", ".join(f"{name}: {evaluation['seconds']:.1f} s" for name, evaluation in evaluations.items())

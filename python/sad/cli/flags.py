@@ -52,7 +52,7 @@ def parameters(options: type) -> list[inspect.Parameter]:
 
 def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
     metadata = field.metadata
-    flags = [metadata["flag"]] if metadata.get("flag") else []
+    flags = metadata["flag"].split() if metadata.get("flag") else []  # "--format -f" declares two names
     shown = {"help": metadata["help"], "rich_help_panel": metadata.get("group")}
     info = typer.Argument(**shown) if metadata.get("positional") else typer.Option(*flags, **shown)
     default = field.default

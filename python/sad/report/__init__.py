@@ -1,1 +1,1 @@
-"""Tables, pictures and pages."""
+"""Tables, plots and HTML pages."""

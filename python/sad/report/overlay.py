@@ -1,14 +1,13 @@
-"""The mask overlay (section F.2 of the paper): a trajectory's text with reasoning blue and action red."""
+"""The mask overlay (paper, section F.2): a trajectory's text with reasoning in blue and actions in red."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from rich.text import Text
 
 _MARKS = {SpanKind.NONE: " ", SpanKind.REASON: "R", SpanKind.ACT: "A"}
@@ -20,9 +19,12 @@ _STYLES = {
 
 
 class Piece(NamedTuple):
-    """A stretch of text shown alike: a labelled token, or everything between two of them.
+    """A part of the text with one style: a supervised token, or the text between two supervised tokens.
 
-    `shade` alternates from token to token, so that one sees where they end; text that was cut off has shade 1 and no kind.
+    Attributes:
+        text: The text.
+        kind: Reasoning, action, or none.
+        shade: 0 or 1, alternating between supervised tokens to show where they end. Truncated text has kind none, shade 1.
     """
 
     text: str
@@ -33,14 +35,14 @@ class Piece(NamedTuple):
 def token_pieces(
     text: str, offsets: Sequence[tuple[int, int]], span_ids: Sequence[int], *, truncated: int = 0, eos: str = "<eos>"
 ) -> list[Piece]:
-    """Pieces by token. Tokens that share a character (a character split into bytes) are one piece.
+    """Returns one piece per supervised token. Tokens that share a character (split into bytes) are one piece.
 
     Args:
-        text: What was tokenized.
-        offsets: (T) character ranges of the tokens, in order.
-        span_ids: (T) labels.
-        truncated: How many tokens after these were cut off.
-        eos: What stands for a labelled token without characters.
+        text: The tokenized text.
+        offsets: (T,) character ranges of the tokens, in order.
+        span_ids: (T,) span ids of the tokens.
+        truncated: Number of tokens removed from the end.
+        eos: The text shown for a supervised token without characters.
     """
     pieces: list[Piece] = []
     shown = shade = 0
@@ -61,7 +63,7 @@ def token_pieces(
 
 
 def span_pieces(text: str, spans: Sequence[Span]) -> list[Piece]:
-    """Pieces by span, where there is no tokenizer."""
+    """Returns one piece per span, for a text without a tokenizer."""
     pieces, shown = [], 0
     for number, (start, end, kind) in enumerate(spans):
         pieces += [Piece(text[shown:start], SpanKind.NONE, 0), Piece(text[start:end], SpanKind(kind), number % 2)]
@@ -71,19 +73,19 @@ def span_pieces(text: str, spans: Sequence[Span]) -> list[Piece]:
 
 
 def overlay_lines(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Pieces by line of the text; a labelled line terminator shows as an arrow."""
+    """Splits the pieces into lines. A supervised line end is shown as an arrow."""
     lines: list[list[Piece]] = [[]]
     for piece in pieces:
-        first, *others = piece.text.replace("\r\n", "\n").split("\n")
-        ended = "" if piece.kind is SpanKind.NONE else "↵"
-        lines[-1].append(piece._replace(text=first + (ended if others else "")))
-        for number, part in enumerate(others, 1):
-            lines.append([piece._replace(text=part + (ended if number < len(others) else ""))])
+        first, *rest = piece.text.replace("\r\n", "\n").split("\n")
+        end = "" if piece.kind is SpanKind.NONE else "↵"
+        lines[-1].append(piece._replace(text=first + (end if rest else "")))
+        for number, part in enumerate(rest, 1):
+            lines.append([piece._replace(text=part + (end if number < len(rest) else ""))])
     return lines if any(piece.text for piece in lines[-1]) else lines[:-1]
 
 
 def terminal_overlay(pieces: Sequence[Piece]) -> Text:
-    """Coloured text for a rich console, each line after a margin with R (reasoning) and A (action), seen without colours."""
+    """Returns the overlay for a rich console. A margin with R (reasoning) and A (action) shows the kinds without colors."""
     from rich.text import Text
 
     text = Text()
@@ -95,27 +97,3 @@ def terminal_overlay(pieces: Sequence[Piece]) -> Text:
             text.append(piece.text, style=_STYLES[piece.kind][piece.shade])
         text.append("\n")
     return text
-
-
-def _environment() -> Any:
-    import jinja2
-
-    loader = jinja2.PackageLoader("sad.report")
-    return jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-
-
-def html_overlay(pieces: Sequence[Piece]) -> Markup:
-    """An HTML fragment; the text is escaped. A page that holds it needs `html_style()` once, inside a <style>."""
-    return _environment().get_template("overlay.html").module.overlay(overlay_lines(pieces))
-
-
-def html_style() -> Markup:
-    """The style sheet of `html_overlay`, light and dark."""
-    return _environment().get_template("overlay.html").module.style()
-
-
-def html_page(**content: Any) -> str:
-    """The self-contained page of `sad inspect`; `content` is what the template `inspect.html` names."""
-    return _environment().get_template("inspect.html").render(**content)

@@ -1,4 +1,4 @@
-"""Pictures for pages, drawn as inline SVG in the page's own colours: curves over steps, rates with intervals."""
+"""Inline SVG charts for the pages: curves over steps, and rates with intervals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Series(NamedTuple):
     """One curve.
 
     Attributes:
-        name: What the legend calls it.
-        color: A CSS colour; a page's variables work.
-        points: (x, y) in order of x.
+        name: Name in the legend.
+        color: CSS color, or a CSS variable of the page.
+        points: (x, y) pairs in order of x.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Series(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """One bar: a rate in [0, 1] with its interval."""
+    """One bar: a rate in [0, 1] with the interval from `low` to `high`."""
 
     name: str
     color: str
@@ -39,26 +39,26 @@ class Rate(NamedTuple):
 
 
 def averaged(points: Sequence[tuple[float, float]], count: int = 120) -> list[tuple[float, float]]:
-    """At most `count` points, each the mean of its stretch, so that a curve of single steps can be read."""
+    """Returns at most `count` points, each the mean of neighboring points, to smooth a curve of single steps."""
     size = math.ceil(len(points) / count) if points else 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, log: bool = False) -> Markup:
-    """Curves over a common x axis.
+    """Draws curves over a common x axis.
 
     Args:
-        series: The curves; points that are not finite, or not positive on a log axis, are left out.
+        series: The curves. Points that are not finite, or not positive on a log axis, are not drawn.
         x_label: Name and unit of the x axis.
         y_label: Name and unit of the y axis.
-        log: Logarithmic y axis.
+        log: Whether the y axis is logarithmic.
 
     Returns:
         An `<svg>` element.
 
     Raises:
-        InputError: If no curve has a point that can be drawn.
+        InputError: No curve has a point that can be drawn.
     """
     drawn = [
         item._replace(points=[(x, y) for x, y in item.points if math.isfinite(y) and (y > 0 or not log)]) for item in series
@@ -96,7 +96,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, log: boo
 
 
 def rate_chart(rates: Sequence[Rate]) -> Markup:
-    """Horizontal bars from 0 to 100 %, each with its interval as a whisker."""
+    """Draws horizontal bars from 0 to 100 %, each with its interval as a whisker. Returns an `<svg>` element."""
     left, right, step = 150, 60, 34
     height, scale = step * len(rates) + 26, (_WIDTH - 150 - 60) / 100
     parts = []
@@ -124,7 +124,7 @@ def _svg(parts: Sequence[str], height: int, label: str) -> Markup:
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers from below `low` to above `high`, or within them for integers far apart."""
+    """Returns three to seven round numbers, the first not above `low` and the last not below `high`."""
     if high <= low:
         high = low + 1
     step = 10 ** math.floor(math.log10(high - low))
@@ -134,13 +134,13 @@ def _linear_ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around the data, with 2 and 5 between them while that is not too many."""
+    """Returns powers of ten around the data, with 2 and 5 times these if that gives at most eight ticks."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     last = max(last, first + 1)
     ticks = [digit * 10.0**power for power in range(first, last + 1) for digit in (1, 2, 5)]
     below = max((tick for tick in ticks if tick <= low * 1.0001), default=ticks[0])
     above = min((tick for tick in ticks if tick >= high * 0.9999), default=ticks[-1])
-    if below == above:  # a flat curve on a tick
+    if below == above:  # a flat curve whose value is a tick
         above *= 10
     inside = [tick for tick in ticks if below <= tick <= above * 1.0001]
     return inside if len(inside) <= 8 else [10.0**power for power in range(first, last + 1)]

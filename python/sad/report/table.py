@@ -1,4 +1,4 @@
-"""The table that compares agents: the same cells for the terminal and for a page."""
+"""Tables that compare agents, for the terminal and for the demo's page."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ _MISSING = "–"
 
 
 def comparison(evaluations: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """One row of cells per agent, in the order of `COLUMNS`.
+    """Returns one row per agent with the cells of `COLUMNS`.
 
     Args:
-        evaluations: Agent's name to what `sad.agents.evaluate.evaluate` returned.
+        evaluations: Agent name to the metrics that `sad.evaluate` returned.
     """
-    return [[name, *_cells(figures)] for name, figures in evaluations.items()]
+    return [[name, *_cells(metrics)] for name, metrics in evaluations.items()]
 
 
 def by_type(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Solved and played tasks per task type: a header row, then one row per type.
+    """Returns the header and one row per task type: solved tasks and all tasks of each agent.
 
     Args:
-        evaluations: As for `comparison`, with `by_type`.
+        evaluations: As in `comparison`, with `by_type`.
     """
-    types = sorted({kind for figures in evaluations.values() for kind in figures["by_type"]})
+    types = sorted({kind for metrics in evaluations.values() for kind in metrics["by_type"]})
     rows = []
     for kind in types:
-        parts = [figures["by_type"].get(kind) for figures in evaluations.values()]
+        parts = [metrics["by_type"].get(kind) for metrics in evaluations.values()]
         rows.append([kind, *(f"{p['successes']} of {p['tasks']}" if p else _MISSING for p in parts)])
     return ["task type", *evaluations], rows
 
 
-def own_metrics(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The means of the world's own figures: a header row, then one row per figure."""
-    own = [figures.get("metrics", {}) for figures in evaluations.values()]
+def env_metrics(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns the header and one row per metric of the environment: its mean for each agent."""
+    per_agent = [metrics.get("metrics", {}) for metrics in evaluations.values()]
     rows = []
-    for name in dict.fromkeys(name for figures in own for name in figures):
-        parts = [figures.get(name, {"mean": None, "interval": None}) for figures in own]
+    for name in dict.fromkeys(name for own in per_agent for name in own):
+        parts = [own.get(name, {"mean": None, "interval": None}) for own in per_agent]
         rows.append([name, *(_number(part["mean"], part["interval"], 3) for part in parts)])
-    return ["the world's mean", *evaluations], rows
+    return ["environment metric (mean)", *evaluations], rows
 
 
 def ends(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """How many episodes ended for which reason: a header row, then one row per reason that occurred."""
-    reasons = list(dict.fromkeys(reason for figures in evaluations.values() for reason in figures["ends"]))
-    rows = [[reason, *(str(figures["ends"].get(reason, 0)) for figures in evaluations.values())] for reason in reasons]
+    """Returns the header and one row per reason: how many episodes of each agent ended for it."""
+    reasons = list(dict.fromkeys(reason for metrics in evaluations.values() for reason in metrics["ends"]))
+    rows = [[reason, *(str(metrics["ends"].get(reason, 0)) for metrics in evaluations.values())] for reason in reasons]
     return ["episode ended", *evaluations], rows
 
 
 def rich_table(
     header: list[str] | tuple[str, ...], rows: list[list[str]], title: str | None = None, *, stacked: bool = False
 ) -> Table:
-    """The cells as a table for a rich console; `stacked` puts what stands in parentheses on a line of its own."""
+    """Returns a table for a rich console. `stacked` puts text in parentheses on its own line."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -66,14 +66,14 @@ def rich_table(
     return table
 
 
-def _cells(figures: Mapping[str, Any]) -> list[str]:
-    low, high = figures["success_interval"]
+def _cells(metrics: Mapping[str, Any]) -> list[str]:
+    low, high = metrics["success_interval"]
 
     def cell(name: str, rate: bool = False) -> str:
-        return _number(figures.get(name), figures.get(f"{name}_interval"), 1, rate)
+        return _number(metrics.get(name), metrics.get(f"{name}_interval"), 1, rate)
 
     return [
-        f"{percent(figures['success_rate'])} ({figures['successes']} of {figures['tasks']})",
+        f"{percent(metrics['success_rate'])} ({metrics['successes']} of {metrics['tasks']})",
         f"{100 * low:.0f} to {100 * high:.0f} %",
         cell("reasoning_length"),
         cell("cot_match", rate=True),
@@ -83,7 +83,7 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _number(value: float | None, interval: Sequence[float] | None, digits: int, rate: bool = False) -> str:
-    """A figure, with its 95 % interval in parentheses where there is one."""
+    """Formats a value, with its 95 % interval in parentheses if there is one."""
     if value is None:
         return _MISSING
     scale, unit = (100, " %") if rate else (1, "")
@@ -92,5 +92,5 @@ def _number(value: float | None, interval: Sequence[float] | None, digits: int, 
 
 
 def percent(rate: float, digits: int = 0) -> str:
-    """A rate in [0, 1] as a percentage."""
+    """Formats a rate in [0, 1] as a percentage."""
     return f"{100 * rate:.{digits}f} %"

@@ -1,4 +1,4 @@
-"""`sad bench` on tiny sizes: the tables, the CSV, the picture, and what it refuses."""
+"""`sad bench` on tiny sizes: tables, CSV, plot and input errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sad.cli.main import app, main
 from sad.errors import InputError
-from sadkernels.bench import cases, run
+from sadkernels.bench import cases, measure
 from sadkernels.bench.cases import Case
 from sadkernels.bench.providers import PROVIDERS, Provider
 from sadkernels.bench.record import read_csv
@@ -20,10 +20,10 @@ OWN = ("--rows", "8", "--vocab", "30", "--quick", "--device", "cpu")
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """bench(*arguments) -> result; bad input raises as it does before `main` prints it."""
+    """Returns bench(*arguments) -> result. Bad input raises InputError, which `main` would print."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(run, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(measure, "copy_bandwidth", lambda device: 1e9)
     monkeypatch.setattr(cases, "QUICK", [Case(6, 20, "float32", 0.5), Case(6, 20, "float32", 0.5, (3, 4))])
     return lambda *arguments: CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
 
@@ -37,10 +37,10 @@ def test_quick_run(bench, tmp_path):
     rows = read_csv(tmp_path / "run.csv")
     assert len(rows) == sum(len(PROVIDERS[op]) for op in ("span_kl", "linear_span_kl"))
     again = bench("--from", "run.csv")
-    assert again.output == result.output  # the CSV holds all that was shown
+    assert again.output == result.output  # the CSV has everything that was printed
 
 
-def test_picture_from_the_csv(bench, tmp_path):
+def test_plot_from_the_csv(bench, tmp_path):
     pytest.importorskip("matplotlib")
     bench(*OWN, "--out", "run.csv")
     assert bench("--from", "run.csv", "--plot", "run.png").exit_code == 0
@@ -60,12 +60,12 @@ def test_own_sizes_dtype_and_provider(bench, tmp_path):
     }
 
 
-def test_exit_code_1_if_ours_is_wrong(bench, monkeypatch):
+def test_exit_code_1_if_a_backend_is_wrong(bench, monkeypatch):
     wrong = Provider("sad-cpu", lambda problem: 2 * PROVIDERS["span_kl"][0].loss(problem))
-    ours = [wrong if provider.name == "sad-cpu" else provider for provider in PROVIDERS["span_kl"]]
-    monkeypatch.setitem(PROVIDERS, "span_kl", ours)
+    providers = [wrong if provider.name == "sad-cpu" else provider for provider in PROVIDERS["span_kl"]]
+    monkeypatch.setitem(PROVIDERS, "span_kl", providers)
     result = bench(*OWN)
-    assert result.exit_code == 1 and "wrong" in result.output and "errs by" in result.output
+    assert result.exit_code == 1 and "wrong" in result.output and "above the tolerance" in result.output
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,8 @@ def test_exit_code_1_if_ours_is_wrong(bench, monkeypatch):
         (["--dtype", "int8"], "--dtype", "'int8'"),
         (["--quick", "--full"], "--full", "both"),
         (["--full", "--rows", "3"], "--full", "--rows"),
+        (["--rows", "0"], "--rows", "at least 1, got 0"),
+        (["--vocab", "1"], "--vocab", "at least 2, got 1"),
         (["--supervised", "0"], "--supervised", "0 of 1024 rows"),
         (["--rows", "2", "--supervised", "0.1"], "--supervised", "0.1 of 2 rows"),
         (["--out", "there.csv"], "--out", "exists"),
@@ -94,7 +96,7 @@ def test_bad_input(bench, tmp_path, arguments, where, said):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_ends_with_code_2(bench, monkeypatch, capsys):
+def test_a_missing_gpu_exits_with_code_2(bench, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sad", "bench", "--device", "cuda"])
     with pytest.raises(SystemExit) as ended:
         main()

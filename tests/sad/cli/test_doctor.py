@@ -1,4 +1,4 @@
-"""`sad doctor`: what it shows, and when it is not content."""
+"""`sad doctor`: its output, and its exit code if a backend is wrong."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sadkernels.native import extension
 
 @pytest.fixture
 def doctor(monkeypatch):
-    """doctor(*arguments) -> result, as where only `reference` and `cpu` run."""
-    assert backends.why_not("cpu", "span_kl", torch.device("cpu")) is None  # the extension must be there
-    everywhere = ("reference", "cpu")
-    monkeypatch.setattr(backends, "why_not", lambda name, *_: None if name in everywhere else f"not [today], {name}")
+    """Returns doctor(*arguments) -> result, on a machine where only `reference` and `cpu` run."""
+    assert backends.why_not("cpu", "span_kl", torch.device("cpu")) is None  # the extension must be built
+    runnable = ("reference", "cpu")
+    monkeypatch.setattr(backends, "why_not", lambda name, *_: None if name in runnable else f"not [today], {name}")
     return lambda *arguments: CliRunner().invoke(app, ["doctor", *arguments], catch_exceptions=False)
 
 
-def test_plain_lines_where_there_is_no_terminal(doctor):
+def test_plain_lines_without_a_terminal(doctor):
     result = doctor()
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
@@ -34,9 +34,9 @@ def test_plain_lines_where_there_is_no_terminal(doctor):
     assert any("CPU extension" in line and "portable" in line for line in lines)
     for op, cases in (("span_kl", 8), ("topk_span_kl", 7)):
         agree = f"{cases} of {cases} cases agree"
-        assert any(line.split()[:3] == [op, "cpu", "right"] and agree in line for line in lines)
+        assert any(line.split()[:3] == [op, "cpu", "correct"] and agree in line for line in lines)
     assert any("triton" in line and line.endswith("cannot run here  not [today], triton") for line in lines)
-    assert lines[-1] == "All 6 that can run here are right."
+    assert lines[-1] == "All 6 op-backend pairs that can run here are correct."
     assert "\x1b" not in result.output
 
 
@@ -45,7 +45,7 @@ def test_tables_on_a_terminal(doctor, monkeypatch):
     monkeypatch.setattr(Console, "is_terminal", True)
     output = doctor("--no-test").output
     assert "│" in output and "not [today], triton" in output
-    assert "6 of 12 can run here; nothing was tested." in output
+    assert "6 of 12 op-backend pairs can run here; no test was run." in output
 
 
 def test_json(doctor):
@@ -72,13 +72,13 @@ def test_a_wrong_backend(doctor, monkeypatch):
     assert result.exit_code == 1
     assert any(line.split()[:3] == ["span_ids", "cpu", "WRONG"] for line in result.output.splitlines())
     assert "span_ids on cpu: SpanIdsCase(rows=5, tokens=77" in result.output
-    assert result.output.splitlines()[-1].startswith("Something is wrong: use another backend")
+    assert result.output.splitlines()[-1].startswith("A backend is wrong. Pass another one by name")
     found = doctor("--json")
     assert found.exit_code == 1
-    assert json.loads(found.output)["healthy"] is False  # an error of infinity is null: JSON has none
+    assert json.loads(found.output)["healthy"] is False  # an infinite error becomes null, because JSON has no infinity
 
 
-def test_what_is_missing_is_said(doctor, monkeypatch):
+def test_missing_packages_and_compilers(doctor, monkeypatch):
     monkeypatch.setattr(doctor_facts, "OPTIONAL", {"no-such-package": "nothing"})
     monkeypatch.setattr(extension, "missing", lambda name: f"{name} was not built")
     monkeypatch.setattr(doctor_facts.shutil, "which", lambda name: None)
@@ -95,7 +95,7 @@ def test_what_is_missing_is_said(doctor, monkeypatch):
 
 
 def test_a_gpu_machine(doctor, monkeypatch):
-    """As an H100 with a driver for CUDA 13.1 would be shown."""
+    """Shows an H100 with a driver for CUDA 13.1."""
     card = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30)
     cuda = SimpleNamespace(
         architectures=lambda: ["80", "90", "90+PTX"],
@@ -115,14 +115,14 @@ def test_a_gpu_machine(doctor, monkeypatch):
     assert "emulated on the CPU: SAD_CUDA_EMULATED is set\n" in doctor("--no-test").output
 
 
-def test_the_real_answers():
+def test_this_machine():
     found = json.loads(CliRunner().invoke(app, ["doctor", "--json", "--no-test"], catch_exceptions=False).output)
     runs = {row["backend"] for row in found["backends"] if row["why_not"] is None}
     assert {"reference", "cpu"} <= runs
     assert all(row["why_not"] is None or len(row["why_not"]) > 20 for row in found["backends"])
 
 
-def test_a_program_that_fails_says_nothing():
+def test_a_failing_program_has_no_lines():
     assert doctor_facts._lines("no-such-program-here") == []
     assert doctor_facts._lines(sys.executable, "-c", "print(1); exit(3)") == []
     assert doctor_facts._lines(sys.executable, "-c", "print(' a '); print(); print('b')") == ["a", "b"]

@@ -1,4 +1,4 @@
-"""`sad inspect`: the overlay in the terminal and as a page, the lengths, and what could not be parsed."""
+"""`sad inspect`: the overlay in the terminal and on the page, the lengths, and the text that could not be parsed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = (
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(*arguments) -> output; bad input raises as it does before `main` prints it."""
+    """Returns run(*arguments) -> output. Bad input raises InputError, which `main` would print."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -47,7 +47,7 @@ def file(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags, and the text of each <pre> by the class of its spans."""
+    """Collects the tags, and the text of each <pre> by the class of its spans."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -71,9 +71,9 @@ class Page(HTMLParser):
 def test_terminal_overlay_and_lengths_by_token(run, file, shared_data, gpt2_tokenizer):
     output = run(file, "--tokenizer", shared_data / "tokenizers/gpt2")
     lines = output.splitlines()
-    assert " R │ Reasoning: I & you <script>alert(1)</script>↵" in lines  # seen without colours
+    assert " R │ Reasoning: I & you <script>alert(1)</script>↵" in lines  # visible without colors
     assert " A │ Action: stop<eos>" in lines and "   │ You take it." in lines
-    assert "second ──" in output and "more-0 ──" in output and "more-1 ──" not in output  # the first three
+    assert "second ──" in output and "more-0 ──" in output and "more-1 ──" not in output  # the first three only
     row = next(line for line in lines if "reasoning per span" in line)
     short, long = (len(gpt2_tokenizer(line).input_ids) for line in ("Reasoning: x\n", TEXT.splitlines(True)[1]))
     mean, p95 = (short + long) / 2, short + 0.95 * (long - short)
@@ -112,10 +112,10 @@ def test_the_page_is_self_contained_and_escaped(run, file, tmp_path, shared_data
 
 def test_truncation_is_shown_and_counted(run, file, shared_data):
     output = run(file, "--max-length", "20", "--tokenizer", shared_data / "tokenizers/gpt2")
-    assert "1 truncated" in output and re.search(r"20 tokens: \d+ reasoning, 0 action, \d+ tokens cut off", output)
+    assert "1 truncated" in output and re.search(r"20 tokens: \d+ reasoning, 0 action, \d+ tokens truncated", output)
 
 
-def test_the_formats_option_replaces_the_files(run, tmp_path):
+def test_the_format_option_replaces_the_trajectorys_format(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "> think: a\n> look\n", "format": "alfworld-knowagent"}))
     with pytest.raises(InputError, match=r"format of trajectory 'a\.jsonl:1': expected one of alfworld"):
@@ -123,7 +123,7 @@ def test_the_formats_option_replaces_the_files(run, tmp_path):
     assert " R │ > think: a↵" in run(path, "-f", "alfworld")
 
 
-def test_many_places_are_counted_not_listed(run, tmp_path):
+def test_many_unparsed_places_are_counted_and_not_all_shown(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(50)))
     output = run(path)
@@ -146,7 +146,9 @@ def test_many_places_are_counted_not_listed(run, tmp_path):
             ["good.jsonl", "-t", "no-such-folder"],
             "tokenizer: expected a folder or model name with a tokenizer, got 'no-such-folder'",
         ),
-        (["good.jsonl", "--id", "nobody"], "--id: expected ids in good.jsonl, got nobody. The first is 'good.jsonl:1'."),
+        (["good.jsonl", "--id", "nobody"], "--id: expected ids in good.jsonl, got nobody. The first id is 'good.jsonl:1'."),
+        (["good.jsonl", "-n", "-1"], "--limit: expected an integer of at least 0, got -1."),
+        (["good.jsonl", "--max-length", "0"], "--max-length: expected an integer of at least 1, got 0."),
         (["good.jsonl", "--html", "good.jsonl"], "good.jsonl: expected a new file, got an existing one."),
     ],
 )
@@ -164,7 +166,7 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys,
     assert (tmp_path / "good.jsonl").read_text() == '{"text": "Action: go"}\n'
 
 
-def test_a_bad_file_is_refused_before_anything_heavy_is_loaded(tmp_path):
+def test_a_bad_file_raises_before_torch_is_imported(tmp_path):
     code = "import sys; from sad.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "inspect", "missing.jsonl"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -172,7 +174,7 @@ def test_a_bad_file_is_refused_before_anything_heavy_is_loaded(tmp_path):
 
 
 def test_overlays_show_the_whole_text_once(gpt2_tokenizer):
-    """Also where a character is split into byte tokens, and where tokens were cut off."""
+    """Also if a character is split into byte tokens, and if tokens were truncated."""
     text = "obs 😀\nReasoning: 日本 😀 é\n\nAction: go 日"
     for max_length in (None, 12, 21):
         _, ids, truncated, offsets = encode(text, gpt2_tokenizer, max_length=max_length)

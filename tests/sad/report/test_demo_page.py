@@ -1,4 +1,4 @@
-"""The page and the table show the numbers they are given, and nothing from outside."""
+"""The page and the tables show the given numbers, and the page loads no other file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sad.report.page import demo_page
 from sad.trajectories.spans import SpanKind
 
 
-def figures(successes: int, match: float | None) -> dict:
+def metrics(successes: int, match: float | None) -> dict:
     base = {
         "tasks": 50,
         "successes": successes,
@@ -31,7 +31,7 @@ def figures(successes: int, match: float | None) -> dict:
     return base | {"by_type": {"pick <two>": base, "look": base | {"tasks": 7, "successes": 3}}}
 
 
-EVALUATIONS = {"teacher": figures(42, 1.0), "SAD student": figures(33, 0.875), "untrained student": figures(0, None)}
+EVALUATIONS = {"teacher": metrics(42, 1.0), "SAD student": metrics(33, 0.875), "untrained student": metrics(0, None)}
 RESULTS = {
     "version": "0.1.0",
     "settings": {"seed": 7},
@@ -60,7 +60,7 @@ def test_table_cells() -> None:
 
 
 class Checker(html.parser.HTMLParser):
-    """Collects what a page loads, and whether its tags close in order."""
+    """Collects the files that a page loads and checks that its tags close in order."""
 
     VOID = frozenset({"meta", "br", "hr", "img", "input", "link", "line", "rect", "path", "polyline"})
 
@@ -81,7 +81,7 @@ class Checker(html.parser.HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_page_is_whole_self_contained_and_escaped() -> None:
+def test_page_is_complete_self_contained_and_escaped() -> None:
     text = "You see <b>a mug</b>.\nReasoning: I take it.\nAction: take mug\n"
     start, middle = text.index("Reasoning"), text.index("Action")
     pieces = token_pieces(text, [(start, middle), (middle, len(text))], [SpanKind.REASON, SpanKind.ACT])
@@ -114,7 +114,7 @@ def test_a_curve_stays_inside_its_axes(log: bool) -> None:
     places = [tuple(map(float, pair.split(","))) for pair in points.split()]
     assert len(places) == 3
     assert all(52 <= x <= 546 and 14 <= y <= 202 for x, y in places)
-    assert places[0][1] < places[2][1] < places[1][1]  # larger values stand higher
+    assert places[0][1] < places[2][1] < places[1][1]  # larger values are drawn higher
     ticks = [float(t) for t in re.findall(r'text-anchor="end">([\d.e+-]+)<', svg)]
     assert min(ticks) <= 0.031 and max(ticks) >= 5 and 2 <= len(ticks) <= 8
 

@@ -1,4 +1,4 @@
-"""The CSV is valid whenever the run ends, and says where it was made."""
+"""The CSV is valid whenever the run ends, and names the hardware and the versions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from sadkernels.bench.machine import about
-from sadkernels.bench.record import FIELDS, CsvLog, read_csv, write_csv
+from sadkernels.bench.record import FIELDS, CsvLog, machine_info, read_csv, write_csv
 
 
 def test_a_killed_run_leaves_a_valid_file(tmp_path):
@@ -17,12 +16,12 @@ def test_a_killed_run_leaves_a_valid_file(tmp_path):
         "import os, signal, sys, torch\n"
         "from pathlib import Path\n"
         "from sadkernels.bench.cases import Case\n"
-        "from sadkernels.bench.measure import Effort\n"
+        "from sadkernels.bench.measure import TimingConfig, measure_cases\n"
         "from sadkernels.bench.record import CsvLog\n"
-        "from sadkernels.bench.run import run\n"
         "log = CsvLog(Path(sys.argv[1]), 'cpu')\n"
         "cases = [Case(4, 9, 'float32', 0.5), Case(4, 9, 'float32', 1.0)]\n"
-        "for rows in run(cases, torch.device('cpu'), only=['pytorch', 'liger'], effort=Effort(0, 1, 1)):\n"
+        "config = TimingConfig(0, 1, 1)\n"
+        "for rows in measure_cases(cases, torch.device('cpu'), only=['pytorch', 'liger'], config=config):\n"
         "    log.write(rows)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -53,4 +52,4 @@ def test_write_csv_completes_rows_of_any_columns(tmp_path):
     header, line = (tmp_path / "x.csv").read_text().splitlines()
     assert header.startswith("kernel,triton,processor") and "torch" in header
     assert line.startswith("k,the row's own,")
-    assert not set(FIELDS) & set(about("cpu"))
+    assert not set(FIELDS) & set(machine_info("cpu"))

@@ -1,17 +1,20 @@
-"""The picture of a benchmark, from its CSV alone: speed-up over PyTorch, memory, fraction of the copy speed."""
+"""The tables and the plot of a benchmark, from the rows of a run or of its CSV file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-PANELS = {  # column of the CSV: title, unit of the axis, logarithmic
+COLUMNS = ("provider", "ms", "speed-up", "peak MiB", "retained MiB", "copy speed", "error")
+_MISSING = "–"
+
+PANELS = {  # column of the CSV: title, axis label, whether the axis is logarithmic
     "times_pytorch": ("Speed-up over PyTorch", "times faster", True),
-    "peak_extra_mb": ("Extra memory at the peak", "MiB; 1 or less is drawn at 1", True),
-    "copy_fraction": ("Fraction of the copy speed", "bytes that had to move, per second, by those of a copy", False),
+    "peak_extra_mb": ("Peak memory beyond the inputs", "MiB; values below 1 are drawn at 1", True),
+    "copy_fraction": ("Fraction of the copy bandwidth", "bytes moved per second / copy bandwidth", False),
 }
 OPS = {"span_kl": "From logits", "linear_span_kl": "From hidden states"}
-_COLORS = {  # peers in greys and earth tones, ours in colours
+_COLORS = {  # greys and earth tones for other libraries, bright colors for sad
     "pytorch": "#3d3d3d",
     "pytorch-gathered": "#8a8a8a",
     "pytorch-compiled": "#b98b5e",
@@ -23,18 +26,50 @@ _COLORS = {  # peers in greys and earth tones, ours in colours
     "sad-triton": "#0b6fb8",
     "sad-cuda": "#1a9850",
 }
-_SMALLEST_MIB = 1.0  # nothing has no place on a logarithmic axis
+_SMALLEST_MIB = 1.0  # a logarithmic axis cannot show 0
+
+
+def machine_line(machine: Mapping[str, str]) -> str:
+    """Describes the machine of a measurement in one line.
+
+    Args:
+        machine: The columns of `sadkernels.bench.record.machine_info`, among others.
+    """
+    commit = f", commit {machine['commit']}" if machine["commit"] else ""
+    return f"{machine['processor']}, {machine['threads']} threads, PyTorch {machine['torch']}{commit}"
+
+
+def table_rows(rows: Iterable[Mapping[str, object]]) -> list[list[str]]:
+    """Returns the cells of `COLUMNS` for every provider that was run; `reasons` reports the others."""
+    return [_cells({key: str(value) for key, value in row.items()}) for row in rows if row["status"] != "not run"]
+
+
+def reasons(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """Returns one line per reason with the providers that did not run, and the cases if it is not all of their cases."""
+    rows = list(rows)
+    cases: dict[tuple[str, str], list[str]] = {}
+    count: dict[str, int] = {}
+    for row in rows:
+        provider = str(row["provider"])
+        count[provider] = count.get(provider, 0) + 1
+        if row["status"] == "not run":
+            cases.setdefault((provider, str(row["reason"])), []).append(str(row["case"]))
+    merged: dict[tuple[str, str], list[str]] = {}
+    for (provider, reason), names in cases.items():
+        scope = "" if len(names) == count[provider] else f" ({'; '.join(names)})"
+        merged.setdefault((reason, scope), []).append(provider)
+    return [f"{', '.join(providers)}: {reason}{scope}" for (reason, scope), providers in merged.items()]
 
 
 def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Draws one figure: a row of panels per op, in each a line per case with a mark per provider.
+    """Draws one figure: one row of panels per op, one line per case, one mark per provider.
 
     Args:
-        rows: As `sadkernels.bench.record.read_csv` returns them.
-        path: A picture file; its ending says which kind.
+        rows: The rows that `sadkernels.bench.record.read_csv` returns.
+        path: The plot's file. Its suffix chooses the format.
 
     Raises:
-        ValueError: Nothing was measured.
+        ValueError: No row was measured.
     """
     from matplotlib.figure import Figure
 
@@ -87,7 +122,7 @@ def _panel(axis, rows: Sequence[Mapping[str, str]], cases: Sequence[str], column
     axis.set_yticks(range(len(cases)), [""] * len(cases))
     axis.grid(axis="y", color="#e3e3e3", zorder=0)
     axis.spines[["top", "right"]].set_visible(False)
-    if not axis.collections:  # no such figure for this op
+    if not axis.collections:  # the op has no values in this column
         axis.set_axis_off()
         axis.set_title("")
         return
@@ -99,6 +134,30 @@ def _panel(axis, rows: Sequence[Mapping[str, str]], cases: Sequence[str], column
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_locator(NullLocator())
     else:
-        axis.set_xlim(0, max(1.02, 1.05 * axis.get_xlim()[1]))  # what stays in a cache can be faster than a copy
+        axis.set_xlim(0, max(1.02, 1.05 * axis.get_xlim()[1]))  # above 1 if the inputs stay in a cache
     if column == "times_pytorch":
         axis.axvline(1, color="#3d3d3d", linewidth=1, zorder=1)
+
+
+def _cells(row: Mapping[str, str]) -> list[str]:
+    if row["status"] != "ok":
+        return [row["provider"], row["status"], *([_MISSING] * 4), row["reason"]]
+    warm = row.get("ms_warm") or ""
+    milliseconds = _number(row["ms"]) + (f" ({_number(warm)} warm)" if warm else "")
+    ratio, fraction = row.get("times_pytorch") or "", row.get("copy_fraction") or ""
+    return [
+        row["provider"],
+        milliseconds,
+        f"{float(ratio):.2f} x" if ratio else _MISSING,
+        _number(row.get("peak_extra_mb") or ""),
+        _number(row.get("retained_mb") or ""),
+        f"{100 * float(fraction):.3g} %" if fraction else _MISSING,
+        row["error"],
+    ]
+
+
+def _number(text: str) -> str:
+    if not text:
+        return _MISSING
+    value = float(text)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

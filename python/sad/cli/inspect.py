@@ -29,9 +29,9 @@ def command(
     what could not be parsed, by line.
     """
     from sad.errors import InputError
+    from sad.trajectories.encode import load_tokenizer
     from sad.trajectories.formats import get_format
     from sad.trajectories.inspection import inspect_trajectories
-    from sad.trajectories.tokenizer import load_tokenizer
     from sad.trajectories.trajectory import read_jsonl
 
     if html is not None and html.exists():
@@ -95,7 +95,7 @@ def _facts(found) -> str:
 
 def _length_rows(found) -> list[dict]:
     """One row per kind and way of counting: name (of its colour), label, summary."""
-    from sad.trajectories.statistics import summarize
+    from sad.trajectories.inspection import summarize
 
     ways = (("per span", found.lengths.per_span), ("per trajectory", found.lengths.per_trajectory))
     return [
@@ -150,7 +150,7 @@ def _print(found, limit: int) -> None:
 
 def _write_page(found, path: Path, limit: int, *, title: str, format: str, tokenizer: str | None) -> None:
     from sad.report.overlay import html_page, overlay_lines
-    from sad.trajectories.statistics import histogram
+    from sad.trajectories.inspection import histogram
 
     shown = [
         {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sad import Span
-from sad.trajectories.statistics import SpanLengths, histogram, summarize, tokens_per_span
+from sad.trajectories.inspection import SpanLengths, histogram, summarize, tokens_per_span
 
 R, A = Span.REASON, Span.ACT
 

@@ -1,4 +1,4 @@
-"""Looks at a set of trajectories before training: labels, lengths, and what does not fit the format."""
+"""Inspects trajectories before training: labels, span lengths (section F.3 of the paper), and unparsed places."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_KINDS = (SpanKind.REASON, SpanKind.ACT)
 
 
 class LengthSummary(NamedTuple):
-    """How long things are; all 0 where there are none."""
+    """Statistics of a list of lengths; all 0 for an empty list."""
 
     count: int
     mean: float
@@ -30,7 +30,7 @@ class LengthSummary(NamedTuple):
 
 
 def summarize(lengths: Sequence[int]) -> LengthSummary:
-    """Count, mean, median, 95th percentile (both interpolated between neighbours) and maximum."""
+    """Returns count, mean, median, 95th percentile and maximum. Quantiles interpolate between neighbours."""
     if not lengths:
         return LengthSummary(0, 0.0, 0.0, 0.0, 0)
     ordered = sorted(lengths)
@@ -44,7 +44,7 @@ def summarize(lengths: Sequence[int]) -> LengthSummary:
 
 
 class Bin(NamedTuple):
-    """A bar of a histogram: how many lengths are in `low` to `high`, both included; the last bin holds all above too."""
+    """One bar of a histogram: the number of lengths from `low` to `high` inclusive. The last bin includes all above."""
 
     low: int
     high: int
@@ -52,7 +52,7 @@ class Bin(NamedTuple):
 
 
 def histogram(lengths: Sequence[int], bins: int = 24) -> list[Bin]:
-    """Counts by length, in bins of equal width that reach to the 99th percentile, so that a stray one hides nothing."""
+    """Returns bins of equal width up to the 99th percentile, so that one outlier does not compress all other bars."""
     if not lengths:
         return []
     top = sorted(lengths)[int(0.99 * (len(lengths) - 1))]
@@ -64,12 +64,12 @@ def histogram(lengths: Sequence[int], bins: int = 24) -> list[Bin]:
 
 
 def tokens_per_span(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], span_ids: Sequence[int]) -> list[int]:
-    """How many of the labelled tokens belong to each span.
+    """Returns the number of labelled tokens of each span.
 
     Args:
-        spans: In order, not overlapping.
-        offsets: (T) character ranges of the tokens.
-        span_ids: (T) their labels. A labelled token of zero width, an EOS, belongs to the last span.
+        spans: Sorted spans that do not overlap.
+        offsets: (T,) character ranges of the tokens.
+        span_ids: (T,) labels of the tokens. A labelled token of zero width (an EOS) belongs to the last span.
     """
     counts = [0] * len(spans)
     ends = [span.end for span in spans]
@@ -89,14 +89,14 @@ def tokens_per_span(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], s
 
 @dataclass
 class SpanLengths:
-    """Lengths gathered over trajectories.
+    """Collects the span lengths of trajectories.
 
     Args:
         unit: "tokens" or "characters".
-        trajectories: How many.
-        total: Length of all of them together, what is in no span included.
+        trajectories: Number of trajectories.
+        total: Total length of the trajectories, including text outside spans.
         per_span: The length of every span, by kind.
-        per_trajectory: The length of all spans of a kind together, for every trajectory that has one.
+        per_trajectory: The summed length of the spans of a kind, for every trajectory that has such a span.
     """
 
     unit: str
@@ -106,7 +106,7 @@ class SpanLengths:
     per_trajectory: dict[SpanKind, list[int]] = field(default_factory=lambda: {kind: [] for kind in MODEL_KINDS})
 
     def add(self, total: int, spans: Sequence[Span], lengths: Sequence[int]) -> None:
-        """Counts one trajectory: its length, its spans and their lengths (spans cut off have length 0 and are left out)."""
+        """Adds one trajectory: its length, its spans and their lengths. Skips spans of length 0, which were cut off."""
         self.trajectories += 1
         self.total += total
         for kind in MODEL_KINDS:
@@ -116,14 +116,14 @@ class SpanLengths:
                 self.per_trajectory[kind].append(sum(own))
 
     def share(self, kind: SpanKind) -> float:
-        """The part of the total length that is of this kind, 0 to 1."""
+        """Returns the fraction (0 to 1) of the total length that has this kind."""
         supervised = {key: sum(lengths) for key, lengths in self.per_span.items()}
         part = self.total - sum(supervised.values()) if kind is SpanKind.NONE else supervised[kind]
         return part / self.total if self.total else 0.0
 
 
-class Inspected(NamedTuple):
-    """A trajectory, its spans, and its tokens where there was a tokenizer."""
+class InspectedTrajectory(NamedTuple):
+    """A trajectory with its spans, and with its tokens if a tokenizer was given."""
 
     trajectory: Trajectory
     segmentation: Segmentation
@@ -132,18 +132,21 @@ class Inspected(NamedTuple):
 
 @dataclass
 class Inspection:
-    """What `inspect_trajectories` found.
+    """The result of `inspect_trajectories`.
 
     Args:
-        lengths: Lengths of the spans of all trajectories.
-        kept: The first trajectories, whole.
-        with_both: How many have reasoning and actions; likewise `with_reason`, `with_act`, `with_none`.
-        truncated: How many were cut to the maximal length.
-        unparsed: (trajectory id, `Unparsed`) of every place that did not fit its format.
+        lengths: Span lengths of all trajectories.
+        kept: The first trajectories, for display.
+        with_both: Number of trajectories with reasoning and actions.
+        with_reason: Number of trajectories with reasoning.
+        with_act: Number of trajectories with actions.
+        with_none: Number of trajectories with neither.
+        truncated: Number of trajectories cut to the maximum length.
+        unparsed: (trajectory id, `Unparsed`) for every place that does not fit its format.
     """
 
     lengths: SpanLengths
-    kept: list[Inspected] = field(default_factory=list)
+    kept: list[InspectedTrajectory] = field(default_factory=list)
     with_both: int = 0
     with_reason: int = 0
     with_act: int = 0
@@ -161,18 +164,18 @@ def inspect_trajectories(
     include_prefix: bool = True,
     keep: int = 0,
 ) -> Inspection:
-    """Segments and, with a tokenizer, encodes trajectories as training would, and takes their measure.
+    """Segments trajectories as training does, encodes them if a tokenizer is given, and measures their spans.
 
     Args:
-        trajectories: What `read_jsonl` gives.
-        tokenizer: The student's; without one lengths are in characters.
-        format: As in `sad.encode`, likewise `max_length` and `include_prefix`.
-        max_length: Counts only with a tokenizer.
-        include_prefix: Whether spans hold their prefix.
-        keep: How many of the first trajectories to keep for showing.
+        trajectories: Trajectories, for example from `sad.read_jsonl`.
+        tokenizer: The fast tokenizer of the student. Without one, lengths are in characters.
+        format: As in `sad.encode`.
+        max_length: As in `sad.encode`. Ignored without a tokenizer.
+        include_prefix: As in `sad.encode`.
+        keep: Number of trajectories, from the first on, to return for display.
 
     Raises:
-        InputError: As `sad.encode` does, naming the trajectory.
+        InputError: As in `sad.encode`; the message names the trajectory.
     """
     found = Inspection(SpanLengths("characters" if tokenizer is None else "tokens"))
     for trajectory in trajectories:
@@ -194,5 +197,5 @@ def inspect_trajectories(
         found.with_none += not (reason or act)
         found.unparsed += [(trajectory.id, item) for item in segmentation.unparsed]
         if len(found.kept) < keep:
-            found.kept.append(Inspected(trajectory, segmentation, encoded))
+            found.kept.append(InspectedTrajectory(trajectory, segmentation, encoded))
     return found

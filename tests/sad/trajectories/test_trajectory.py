@@ -74,7 +74,7 @@ def test_a_file_written_by_others(tmp_path):
     [
         (
             '{"text": "a"',
-            r"line 3: expected one JSON object per line, got '\{\"text\": \"a\"' \(.*delimiter.*\)\. Mend or remove",
+            r"line 3: expected one JSON object per line, got '\{\"text\": \"a\"' \(.*delimiter.*\)\. Fix or remove",
         ),
         ('["text"]', "line 3: expected a JSON object, got list"),
         ('{"prompt": "a"}', "line 3: expected a trajectory with 'text' or 'messages', got an object with 'prompt'"),
@@ -109,7 +109,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_writing_is_all_or_nothing(tmp_path):
     path = tmp_path / "a.jsonl"
-    with pytest.raises(sad.InputError, match="trajectory 'b': expected values that JSON holds"):
+    with pytest.raises(sad.InputError, match="trajectory 'b': expected values that JSON can store"):
         write_jsonl(path, [Trajectory("a", "x"), Trajectory("b", "x", extra={"model": object()})])
     assert list(tmp_path.iterdir()) == []
     write_jsonl(path, [Trajectory("a", "x")])

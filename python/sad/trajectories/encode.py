@@ -96,7 +96,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _eos_kind(segmentation: Segmentation) -> SpanKind:
-    """Returns the kind of an EOS after the text: that of a last span without a line terminator, which the EOS ends."""
+    """Returns the kind of an EOS after the text: the kind of the last span if it ends the text without a line terminator."""
     text, spans, _ = segmentation
     if spans and spans[-1].end == len(text) and not text.endswith(("\n", "\r")):
         return spans[-1].kind

@@ -1,4 +1,4 @@
-# Two commands for a fresh machine; each makes its own environment in .venv.
+# `make demo` and `make test` work on a fresh machine. Every target creates the environment .venv if it does not exist.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,30 +6,30 @@ INSTALLED := $(VENV)/installed
 
 .PHONY: demo test lint format bench clean
 
-demo: $(INSTALLED)  ## distil a small agent from a larger one and watch it play
+demo: $(INSTALLED)  ## distil a small agent from a larger one and evaluate both
 	$(BIN)/sad demo --out demo-run
 
-# Files side by side, so one thread each; a file's tests share what they build.
+# Test files run in parallel, so each process uses one thread. --dist loadfile keeps the fixtures of a file in one process.
 PYTEST_ARGS ?= -n 2 --dist loadfile
-test: $(INSTALLED)  ## all tests
+test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(INSTALLED)  ## style of Python and C++
+lint: $(INSTALLED)  ## check the style of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu csrc/*/*.cpp)
 
-format: $(INSTALLED)
+format: $(INSTALLED)  ## format Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu csrc/*/*.cpp)
 
-bench: $(INSTALLED)  ## the loss against PyTorch and others on this machine, as CSV and picture in benchmarks/results
+bench: $(INSTALLED)  ## measure the loss on this CPU; writes a CSV and a plot to benchmarks/results
 	$(BIN)/python benchmarks/bench_span_kl.py --device cpu --out benchmarks/results/span_kl_cpu.csv
 	$(BIN)/sad bench --from benchmarks/results/span_kl_cpu.csv --plot benchmarks/results/span_kl_cpu.png
 
-# PyTorch first and pinned: asked for by another package, an index may answer with a build of several gigabytes.
+# PyTorch comes first and pinned. As a dependency of another package, pip may choose a build of several gigabytes.
 $(INSTALLED): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -1,4 +1,4 @@
-"""Shared fixtures. Triton kernels run in its interpreter where there is no GPU, which Triton must know when imported."""
+"""Shared fixtures. Without a GPU, Triton kernels run in the interpreter; Triton reads this setting when it is imported."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real trajectories, games and tokenizers beside the check-out."""
+    """The folder of recorded trajectories, games and tokenizers next to the repository."""
     if not SHARED_DATA.is_dir():
-        pytest.skip("the real trajectories are not beside this check-out (../shared/data)")
+        pytest.skip("no recorded trajectories next to the repository (../shared/data)")
     return SHARED_DATA
 
 
 @pytest.fixture(scope="session")
 def gpt2_tokenizer(shared_data: Path):
-    """GPT-2's byte-level BPE with offsets."""
+    """The fast tokenizer of GPT-2, a byte-level BPE."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "gpt2")
@@ -34,5 +34,5 @@ def gpt2_tokenizer(shared_data: Path):
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The same random tensors in every test, whatever ran before."""
+    """Seeds PyTorch, so that a test gets the same random tensors in any order of tests."""
     torch.manual_seed(0)

@@ -1,18 +1,18 @@
-"""The one way `sad` reports bad input: what was looked at, what was expected, what came, and the remedy."""
+"""The error for input that cannot be used: the argument, the expected value, the actual value, and the remedy."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Input that cannot be used, described so that one reading is enough to mend it.
+    """Reports input that cannot be used, with enough detail to fix it.
 
-    The command line prints the message and exits with code 2; in a program it is a `ValueError`.
+    The message reads "{where}: expected {expected}, got {got}. {remedy}". The command line prints it and exits with code 2.
 
     Args:
-        where: The argument's name, or the file (and line) that was read.
-        expected: What would have been accepted.
-        got: What came instead.
-        remedy: What to do about it, as a sentence.
+        where: The name of the argument, or the file (and line).
+        expected: The accepted values.
+        got: The actual value.
+        remedy: What the user can do, as a sentence.
     """
 
     def __init__(self, where: str, expected: str, got: str, remedy: str) -> None:

@@ -1,6 +1,6 @@
-"""The backends under test: every one that this machine can run, the CPU extension once per instruction set.
+"""The backends under test: all that this machine can run, the CPU backend once per instruction set.
 
-Without a GPU, Triton's kernels run in its interpreter and the CUDA kernels in the emulation of `csrc/cuda/emulation.h`.
+Without a GPU, Triton kernels run in the interpreter and CUDA kernels in the host emulation of `csrc/cuda/emulation.h`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from tests.sadkernels.cuda import emulated
 
 
 class Backend(NamedTuple):
-    """A backend and where its tensors live."""
+    """A backend and the device of its tensors."""
 
     name: str
     device: torch.device
 
 
 def _all() -> list[str]:
-    isas = extension.load("cpu").supported_isas()  # an ImportError here is a failure: the extension must be there
+    isas = extension.load("cpu").supported_isas()  # an ImportError here is a failure: the extension must be built
     return ["reference", *(f"cpu-{isa}" for isa in isas), "triton", "cuda"]
 
 
 @pytest.fixture
 def emulated_cuda(monkeypatch) -> None:
-    """The CUDA backend takes CPU tensors for the length of a test."""
-    if "SAD_CUDA_EMULATED" not in os.environ:  # else another build is under test
+    """Lets the CUDA backend run on CPU tensors during a test."""
+    if "SAD_CUDA_EMULATED" not in os.environ:  # otherwise the tests use the build that is named there
         if reason := emulated.unbuildable():
             pytest.skip(reason)
         monkeypatch.setenv("SAD_CUDA_EMULATED", str(emulated.library()))

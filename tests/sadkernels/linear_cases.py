@@ -1,4 +1,4 @@
-"""Inputs for the tests of the losses from hidden states, and their truth in float64 from whole logits."""
+"""Inputs for the tests of the losses from hidden states, and the float64 truth computed from the full logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ V, H_S, H_T, K = 203, 24, 40, 11
 
 
 class Problem:
-    """Hidden states of the student, a head with a bias, and labels; `leaves` are what receives gradients."""
+    """Hidden states of the student, a head with a bias, and span ids; `leaves` are the tensors that receive gradients."""
 
     def __init__(self, shape=(4, 9), dtype=torch.float32, vocab=(V, V), supervised: float = 0.6, device="cpu") -> None:
         self.dtype, self.device = dtype, device
@@ -33,19 +33,19 @@ class Problem:
         raise NotImplementedError
 
     def linear(self, backend: str = "auto", **options):
-        """The loss from hidden states."""
+        """Returns the loss from hidden states."""
         raise NotImplementedError
 
     def on_logits(self, logits: Tensor, **options):
-        """The same by the reference, in float64."""
+        """Returns the loss of the reference from logits in float64."""
         raise NotImplementedError
 
     def poison(self, rows: Tensor) -> None:
-        """Puts what nobody may read into the teacher's side of these rows, a mask in the shape of the ids."""
+        """Writes inf or NaN to the teacher side of these rows. `rows` is a mask in the shape of the span ids."""
         raise NotImplementedError
 
     def exact(self, upstream: float | Tensor = 1.0, **options) -> tuple[Tensor, list[Tensor]]:
-        """Loss and gradients in float64, from whole logits."""
+        """Returns loss and gradients in float64, from the full logits."""
         hidden, weight, bias = (x.detach().double().requires_grad_() for x in self.leaves)
         loss = self.on_logits(hidden @ weight.T + bias, **options)
         loss.backward(torch.as_tensor(upstream, dtype=loss.dtype, device=loss.device).expand(loss.shape))
@@ -59,7 +59,7 @@ class Problem:
 
 
 class Dense(Problem):
-    """Against a teacher's hidden states and head."""
+    """The span KL to a teacher's hidden states and head."""
 
     def _make_teacher(self, shape: tuple[int, ...], vocab: int) -> None:
         self.teacher = self.normal(*shape, H_T), self.normal(vocab, H_T, scale=0.3), self.normal(vocab)
@@ -79,8 +79,8 @@ class Dense(Problem):
         self.teacher[0][rows] = torch.inf
 
 
-class Listed(Problem):
-    """Against a teacher's likeliest columns, and the tokens that were right."""
+class Topk(Problem):
+    """The KL to a teacher's top-k columns, mixed with cross-entropy."""
 
     def _make_teacher(self, shape: tuple[int, ...], vocab: int) -> None:
         logits = 3 * torch.randn(*shape, vocab, device=self.device)
@@ -90,7 +90,7 @@ class Listed(Problem):
     def linear(self, backend: str = "auto", **options):
         hidden, weight, bias = self.leaves
         logprobs, ids = self.teacher
-        if (rows := options.get("rows")) is not None:  # then the lists are theirs
+        if (rows := options.get("rows")) is not None:  # then the top-k lists belong to these rows
             logprobs, ids = (x.flatten(0, -2)[rows] for x in (logprobs, ids))
         options = self.mixture | options
         return sad.fused_linear_topk_span_kl(
@@ -106,14 +106,14 @@ class Listed(Problem):
 
 
 def assert_close(got: tuple[Tensor, list[Tensor]], exact: tuple[Tensor, list[Tensor]], dtype=torch.float32) -> None:
-    """To the rounding of logits in `dtype`, relative to the largest entry."""
+    """Compares loss and gradients up to the rounding of logits in `dtype`, relative to the largest entry."""
     tolerance = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
     torch.testing.assert_close(got[0].double(), exact[0], rtol=tolerance, atol=tolerance * float(exact[0].abs().max()))
     assert_gradients_close(got[1], exact[1], dtype)
 
 
 def assert_gradients_close(got: list[Tensor], exact: list[Tensor], dtype=torch.float32) -> None:
-    """The second half of `assert_close`."""
+    """Compares gradients as `assert_close` does."""
     tolerance = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
     for g, e in zip(got, exact):
         assert g.dtype == dtype

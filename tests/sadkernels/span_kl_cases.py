@@ -9,12 +9,12 @@ import sad
 
 
 def logits(rows: int, vocab: int, dtype=torch.float32, scale: float = 3.0) -> Tensor:
-    """Peaked, as trained models write them: a few columns carry most of the mass."""
+    """Returns peaked logits, as trained models produce them: a few columns have most of the probability."""
     return (torch.randn(rows, vocab) * scale + 8 * (torch.rand(rows, vocab) > 0.98)).to(dtype)
 
 
 def run(student: Tensor, teacher: Tensor, ids: Tensor, backend, upstream: float | Tensor = 1.0, **options):
-    """Loss and gradient of `sad.fused_span_kl` on a backend, on the CPU."""
+    """Returns loss and gradient of `sad.fused_span_kl` on a backend; both are moved to the CPU."""
     device = backend.device
     leaf = student.detach().to(device).requires_grad_()
     loss = sad.fused_span_kl(leaf, teacher.to(device), ids.to(device), backend=backend.name, **options)
@@ -23,7 +23,7 @@ def run(student: Tensor, teacher: Tensor, ids: Tensor, backend, upstream: float 
 
 
 def truth(student: Tensor, teacher: Tensor, ids: Tensor, upstream: float | Tensor = 1.0, **options):
-    """The same by the reference in float64."""
+    """Returns loss and gradient of the reference in float64."""
     leaf = student.detach().double().requires_grad_()
     loss = sad.fused_span_kl(leaf, teacher.double(), ids, backend="reference", **options)
     loss.backward(torch.as_tensor(upstream, dtype=loss.dtype).expand(loss.shape))
@@ -33,15 +33,21 @@ def truth(student: Tensor, teacher: Tensor, ids: Tensor, upstream: float | Tenso
 def assert_close_to_truth(
     got: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor], dtype: torch.dtype, operand: float = 0.5
 ) -> None:
-    """Loss to 2e-6; gradient to two roundings of its dtype (stored, then perhaps scaled) plus float32 arithmetic.
+    """Compares the loss to 2e-6, and the gradient to two roundings of its dtype plus the error of float32 arithmetic.
 
-    `operand` is the size of the numbers whose difference a gradient is, however small itself: two probabilities, or with
-    reverse_kl two logarithms of tens times a probability.
+    The gradient is rounded when it is stored, and again when it is scaled.
+
+    Args:
+        got: Loss and gradient.
+        exact: Loss and gradient in float64.
+        dtype: The dtype of the student's logits.
+        operand: Magnitude of the two numbers whose difference is the gradient: probabilities, or for reverse_kl
+            probabilities times logarithms of about 10.
     """
     loss, grad = got
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and grad.dtype == dtype
     torch.testing.assert_close(loss.double(), exact[0], rtol=2e-6, atol=1e-9)
     rounding = torch.finfo(dtype).eps
-    smallest = 6e-8 if dtype == torch.float16 else 1e-12  # half a subnormal step of float16; below, nothing is stored
+    smallest = 6e-8 if dtype == torch.float16 else 1e-12  # half the smallest float16; smaller values are stored as 0
     scale = max(exact[1].abs().max().item(), operand)
     torch.testing.assert_close(grad.double(), exact[1], rtol=rounding + 5e-6, atol=smallest + 1e-6 * scale)

@@ -1,4 +1,4 @@
-"""Which backend runs, and what is said when one cannot."""
+"""The choice of the backend, and the error if a backend cannot run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TENSORS = (torch.randn(2, 5), torch.randn(2, 5), torch.tensor([1, 2]))
 
 
 def test_the_cpu_extension_is_built():
-    """A missing extension is a failure here, never a quiet fall to `reference`."""
+    """A missing extension must fail here and not fall back to `reference` silently."""
     assert extension.missing("cpu") is None
     assert "portable" in extension.load("cpu").supported_isas()
 
 
-def test_auto_takes_the_kernels():
+def test_auto_uses_the_kernels():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert backends.resolve("auto", "span_kl", CPU, torch.float32, torch.bfloat16) == "cpu"
@@ -36,14 +36,14 @@ def test_auto_takes_the_kernels():
 
 @pytest.fixture
 def without_extension(monkeypatch):
-    """The machine of someone who had no compiler."""
+    """A machine on which the extension was not built."""
     backends._warn_once.cache_clear()
     monkeypatch.setattr(extension, "missing", lambda name: "it was not built; install a C++17 compiler and reinstall")
     yield
     backends._warn_once.cache_clear()
 
 
-def test_auto_falls_to_the_reference_with_one_warning(without_extension):
+def test_auto_falls_back_to_reference_with_one_warning(without_extension):
     with pytest.warns(RuntimeWarning, match=r"install a C\+\+17 compiler"):
         sad.fused_span_kl(*TENSORS)
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def test_a_named_backend_never_falls_back(without_extension):
         sad.fused_span_kl(*TENSORS, backend="cpu")
 
 
-def test_named_backend_with_the_wrong_tensors():
+def test_named_backend_with_unsupported_tensors():
     double = [x.double() if x.is_floating_point() else x for x in TENSORS]
     with pytest.raises(backends.BackendUnavailableError, match=r"no torch.float64 kernel"):
         sad.fused_span_kl(*double, backend="cpu")
@@ -69,7 +69,7 @@ def test_unknown_instruction_set(monkeypatch):
         sad.fused_span_kl(*TENSORS, backend="cpu")
 
 
-def test_cuda_says_what_is_missing_for_cpu_tensors(monkeypatch):
+def test_cuda_reports_what_is_missing_for_cpu_tensors(monkeypatch):
     monkeypatch.delenv("SAD_CUDA_EMULATED", raising=False)
     reason = backends.why_not("cuda", "span_kl", CPU)
     if extension.missing("cuda"):
@@ -84,7 +84,7 @@ def test_cuda_says_what_is_missing_for_cpu_tensors(monkeypatch):
 
 
 class Kernels:
-    """An extension on some machine."""
+    """A CUDA extension on a machine with this driver, these devices and these compiled architectures."""
 
     def __init__(self, driver=13000, runtime=13000, devices=1, architectures=("sm_80", "sm_90", "compute_90")):
         self.driver_version, self.runtime_version, self.device_count = lambda: driver, lambda: runtime, lambda: devices
@@ -111,13 +111,13 @@ def test_machines_on_which_cuda_cannot_run(monkeypatch, kernels, reason):
     ("capability", "reason"),
     [
         ((8, 0), None),
-        ((8, 6), None),  # the same major version, newer
+        ((8, 6), None),  # newer, with the same major version
         ((9, 0), None),
-        ((12, 0), None),  # by the PTX
+        ((12, 0), None),  # from the PTX
         ((7, 5), "needs compute capability 8.0 or newer, this GPU has 7.5"),
     ],
 )
-def test_which_gpus_have_code(monkeypatch, capability, reason):
+def test_architectures_with_code(monkeypatch, capability, reason):
     monkeypatch.setattr(cuda_device, "load", lambda name: Kernels())
     cuda_device._no_code.cache_clear()
     found = cuda_device._no_code(capability)
@@ -125,7 +125,7 @@ def test_which_gpus_have_code(monkeypatch, capability, reason):
     assert found is None if reason is None else reason in found
 
 
-def test_a_gpu_for_which_nothing_was_compiled(monkeypatch):
+def test_an_architecture_without_code(monkeypatch):
     monkeypatch.setattr(cuda_device, "load", lambda name: Kernels(architectures=["sm_86", "sm_90"]))
     cuda_device._no_code.cache_clear()
     for capability in ((8, 0), (10, 0)):
@@ -136,15 +136,15 @@ def test_a_gpu_for_which_nothing_was_compiled(monkeypatch):
     cuda_device._no_code.cache_clear()
 
 
-def test_an_emulation_that_is_not_there(monkeypatch):
+def test_a_missing_emulation_library(monkeypatch):
     monkeypatch.setenv("SAD_CUDA_EMULATED", "/nowhere/_cuda.so")
     assert "/nowhere/_cuda.so" in backends.why_not("cuda", "span_kl", CPU)
 
 
-def test_the_emulation_takes_cpu_tensors_alone(emulated_cuda):
+def test_the_emulation_runs_on_cpu_tensors_only(emulated_cuda):
     assert backends.why_not("cuda", "span_kl", CPU, torch.float32) is None
     assert "takes cpu tensors" in backends.why_not("cuda", "span_kl", torch.device("cuda"))
-    assert backends.resolve("auto", "span_kl", CPU, torch.float32) == "cpu"  # never by itself
+    assert backends.resolve("auto", "span_kl", CPU, torch.float32) == "cpu"  # auto never chooses the emulation
 
 
 def test_the_auto_table():
@@ -179,7 +179,7 @@ def test_the_backend_is_resolved_once_per_call(monkeypatch):
     assert calls == ["cpu"]
 
 
-def test_triton_asks_for_a_gpu_outside_the_interpreter(monkeypatch):
+def test_triton_needs_a_gpu_outside_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if reason := backends._missing("triton", "span_kl"):
         pytest.skip(reason)
@@ -188,7 +188,7 @@ def test_triton_asks_for_a_gpu_outside_the_interpreter(monkeypatch):
 
 
 def test_kernels_run_in_a_forked_child():
-    """No thread pool of the parent is waited for: the child finishes."""
+    """The child does not wait for a thread pool of the parent."""
     code = (
         "import os, torch, sad\n"
         "x, ids = torch.randn(64, 5000), torch.ones(64, dtype=torch.long)\n"
@@ -197,6 +197,6 @@ def test_kernels_run_in_a_forked_child():
         "if pid == 0: os._exit(0 if torch.equal(sad.fused_span_kl(x, x.roll(1), ids, backend='cpu'), a) else 1)\n"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
-    # The op around the kernel calls PyTorch, whose own pool does not survive a fork: one thread for it, as in a worker.
+    # The op calls PyTorch, whose thread pool does not survive a fork. It gets one thread, as in a DataLoader worker.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     assert subprocess.run([sys.executable, "-c", code], timeout=60, env=environment).returncode == 0

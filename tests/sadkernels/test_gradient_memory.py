@@ -1,4 +1,4 @@
-"""The CPU backend keeps the memory of a large gradient from one call to the next."""
+"""The CPU backend reuses the memory of a large gradient in the next call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sad
 from sadkernels.native.cpu import span_kl
 from tests.sadkernels.span_kl_cases import assert_close_to_truth, logits, truth
 
-V = 120_000  # 24 rows of float32 are 11 MB: above the size from which memory is kept
+V = 120_000  # 24 rows of float32 are 11 MB, above the minimum size for reuse
 IDS = torch.arange(24) % 3
 
 
@@ -27,8 +27,8 @@ def pair():
     return logits(24, V), logits(24, V)
 
 
-def test_memory_comes_back_and_what_it_held_does_not_show(pair):
-    """The second call finds the first one's gradient where its own unsupervised rows belong."""
+def test_reused_memory_does_not_show_old_values(pair):
+    """The memory of the second call holds the first gradient, also on rows that are unsupervised in the second call."""
     student, teacher = pair
     first = gradient(student.flip(0), teacher)
     address = first.data_ptr()
@@ -41,7 +41,7 @@ def test_memory_comes_back_and_what_it_held_does_not_show(pair):
     assert (second[IDS == 0] == 0).all()
 
 
-def test_a_gradient_that_is_still_held_is_left_alone(pair):
+def test_memory_of_a_live_gradient_is_not_reused(pair):
     student, teacher = pair
     held = gradient(student, teacher)
     before = held.clone()
@@ -49,7 +49,7 @@ def test_a_gradient_that_is_still_held_is_left_alone(pair):
     assert other.data_ptr() != held.data_ptr() and torch.equal(held, before)
 
 
-def test_a_view_keeps_the_memory_alive(pair):
+def test_a_live_view_prevents_reuse(pair):
     row = gradient(*pair)[1]
     before = row.clone()
     gc.collect()
@@ -58,15 +58,15 @@ def test_a_view_keeps_the_memory_alive(pair):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_it_is_an_ordinary_tensor(dtype):
-    like = torch.empty(160_001, 30, dtype=dtype).T  # 9.6 MB in 16 bits
+def test_reused_memory_is_an_ordinary_tensor(dtype):
+    like = torch.empty(160_001, 30, dtype=dtype).T  # 9.6 MB in 16-bit dtypes
     grad = span_kl.new_logits(like.shape, like)
     assert (grad.shape, grad.dtype, grad.is_contiguous()) == (like.shape, dtype, True)
     grad.fill_(3).add_(1)
     assert (grad == 4).all() and grad.untyped_storage().nbytes() == like.nbytes
 
 
-def test_pytorchs_poison_for_fresh_memory_reaches_it():
+def test_pytorch_fills_uninitialized_memory_with_nan():
     torch.use_deterministic_algorithms(True)
     try:
         assert span_kl.new_logits((24, V), torch.empty(0)).isnan().all()

@@ -1,4 +1,4 @@
-"""What holds for every loss from hidden states: against the same on logits, in float64 and by autograd."""
+"""Properties of all losses from hidden states, compared with the losses on logits in float64."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sadkernels.ops import chunked
-from tests.sadkernels.linear_cases import Dense, Listed, V, assert_close, assert_gradients_close
+from tests.sadkernels.linear_cases import Dense, Topk, V, assert_close, assert_gradients_close
 
-both = pytest.mark.parametrize("make", [Dense, Listed])
+both = pytest.mark.parametrize("make", [Dense, Topk])
 
 
 @both
@@ -29,7 +29,7 @@ def test_float64(make):
 
 @both
 def test_small_gradients_of_float16_survive(make):
-    """What a loss scale is for: a mean over a million tokens has gradients far below the range of float16."""
+    """A mean over a million tokens has gradients below the range of float16; the loss scale keeps them."""
     problem = make(dtype=torch.float16)
     got = problem.gradients(problem.linear(normalizer=1e6), upstream=2.0**16)
     assert_gradients_close(got, problem.exact(2.0**16, normalizer=1e6)[1], torch.float16)
@@ -48,8 +48,8 @@ def test_chunks_do_not_change_the_loss(make, rows):
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("supervised", [0.6, 0.0])
-def test_memory_that_nobody_wrote_reaches_no_gradient(make, dtype, supervised):
-    """The first chunk writes the weight's gradient, rows beyond `vocab_size` and steps without a chunk are zeros."""
+def test_uninitialized_memory_does_not_reach_a_gradient(make, dtype, supervised):
+    """The first chunk writes the gradient of the weight. Rows beyond `vocab_size` and calls without a chunk give zeros."""
     problem = make(dtype=dtype, supervised=supervised)
     options = {"vocab_size": V - 20} if make is Dense else {}
     torch.use_deterministic_algorithms(True)  # PyTorch then fills fresh memory with NaN
@@ -62,7 +62,7 @@ def test_memory_that_nobody_wrote_reaches_no_gradient(make, dtype, supervised):
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_projection_of_a_wide_vocabulary(biased):
-    """On a CPU it is done in slices: two whole ones and a remainder of columns."""
+    """A CPU projects slices of columns: here two whole slices and a remainder."""
     hidden, weight, bias = torch.randn(5, 24), torch.randn(1100, 24), torch.randn(1100)
     logits = torch.full((5, 1100), torch.nan)
     chunked.Head(hidden, weight, bias if biased else None).project(hidden, logits)
@@ -72,8 +72,8 @@ def test_projection_of_a_wide_vocabulary(biased):
 
 @both
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_rows_by_number(make, reduction):
-    """Whoever knows the supervised rows names them; others among them change nothing."""
+def test_rows_argument(make, reduction):
+    """`rows` lists the supervised rows in any order; additional rows change nothing."""
     problem = make()
     index = (problem.ids > 0).flatten().nonzero().squeeze(-1)
     extra = (problem.ids == 0).flatten().nonzero().squeeze(-1)[:2]
@@ -84,7 +84,7 @@ def test_rows_by_number(make, reduction):
 
 
 @both
-def test_statistics_are_those_of_the_logits(backend, make):
+def test_statistics_equal_those_on_logits(backend, make):
     problem = make(device=backend.device)
     _, stats = problem.linear(backend.name, return_stats=True, chunk_bytes=5 * 8 * V)
     hidden, weight, bias = (x.detach() for x in problem.leaves)
@@ -114,7 +114,7 @@ def test_unsupervised_rows_are_not_read(make):
 
 
 @both
-def test_a_frozen_head_costs_no_gradient(make, monkeypatch):
+def test_a_frozen_head_needs_no_product(make, monkeypatch):
     problem = make()
     problem.leaves[1].requires_grad_(False)
     problem.leaves[2].requires_grad_(False)
@@ -127,7 +127,7 @@ def test_a_frozen_head_costs_no_gradient(make, monkeypatch):
 
 @both
 def test_autocast(make):
-    """Under autocast the products are bfloat16's, and gradients arrive in float32."""
+    """Under autocast the matrix products are in bfloat16, and the gradients are float32."""
     problem = make()
     with torch.autocast("cpu", torch.bfloat16):
         loss = problem.linear()
@@ -152,7 +152,7 @@ def test_two_backwards(make):
 
 @both
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiles_without_a_break(make, reduction):
+def test_compiles_to_one_graph(make, reduction):
     torch.compiler.reset()
     problem = make()
     compiled = torch.compile(lambda: problem.linear(reduction=reduction).sum(), fullgraph=True, backend="aot_eager")
@@ -163,7 +163,7 @@ def test_compiles_without_a_break(make, reduction):
 
 LOSS_OPTIONS = (1.0, 0.5, "mean", False, True, False, "cpu")
 DENSE_OPTIONS = (*LOSS_OPTIONS, V, 2.0, "jsd", 0.4, 1.0, 0.9, None, 30.0)
-LISTED_OPTIONS = (*LOSS_OPTIONS, V, 2.0, "forward_kl", 0.5, 0.9, 1.0, 30.0, None, "bucket", 0.6)
+TOPK_OPTIONS = (*LOSS_OPTIONS, V, 2.0, "forward_kl", 0.5, 0.9, 1.0, 30.0, None, "bucket", 0.6)
 
 
 @both
@@ -175,7 +175,7 @@ def test_opcheck(make):
         name, inputs, options = "linear_span_kl", (*leaves, *problem.teacher, problem.ids, None, None), DENSE_OPTIONS
     else:
         targets = (*problem.teacher, problem.mixture["target_ids"])
-        name, inputs, options = "linear_topk_span_kl", (*leaves, *targets, problem.ids, None, None), LISTED_OPTIONS
+        name, inputs, options = "linear_topk_span_kl", (*leaves, *targets, problem.ids, None, None), TOPK_OPTIONS
     settings = (*options, 5 * 8 * V)
     torch.library.opcheck(getattr(ops, name).default, (*inputs, *settings))
     loss, _, _, state = getattr(ops, name)(*inputs, *settings)
@@ -187,7 +187,7 @@ def test_opcheck(make):
 
 @both
 def test_no_buffer_of_all_rows(make):
-    """Nothing that is allocated, inside of the op as well, is as large as a quarter of the rows' logits."""
+    """The largest allocation, inside the op too, is at most a quarter of the logits of all rows."""
     problem = make(shape=(400,), supervised=1.0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         problem.linear(chunk_bytes=8 * 10 * V).backward()

@@ -1,6 +1,4 @@
-"""The span KL from hidden states against the same on logits; what all losses from hidden states do is in
-test_linear_losses.py.
-"""
+"""The span KL from hidden states, compared with the span KL on logits. test_linear_losses.py tests the common properties."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ def test_options(backend, options):
 
 
 def test_different_vocabularies():
-    """The surplus of the student's head gets a gradient of exactly 0."""
+    """Head rows beyond the smaller vocabulary get a gradient of exactly 0."""
     problem = Dense(vocab=(V + 5, V))
     got = problem.gradients(problem.linear())
     assert_gradients_close(got, problem.exact()[1])
@@ -41,7 +39,7 @@ def test_different_vocabularies():
 
 
 def test_tied_embeddings():
-    """One parameter embeds and projects: both gradients arrive."""
+    """One parameter is embedding and head: its gradient is the sum of both."""
     weight = torch.randn(V, H_S, requires_grad=True)
     tokens, problem = torch.randint(0, V, (4, 9)), Dense()
     t_hidden, t_weight, _ = problem.teacher

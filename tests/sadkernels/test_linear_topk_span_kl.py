@@ -1,6 +1,4 @@
-"""The KL to listed columns from hidden states against the same on logits; what all losses from hidden states do is in
-test_linear_losses.py.
-"""
+"""The top-k KL from hidden states, compared with that on logits. test_linear_losses.py tests the common properties."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import pytest
 import torch
 
 import sad
-from tests.sadkernels.linear_cases import H_S, H_T, Dense, K, Listed, V, assert_close
+from tests.sadkernels.linear_cases import H_S, H_T, Dense, K, Topk, V, assert_close
 
 KL_ALONE = {"target_ids": None, "alpha": 1.0}
 OPTIONS = [
@@ -26,7 +24,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_options(backend, options):
-    problem = Listed(device=backend.device)
+    problem = Topk(device=backend.device)
     upstream = torch.rand(problem.ids.shape, device=backend.device) if options.get("reduction") == "none" else 3.0
     room = 7 * (4 * V + 48 * K)  # chunks of 7 rows, the last one shorter
     loss = problem.linear(backend.name, chunk_bytes=room, **options)
@@ -35,9 +33,9 @@ def test_options(backend, options):
 
 
 @pytest.mark.parametrize("rows", [False, True])
-def test_lists_with_shift(rows):
-    """Row t is judged by the id and the target of t + 1 and compared with list t; lists are of all rows, or of some."""
-    problem = Listed()
+def test_topk_lists_with_shift(rows):
+    """Row t uses top-k list t, and span id and target of token t + 1. The lists cover all rows, or those in `rows`."""
+    problem = Topk()
     exact = problem.exact(shift=True)
     index = torch.nn.functional.pad(problem.ids[:, 1:], (0, 1)).flatten().nonzero().squeeze(-1) if rows else None
     loss = problem.linear(shift=True, rows=index)
@@ -71,7 +69,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arguments(name):
-    problem = Listed()
+    problem = Topk()
     changed, error, message = WRONG[name]
     given = {
         "student_hidden": problem.leaves[0],

@@ -1,4 +1,4 @@
-"""The self-test finds what is wrong, and says so."""
+"""The self-test finds wrong kernels and reports them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_quick_cases_pass(op):
         assert outcome.passed and outcome.ran == outcome.cases and outcome.largest_error <= 1, outcome
 
 
-def test_the_small_cases_reach_every_dtype_and_place():
+def test_small_cases_cover_every_dtype_and_strategy():
     everything = set(itertools.product(selftest.DTYPES, (False, True), ("some", "all", "none")))
     for op in ("span_kl", "topk_span_kl"):
         found = list(selftest.all_cases(op, small_only=True))
@@ -86,7 +86,7 @@ def _first_flipped(labels):
     return labels
 
 
-def test_an_error_is_a_finding(monkeypatch):
+def test_an_exception_is_a_failure(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("no such symbol\nand a long trace")
 
@@ -95,8 +95,8 @@ def test_an_error_is_a_finding(monkeypatch):
     assert outcome.failures == ["SpanIdsCase(rows=5, tokens=77, spans=9, masks=False) raised RuntimeError: no such symbol"]
 
 
-def test_time_runs_out():
-    """The first case is run whatever it takes."""
+def test_the_time_limit_stops_the_run():
+    """The first case always runs."""
     ticks = itertools.count(0, 3.0)
     outcome = selftest.run(selftest.quick_cases("span_ids"), "cpu", CPU, seconds=5, clock=lambda: next(ticks))
     assert (outcome.ran, outcome.cases, outcome.passed) == (2, 3, True)

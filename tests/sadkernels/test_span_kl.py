@@ -1,4 +1,4 @@
-"""The numbers of the span KL: one body over all backends, against the reference in float64."""
+"""Values and gradients of the span KL on every backend, compared with the reference in float64."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import sad
 from tests.sadkernels.conftest import Backend
 from tests.sadkernels.span_kl_cases import assert_close_to_truth, logits, run, truth
 
-IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])  # every kind, padding included
+IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])  # all kinds and padding
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_reference_in_float64_is_pytorchs_kl(temperature):
+def test_reference_in_float64_equals_pytorch(temperature):
     student, teacher = logits(8, 300, torch.float64), logits(8, 300, torch.float64)
     leaf = student.clone().requires_grad_()
     per_token = F.kl_div(
@@ -31,7 +31,7 @@ def test_reference_in_float64_is_pytorchs_kl(temperature):
 
 @pytest.mark.parametrize("vocab", [1, 7, 16, 257, 2048, 2049, 5003], ids=lambda v: f"V{v}")
 def test_sizes(backend, vocab):
-    """One column, less than a vector, whole vectors, odd tails, a block, a block and one, several blocks."""
+    """One column, less than a vector, whole vectors, odd tails, one block, one block and one column, several blocks."""
     student, teacher = logits(8, vocab), logits(8, vocab)
     assert_close_to_truth(run(student, teacher, IDS, backend), truth(student, teacher, IDS), torch.float32)
 
@@ -39,10 +39,10 @@ def test_sizes(backend, vocab):
 @pytest.mark.parametrize("options", [{}, {"divergence": "jsd"}, {"reduction": "none"}], ids=str)
 @pytest.mark.parametrize("rows", [1, 3, 24])
 def test_long_rows(backend, rows, options):
-    """Few enough rows to be shared by threads or programs, and enough of them to go round."""
+    """Few rows, which threads or thread blocks share, and enough rows for one each."""
     student, teacher = logits(rows, 40_003), logits(rows, 40_003)
-    teacher[0, 17_000:] = -math.inf  # whole pieces of a row with nothing in them
-    ids = torch.arange(rows) % 3 + 1  # with a row that has no span
+    teacher[0, 17_000:] = -math.inf  # whole slices of a row without probability
+    ids = torch.arange(rows) % 3 + 1  # every third row has no span
     got = run(student, teacher, ids, backend, **options)
     assert_close_to_truth(got, truth(student, teacher, ids, **options), torch.float32)
 
@@ -80,7 +80,7 @@ def test_reductions(backend, options, upstream):
 
 
 def test_reductions_by_hand():
-    """What each reduction divides by, from the per-token values."""
+    """Each reduction, computed from the values per token."""
     student, teacher = logits(8, 50), logits(8, 50)
     kl = sad.fused_span_kl(student, teacher, IDS, reduction="none", lambda_reason=9.0)  # not weighted by lambda
     reason, act = kl[IDS == 1].sum(), kl[IDS == 2].sum()
@@ -95,7 +95,7 @@ def test_reductions_by_hand():
     assert (kl[(IDS != 1) & (IDS != 2)] == 0).all() and kl.shape == IDS.shape
 
 
-def test_row_vector_upstream_of_unreduced_loss(backend):
+def test_upstream_gradient_per_row(backend):
     student, teacher = logits(8, 90), logits(8, 90)
     upstream = torch.randn(8)
     options = {"reduction": "none"}
@@ -103,9 +103,9 @@ def test_row_vector_upstream_of_unreduced_loss(backend):
     assert_close_to_truth(got, truth(student, teacher, IDS, upstream, **options), torch.float32)
 
 
-def test_shift_judges_row_t_by_the_next_id(backend):
+def test_shift_uses_the_span_id_of_the_next_token(backend):
     student, teacher = logits(12, 64).view(2, 6, 64), logits(12, 64).view(2, 6, 64)
-    ids = torch.tensor([[1, 1, 2, 0, 2, 1], [2, 0, 0, 1, 1, 2]])  # position 0 counts nowhere
+    ids = torch.tensor([[1, 1, 2, 0, 2, 1], [2, 0, 0, 1, 1, 2]])  # position 0 is not used
     loss, grad = run(student, teacher, ids, backend, shift=True)
     exact = truth(student[:, :-1], teacher[:, :-1], ids[:, 1:])
     assert_close_to_truth((loss, grad[:, :-1]), exact, torch.float32)
@@ -115,8 +115,8 @@ def test_shift_judges_row_t_by_the_next_id(backend):
 
 
 @pytest.mark.parametrize("columns", [(71, 80), (80, 71), (80, 80)], ids=str)
-def test_padded_vocabularies_leave_out_the_padding(backend, columns):
-    """Padding the smaller side with zeros would hand the padding a share of the mass."""
+def test_padded_vocabularies_exclude_the_padding(backend, columns):
+    """Zeros in the padding would get probability."""
     student, teacher = logits(8, columns[0]), logits(8, columns[1])
     options = {"vocab_size": 71} if min(columns) > 71 else {}
     loss, grad = run(student, teacher, IDS, backend, **options)
@@ -125,7 +125,7 @@ def test_padded_vocabularies_leave_out_the_padding(backend, columns):
 
 
 def test_non_negative_and_exact_near_convergence(backend):
-    """A difference of log-sum-exps errs by 1e-6 here and goes below zero; the truth is about 5e-7."""
+    """A difference of log-sum-exps has an error of 1e-6 here and can be negative; the truth is about 5e-7."""
     student = logits(8, 4099, scale=2.0)
     teacher = student + 1e-3 * torch.randn_like(student)
     kl, _ = run(student, teacher, IDS, backend, reduction="none")
@@ -137,7 +137,7 @@ def test_non_negative_and_exact_near_convergence(backend):
 
 
 def test_denormal_probabilities(backend):
-    """expm1(log q - log p) overflows here while p is denormal: the sum is 100, not inf."""
+    """expm1(log q - log p) overflows for a denormal p; the sum is 100, not inf."""
     loss, _ = run(torch.tensor([[0.0, 100.0]]), torch.tensor([[95.0, 0.0]]), torch.tensor([1]), backend)
     assert loss == pytest.approx(100.0, rel=1e-6)
 
@@ -159,13 +159,13 @@ def test_infinite_logits(backend):
 
 @pytest.mark.parametrize("offset", [-32.0, 32.0, -(2.0**120)], ids=str)
 def test_logits_far_from_zero(backend, offset):
-    """A softmax does not change when all logits move; the last offset swallows them, and all are equal."""
+    """An offset does not change a softmax. The last offset rounds all logits to the same value."""
     student, teacher = logits(8, 3000).round() + offset, logits(8, 3000).round() + offset
     assert_close_to_truth(run(student, teacher, IDS, backend), truth(student, teacher, IDS), torch.float32)
 
 
 def test_leading_block_of_minus_infinity(backend):
-    """The running maximum is -inf for more than a whole block of columns."""
+    """The running maximum is -inf for more than one block of columns."""
     student, teacher = logits(8, 9000), logits(8, 9000)
     student[:, :8500] = teacher[:, :8500] = -math.inf
     assert_close_to_truth(run(student, teacher, IDS, backend), truth(student, teacher, IDS), torch.float32)
@@ -184,7 +184,7 @@ def test_nan_in_nan_out(backend, poison):
     assert kl[1].isnan() and kl[[0, 2, 3, 4, 5, 6, 7]].isfinite().all()
 
 
-def test_unsupervised_rows_are_never_looked_at(backend):
+def test_unsupervised_rows_are_not_read(backend):
     student, teacher = logits(8, 700), logits(8, 700)
     clean = run(student, teacher, IDS, backend, lambda_reason=0.0)
     unread = IDS != 2  # no kind, or a kind of weight 0
@@ -248,7 +248,7 @@ def test_same_bits_on_every_run(backend):
 @pytest.mark.parametrize("options", [{}, {"divergence": "jsd"}, {"reduction": "none"}], ids=str)
 @pytest.mark.parametrize("rows, vocab", [(900, 1501), (8, 150_001)], ids=["whole rows", "shared rows"])
 def test_same_bits_for_any_number_of_threads(rows, vocab, options, threads):
-    """Enough work for several threads. What does not come out even of a few long rows (5 of 8) they share, in pieces."""
+    """Enough work for several threads. Threads share the remaining long rows (5 of 8) in slices."""
     backend = Backend("cpu", torch.device("cpu"))
     student, teacher = logits(rows, vocab, torch.bfloat16), logits(rows, vocab, torch.bfloat16)
     ids = torch.arange(rows) % 3
@@ -263,7 +263,7 @@ def test_same_bits_for_any_number_of_threads(rows, vocab, options, threads):
 
 
 def test_float16_gradient_survives_the_loss_scale(backend):
-    """Stored before the scale of 2^16 is applied, most of these gradients would be 0 in float16."""
+    """Most of these gradients would be 0 in float16 if they were stored before the scale of 2^16 is applied."""
     student, teacher = logits(8, 1003, torch.float16), logits(8, 1003, torch.float16)
     options = {"normalizer": 200_000, "upstream": 65536.0}
     exact = truth(student, teacher, IDS, **options)
@@ -272,7 +272,7 @@ def test_float16_gradient_survives_the_loss_scale(backend):
 
 
 def test_finite_differences(backend):
-    """The value's slope along a direction is the gradient's, at T != 1 and an upstream gradient != 1."""
+    """The slope of the value along a direction equals that of the gradient, with T != 1 and an upstream gradient != 1."""
     student, teacher, direction = logits(8, 40), logits(8, 40), torch.randn(8, 40)
     options = {"temperature": 2.0, "lambda_act": 0.4}
     _, grad = run(student, teacher, IDS, backend, upstream=5.0, **options)

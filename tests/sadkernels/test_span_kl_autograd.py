@@ -1,4 +1,4 @@
-"""The span KL as a citizen of autograd: in place, retained graphs, torch.compile, custom-op rules."""
+"""The span KL in autograd: in-place gradients, retained graphs, torch.compile, custom-op rules."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import sad
 from tests.sadkernels.span_kl_cases import logits, run
 
 IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])
-REDUCTIONS = ("mean", "none")  # the one-pass and the two-pass way
+REDUCTIONS = ("mean", "none")  # gradient in the forward, gradient in the backward
 
 
 def leaf_and_logits(backend, rows=8, vocab=203):
-    """A parameter and logits computed from it, as a model's head does."""
+    """Returns a parameter and logits computed from it."""
     parameter = logits(rows, vocab).to(backend.device).requires_grad_()
     return parameter, parameter * 1.0
 
@@ -53,7 +53,7 @@ def test_in_place_second_backward_raises(backend, reduction):
         loss.backward()
 
 
-def test_in_place_is_noticed_by_whoever_saved_the_logits(backend):
+def test_in_place_raises_if_another_op_saved_the_logits(backend):
     _, student = leaf_and_logits(backend)
     other = (student * student).sum()  # saves the logits for its backward
     ids = IDS.to(backend.device)
@@ -88,7 +88,7 @@ def test_retained_graph_gives_every_backward_its_own_gradient(backend, reduction
 
 
 def test_accumulation_over_micro_batches_is_one_batch(backend):
-    """Four backward passes with the global count as normalizer add up to the gradient of the whole batch."""
+    """The gradients of four micro-batches with the global count as normalizer add up to that of the whole batch."""
     weight = torch.randn(16, 101, device=backend.device).requires_grad_()
     hidden, teacher = torch.randn(8, 16, device=backend.device), logits(8, 101).to(backend.device)
     ids = torch.tensor([1, 0, 2, 2, 0, 0, 1, 2], device=backend.device)
@@ -101,8 +101,8 @@ def test_accumulation_over_micro_batches_is_one_batch(backend):
     torch.testing.assert_close(weight.grad, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_accumulation_takes_the_buffer_instead_of_copying_it():
-    """The gradient of a leaf is the very buffer that the kernel wrote."""
+def test_accumulation_does_not_copy_the_gradient():
+    """The gradient of a leaf is the buffer that the kernel wrote."""
     seen = []
     student = logits(8, 203).requires_grad_()
     loss = sad.fused_span_kl(student, logits(8, 203), IDS)
@@ -115,8 +115,8 @@ def test_accumulation_takes_the_buffer_instead_of_copying_it():
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_compiles_to_one_graph(backend, reduction, inplace):
     if backend.name == "triton" and backend.device.type == "cpu":
-        pytest.skip("torch.compile of the interpreter is not a use")
-    torch.compiler.reset()  # each backend is a compilation of its own, and PyTorch gives up after eight
+        pytest.skip("torch.compile is not used with the interpreter")
+    torch.compiler.reset()  # each backend compiles anew, and PyTorch stops after eight compilations
     teacher, ids = logits(8, 203).to(backend.device), IDS.to(backend.device)
 
     def loss_of(parameter):
@@ -204,17 +204,17 @@ print((after - before) * 1024 / student.nbytes)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units on other systems")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_peak_memory_is_one_gradient_buffer_or_none(in_place, dtype):
-    """`kl_div(log_softmax, log_softmax)` needs four; a float32 copy of bfloat16 logits would be two."""
+    """`kl_div(log_softmax, log_softmax)` needs four buffers; a float32 copy of bfloat16 logits would be two."""
     done = subprocess.run([sys.executable, "-c", MEMORY, str(in_place), dtype], capture_output=True, text=True, check=True)
     assert float(done.stdout) < (0.1 if in_place else 1.1), done.stdout
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="host syncs and CUDA graphs exist on a GPU only")
-def test_no_host_sync_and_capturable_in_a_cuda_graph(backend):
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="device synchronizations and CUDA graphs need a GPU")
+def test_no_device_synchronization_and_cuda_graph_capture(backend):
     if backend.device.type != "cuda":
         pytest.skip("a CPU backend")
     teacher, ids = logits(8, 203).cuda(), IDS.cuda()

@@ -1,4 +1,4 @@
-"""Other divergences than forward KL, and logits that are scaled or capped first: one body over all backends."""
+"""Reverse KL and JSD, and scaled and capped logits, on every backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRANSFORMS = {
 
 
 def _pytorch(student, teacher, divergence, beta=0.5):
-    """(N,) by PyTorch's own functions, in float64."""
+    """Returns (N,) divergences from PyTorch functions, in float64."""
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     if divergence == "reverse_kl":
         return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
@@ -36,7 +36,7 @@ def _pytorch(student, teacher, divergence, beta=0.5):
 
 @OTHERS
 @pytest.mark.parametrize("transform", [{}, *TRANSFORMS.values()], ids=["plain", *TRANSFORMS])
-def test_reference_in_float64_is_pytorchs(divergence, transform):
+def test_reference_in_float64_equals_pytorch(divergence, transform):
     student, teacher = logits(8, 300, torch.float64), logits(8, 300, torch.float64)
     scales, caps = (v if isinstance(v, tuple) else (v, v) for v in map(transform.get, ("logit_scale", "logit_softcap")))
     leaf = student.clone().requires_grad_()
@@ -113,7 +113,7 @@ def test_non_negative_and_exact_near_convergence(backend, divergence):
 
 @OTHERS
 def test_infinite_logits(backend, divergence):
-    """reverse_kl is infinite where only the teacher is -inf; jsd never is, nor is its gradient."""
+    """reverse_kl is infinite if only the teacher's logit is -inf; jsd and its gradient are always finite."""
     inf = math.inf
     student, teacher = logits(8, 100), logits(8, 100)
     student[1, :50] = -inf
@@ -131,7 +131,7 @@ def test_infinite_logits(backend, divergence):
 
 @OTHERS
 def test_far_apart(backend, divergence):
-    """Probabilities that underflow on either side: reverse_kl 95, jsd at its bound H(beta)."""
+    """Probabilities underflow on each side: reverse_kl is 95, jsd its upper bound H(beta)."""
     student, teacher = torch.tensor([[0.0, 100.0]]), torch.tensor([[95.0, 0.0]])
     value, grad = run(student, teacher, torch.tensor([1]), backend, **divergence)
     expected = 95.0 if divergence is REVERSE else -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
@@ -150,8 +150,8 @@ def test_nan_in_nan_out(backend, divergence, poison):
     assert value[1].isnan() and value[[0, 2, 3, 4, 5, 6, 7]].isfinite().all()
 
 
-def test_softcap_ends_infinity(backend):
-    """tanh(-inf) = -1: a masked column comes back as -cap on both sides, as it does in PyTorch."""
+def test_softcap_makes_infinite_logits_finite(backend):
+    """tanh(-inf) = -1, so a masked column becomes -cap on both sides, as in PyTorch."""
     student, teacher = logits(8, 100), logits(8, 100)
     student[1, 3] = teacher[2, 5] = -math.inf
     options = {"logit_softcap": 3.0, "reduction": "none"}
@@ -179,8 +179,8 @@ def test_gradcheck_of_the_reference(divergence):
 
 
 @OTHERS
-def test_stats_come_with_the_divergence(backend, divergence):
-    """`kl_sum` is the divergence asked for; entropies and agreements are what they always are."""
+def test_stats(backend, divergence):
+    """`kl_sum` is the sum of the chosen divergence; entropies and agreements do not depend on it."""
     student, teacher = logits(8, 515), logits(8, 515)
     on_device = [x.to(backend.device) for x in (student, teacher, IDS)]
     options = {"return_stats": True, "logit_softcap": 9.0, "backend": backend.name}

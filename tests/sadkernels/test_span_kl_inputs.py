@@ -1,4 +1,4 @@
-"""What the span KL accepts and refuses: strides, id dtypes, poisoned memory, huge offsets, error messages."""
+"""Inputs of the span KL: strides, id dtypes, uninitialized memory, large offsets, error messages."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])
 
 
 def _strided(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Student, teacher and ids of 8 rows whose memory is not one contiguous block."""
+    """Returns student, teacher and ids of 8 rows that are not contiguous in memory."""
     ids = IDS
     if name == "odd row stride":
         return logits(8, 70)[:, 1:68], logits(8, 71)[:, 2:69], ids
-    if name == "sliced time":  # (2, 4) rows out of (2, 5): two strides
+    if name == "sliced time":  # (2, 4) rows of (2, 5): two strides
         return logits(10, 67).view(2, 5, 67)[:, :-1], logits(10, 67).view(2, 5, 67)[:, 1:], ids.view(2, 4)
     if name == "transposed leading dimensions":
         return logits(8, 67).view(4, 2, 67).transpose(0, 1), logits(8, 67).view(2, 4, 67), ids.view(2, 4)
     if name == "teacher expanded":
         return logits(8, 67), logits(1, 67).expand(8, 67), ids
-    if name == "three strides":  # more than the kernels walk: copied
+    if name == "three strides":  # more strides than the kernels support: copied
         return logits(24, 67).view(2, 3, 4, 67)[:, :2, :2], logits(8, 67).view(2, 2, 2, 67), ids.view(2, 2, 2)
     return torch.rand(4, 1), torch.rand(4, 1), torch.tensor([0, 1, 2, 1])  # one column
 
@@ -41,7 +41,7 @@ def test_strides(backend, name, reduction):
 
 
 @pytest.mark.parametrize("name", ["odd row stride", "sliced time", "transposed leading dimensions"])
-def test_in_place_on_a_view_leaves_the_surroundings_alone(backend, name):
+def test_in_place_on_a_view_writes_only_the_view(backend, name):
     student, teacher, ids = (x.to(backend.device) for x in _strided(name))
     storage = torch.full((4096,), 7.0, device=backend.device)
     view = storage.as_strided(student.shape, [s + 3 * (s > 1) for s in student.stride()], 5)  # gaps between the rows
@@ -65,8 +65,8 @@ def test_id_dtypes(backend, dtype):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_poisoned_fresh_memory_does_not_show(backend, reduction):
-    """PyTorch fills every fresh buffer with NaN here, so an element that the kernel forgets is seen."""
+def test_uninitialized_memory_does_not_show(backend, reduction):
+    """PyTorch fills every new buffer with NaN here, so an element that the kernel does not write is visible."""
     student, teacher = logits(8, 513), logits(8, 500)
     expected = run(student, teacher, IDS, backend, reduction=reduction)
     torch.use_deterministic_algorithms(True)
@@ -80,7 +80,7 @@ def test_poisoned_fresh_memory_does_not_show(backend, reduction):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_row_offsets_beyond_32_bits(backend, inplace):
-    """The last row begins at element 2^31 + 2^20; untouched pages of the storage in between are never committed."""
+    """The last row starts at element 2^31 + 2^20. The system does not commit the untouched pages in between."""
     row_stride, vocab = 2**30 + 2**19, 300
     if backend.device.type == "cuda" and torch.cuda.mem_get_info()[0] < 12 << 30:
         pytest.skip("needs 12 GB of GPU memory")
@@ -139,14 +139,17 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_names_the_argument_and_the_remedy(case):
-    argument, wanted = case.split(": ", 1)
+    argument, expected = case.split(": ", 1)
     error, change = BAD[case]
     arguments = {"student_logits": torch.ones(8, 5), "teacher_logits": torch.ones(8, 5), "span_ids": IDS} | change
     with pytest.raises(error) as caught:
         sad.fused_span_kl(**arguments)
     message = str(caught.value)
     assert (
-        message.startswith(f"{argument}: expected ") and wanted in message and ", got " in message and message.endswith(".")
+        message.startswith(f"{argument}: expected ")
+        and expected in message
+        and ", got " in message
+        and message.endswith(".")
     )
 
 

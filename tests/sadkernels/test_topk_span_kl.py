@@ -1,4 +1,4 @@
-"""The numbers of the losses against listed columns and labels: one body over all backends that have them."""
+"""Values and gradients of the top-k KL and the cross-entropy on every backend."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TARGETS = torch.tensor([3, 0, 49, 7, 7, 12, 1, 30])
 @pytest.mark.parametrize("tail", ["bucket", "ignore"])
 @pytest.mark.parametrize("alpha", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_reference_in_float64_is_autograd_of_the_formulas(tail, alpha, temperature):
+def test_reference_in_float64_equals_autograd_of_the_formulas(tail, alpha, temperature):
     student, logprobs, ids = case(8, 50, 6, torch.float64)
     targets = TARGETS.clone()
-    targets[1] = ids[1, 3]  # a label that is listed, among others that are not
+    targets[1] = ids[1, 3]  # this target is in the top k, the others are not
     options = {"tail": tail, "alpha": alpha, "temperature": temperature}
     leaf = student.clone().requires_grad_()
     by_row = by_hand(leaf, logprobs, ids, targets=targets, **options)
@@ -58,7 +58,7 @@ def test_gradcheck_of_the_reference(reduction, tail):
 @pytest.mark.parametrize("vocab, k", [(1, 1), (7, 7), (16, 1), (257, 64), (2048, 3), (2049, 16), (5003, 100)], ids=str)
 @pytest.mark.parametrize("tail", ["bucket", "ignore"])
 def test_sizes(backend, vocab, k, tail):
-    """One column, everything listed, one of a few vectors, odd tails, a block, a block and one, several blocks."""
+    """One column, k = V, k = 1, odd tails, one block, one block and one column, several blocks."""
     student, logprobs, ids = case(8, vocab, k)
     tensors, options = (logprobs, ids, IDS), {"tail": tail}
     assert_close_to_truth(
@@ -70,7 +70,7 @@ def test_sizes(backend, vocab, k, tail):
 @pytest.mark.parametrize("rows", [1, 24])
 def test_long_rows(backend, rows, options):
     student, logprobs, ids = case(rows, 40_003, 50)
-    student[0, 17_000:] = -math.inf  # whole pieces of a row with nothing in them
+    student[0, 17_000:] = -math.inf  # whole slices of a row without probability
     student[0].scatter_(0, ids[0], 1.0)
     tensors = (logprobs, ids, torch.arange(rows) % 3 + 1)
     got = run(TOPK, student, tensors, backend, **options)
@@ -122,7 +122,7 @@ def test_cross_entropy(backend, vocab, reduction):
 
 
 def test_cross_entropy_near_certainty(backend):
-    """-log q is a difference of two numbers of size 30 elsewhere, and 0 or 2e-6; the truth is about 5e-7."""
+    """A difference of two numbers of size 30 gives -log q = 0 or 2e-6; the truth is about 5e-7."""
     student = logits(8, 999, scale=1.0)
     student.scatter_(1, TARGETS[:, None], 24.0)
     got, _ = run(CE, student, (TARGETS, IDS), backend, reduction="none")
@@ -144,7 +144,7 @@ def test_targets_out_of_range_add_nothing(backend):
     torch.testing.assert_close(got[1][[1, 2]], alone[1][[1, 2]] / 2)
 
 
-def test_the_whole_vocabulary_is_the_dense_kl(backend):
+def test_k_equal_to_the_vocabulary_is_the_full_kl(backend):
     student, teacher = logits(8, 300), logits(8, 300)
     logprobs, ids = teacher.log_softmax(-1).topk(300)
     got = run(TOPK, student, (logprobs, ids, IDS), backend)
@@ -168,22 +168,22 @@ def test_bucket_is_a_lower_bound_and_grows_with_k(backend):
 
 @pytest.mark.parametrize("tail_mass", [1e-3, 1e-6, 1e-12, 1e-30])
 def test_a_small_tail_keeps_its_digits(backend, tail_mass):
-    """1 - sum q in float32 would be off by 10 % at 1e-6, and 0 below. The gradient of the tail shows its q alone."""
+    """In float32, 1 - sum q has an error of 10 % at 1e-6 and is 0 below. The tail gradient depends on the tail's q only."""
     student, vocab = logits(8, 3001, scale=1.0), 3001
-    listed = torch.stack([torch.randperm(vocab)[:8] for _ in range(8)])
-    is_tail = torch.ones_like(student, dtype=torch.bool).scatter(1, listed, False)
+    columns = torch.stack([torch.randperm(vocab)[:8] for _ in range(8)])
+    is_tail = torch.ones_like(student, dtype=torch.bool).scatter(1, columns, False)
     student[is_tail] += math.log(tail_mass) - 8
-    logprobs = torch.full((8, 8), math.log(1 / 16))  # half of the teacher's mass is in the tail
+    logprobs = torch.full((8, 8), math.log(1 / 16))  # half of the teacher's probability is in the tail
     options = {"reduction": "none"}
-    got = run(TOPK, student, (logprobs, listed, IDS), backend, **options)
-    exact = truth(TOPK, student, (logprobs, listed, IDS), **options)
+    got = run(TOPK, student, (logprobs, columns, IDS), backend, **options)
+    exact = truth(TOPK, student, (logprobs, columns, IDS), **options)
     torch.testing.assert_close(got[0].double(), exact[0], rtol=2e-6, atol=0)
     read = is_tail & (IDS.clamp(min=0)[:, None] != 0)
     torch.testing.assert_close(got[1].double()[read], exact[1][read], rtol=1e-5, atol=1e-30)
     peaked = torch.full((8, 8), -30.0)
     peaked[:, 0] = math.log1p(-tail_mass) if tail_mass > 1e-8 else 0.0
-    got = run(TOPK, student, (peaked, listed, IDS), backend, **options)
-    exact = truth(TOPK, student, (peaked, listed, IDS), **options)
+    got = run(TOPK, student, (peaked, columns, IDS), backend, **options)
+    exact = truth(TOPK, student, (peaked, columns, IDS), **options)
     torch.testing.assert_close(got[0].double(), exact[0], rtol=2e-6, atol=0)
 
 
@@ -196,7 +196,7 @@ def test_non_negative_and_exact_near_convergence(backend):
     assert (kl >= 0).all() and 1e-9 < exact.max() < 1e-5 and (kl.double() - exact).abs().max() < 5e-9
 
 
-def test_shift_takes_span_and_target_of_the_next_token(backend):
+def test_shift_uses_span_id_and_target_of_the_next_token(backend):
     student, logprobs, ids = (x.view(2, 6, -1) for x in case(12, 64, 5))
     span_ids, targets = torch.tensor([[1, 1, 2, 0, 2, 1], [2, 0, 0, 1, 1, 2]]), torch.randint(0, 64, (2, 6))
     options = {"alpha": 0.5}
@@ -207,7 +207,7 @@ def test_shift_takes_span_and_target_of_the_next_token(backend):
     assert (grad[:, -1] == 0).all()
 
 
-def test_vocab_size_leaves_out_the_padding(backend):
+def test_vocab_size_excludes_the_padding(backend):
     student, logprobs, ids = case(8, 71, 6)
     wide = torch.nn.functional.pad(student, (0, 9), value=50.0)
     loss, grad = run(TOPK, wide, (logprobs, ids, IDS), backend, vocab_size=71)
@@ -258,7 +258,8 @@ def test_stats_of_cross_entropy(backend):
 
 
 def test_same_bits_on_every_run_and_for_any_number_of_threads(backend):
-    rows = 90 if backend.name == "cpu" else 12  # enough for threads to share; interpreted and emulated, they cost seconds
+    # Enough rows for several threads. The interpreter and the emulation take seconds for so many.
+    rows = 90 if backend.name == "cpu" else 12
     student, logprobs, ids = case(rows, 15_001, 20, torch.bfloat16)
     tensors, before, outcomes = (logprobs, ids, torch.arange(rows) % 3), torch.get_num_threads(), []
     try:

@@ -1,4 +1,4 @@
-"""The losses against listed columns and labels as citizens of autograd, and what they accept and refuse."""
+"""The top-k KL and the cross-entropy in autograd; their inputs and error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.sadkernels.span_kl_cases import assert_close_to_truth, logits
 from tests.sadkernels.topk_cases import IDS, case, run, truth
 
 TOPK, CE = sad.fused_topk_span_kl, sad.fused_span_ce
-REDUCTIONS = ("mean", "none")  # the one-pass and the two-pass way
+REDUCTIONS = ("mean", "none")  # gradient in the forward, gradient in the backward
 TARGETS = torch.tensor([3, 0, 49, 7, 7, 12, 1, 30])
 
 
@@ -60,7 +60,7 @@ def test_retained_graph_gives_every_backward_its_own_gradient(backend, reduction
 @pytest.mark.parametrize("mixed", [True, False], ids=["mixed", "cross-entropy"])
 def test_compiles_to_one_graph(backend, reduction, inplace, mixed):
     if backend.name == "triton" and backend.device.type == "cpu":
-        pytest.skip("torch.compile of the interpreter is not a use")
+        pytest.skip("torch.compile is not used with the interpreter")
     student, logprobs, ids, span_ids, targets = (x.to(backend.device) for x in (*case(8, 203, 5), IDS, TARGETS))
     options = {"backend": backend.name, "reduction": reduction, "inplace_backward": inplace, "return_stats": True}
 
@@ -71,7 +71,7 @@ def test_compiles_to_one_graph(backend, reduction, inplace, mixed):
             loss, stats = CE(parameter * 1.0, targets, span_ids, **options)
         return (loss * 3).sum(), stats.act.kl_sum
 
-    torch._dynamo.reset()  # the cases of this test are all compilations of one code object, whose number is limited
+    torch._dynamo.reset()  # PyTorch limits the compilations of one code object
     outcomes = []
     for function in (loss_of, torch.compile(loss_of, fullgraph=True, backend="aot_eager")):
         parameter = student.clone().requires_grad_()
@@ -132,7 +132,7 @@ def test_strides(backend, layout, reduction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_poisoned_fresh_memory_does_not_show(backend, reduction):
+def test_uninitialized_memory_does_not_show(backend, reduction):
     student, logprobs, ids = case(8, 513, 9)
     options = {"reduction": reduction, "vocab_size": 509}
     expected = run(TOPK, student, (logprobs, ids, IDS), backend, **options)
@@ -151,7 +151,7 @@ def test_target_dtypes(backend, dtype):
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
-def test_float64_goes_to_the_reference():
+def test_float64_uses_the_reference():
     student, logprobs, ids = case(8, 40, 4)
     assert TOPK(student, logprobs.double(), ids, IDS).dtype == torch.float64
     assert CE(student.double(), TARGETS % 40, IDS).dtype == torch.float64
@@ -180,11 +180,11 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_input_names_the_argument_and_the_remedy(bad):
-    argument, wanted = bad.split(": ", 1)
+    argument, expected = bad.split(": ", 1)
     error, change = BAD[bad]
     arguments = {"student_logits": torch.ones(8, 5), "teacher_logprobs": -torch.ones(8, 2), "span_ids": IDS}
     arguments |= {"teacher_ids": torch.tensor([[0, 1]]).expand(8, 2)} | change
     with pytest.raises(error) as caught:
         TOPK(**arguments)
     message = str(caught.value)
-    assert message.startswith(f"{argument}: expected ") and wanted in message and ", got " in message
+    assert message.startswith(f"{argument}: expected ") and expected in message and ", got " in message

@@ -1,4 +1,4 @@
-"""The losses against listed columns and labels at their edges: odd lists, infinities, NaN, rows that carry no span."""
+"""Edge cases of the top-k KL and the cross-entropy: unusual ids, infinities, NaN, rows without a span."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.sadkernels.topk_cases import IDS, case, run, truth
 TOPK, CE = sad.fused_topk_span_kl, sad.fused_span_ce
 
 
-def test_absent_repeated_and_foreign_ids(backend):
-    """Padding and ids of another vocabulary belong to the tail; the first of two equal ids counts; nobody reads outside."""
+def test_absent_repeated_and_out_of_range_ids(backend):
+    """Padding and out-of-range ids belong to the tail; the first of two equal ids is used; no read out of bounds."""
     student, logprobs, ids = case(8, 60, 6)
     padded, ids_padded = torch.full((8, 9), math.nan), torch.full((8, 9), -1)
     padded[:, 1:7], ids_padded[:, 1:7] = logprobs, ids
@@ -47,7 +47,7 @@ def test_infinite_logits(backend, mixed):
     torch.testing.assert_close(got[1].double(), exact[1], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("poison", ["nan in list", "nan in tail", "nan in teacher", "all -inf", "+inf"])
+@pytest.mark.parametrize("poison", ["nan in top k", "nan in tail", "nan in teacher", "all -inf", "+inf"])
 @pytest.mark.parametrize("tail", ["bucket", "ignore"])
 def test_nan_in_nan_out(backend, poison, tail):
     student, logprobs, ids = case(8, 100, 10)
@@ -57,12 +57,12 @@ def test_nan_in_nan_out(backend, poison, tail):
     elif poison == "all -inf":
         student[1] = -math.inf
     else:
-        student[1, ids[1, 2] if "list" in poison else in_tail] = math.inf if poison == "+inf" else math.nan
+        student[1, ids[1, 2] if "top k" in poison else in_tail] = math.inf if poison == "+inf" else math.nan
     kl, _ = run(TOPK, student, (logprobs, ids, IDS), backend, tail=tail, reduction="none")
     assert kl[1].isnan() and kl[[0, 2, 3, 4, 5, 6, 7]].isfinite().all()
 
 
-def test_unsupervised_rows_are_never_looked_at(backend):
+def test_unsupervised_rows_are_not_read(backend):
     student, logprobs, ids = case(8, 700, 12)
     clean = run(TOPK, student, (logprobs, ids, IDS), backend, lambda_reason=0.0)
     unread = IDS != 2

@@ -1,4 +1,4 @@
-"""A vocabulary shared by two processes (gloo) against the same rows in one."""
+"""A vocabulary that two processes (gloo) share, compared with the same rows in one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
     if reason := emulated.unbuildable():
         pytest.skip(reason)
-    with pytest.MonkeyPatch.context() as environment:  # everything on the CPU
+    with pytest.MonkeyPatch.context() as environment:  # all backends on the CPU
         environment.setenv("SAD_CUDA_EMULATED", str(emulated.library()))
         environment.setenv("TRITON_INTERPRET", "1")
         run_two("tests.sadkernels.vocab_parallel_worker", folder)
@@ -27,7 +27,7 @@ def ranks(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_two_slices_are_one_row(ranks, name, case):
-    """The loss on both ranks and the gradients of both slices, as if the columns lay side by side."""
+    """The loss on both ranks and the gradients of both slices equal those of the concatenated columns."""
     results = [rank[name, case] for rank in ranks]
     assert torch.equal(results[0][0], results[1][0])
     grad = torch.cat([grad for _, grad, _ in results], dim=1)
@@ -40,7 +40,7 @@ def test_two_slices_are_one_row(ranks, name, case):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_statistics_of_the_whole_rows(ranks, name, case):
-    """Entropies and argmax agreements need every rank's columns; a tie across ranks goes to the lower column."""
+    """Entropies and argmax agreements use the columns of all ranks; the lower column wins a tie across ranks."""
     student, teacher = tensors()
     options = {key: value for key, value in CASES[case].items() if key != "inplace_backward"}
     _, stats = sad.fused_span_kl(student.double(), teacher.double(), IDS, return_stats=True, **options)

@@ -1,4 +1,4 @@
-"""Inputs for the tests of the losses against listed columns and labels, and their float64 truth, column by column."""
+"""Inputs for the tests of the top-k KL and the cross-entropy, and their float64 truth, column by column."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from tests.sadkernels.span_kl_cases import logits
 
-IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])  # every kind, padding included
+IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])  # all kinds and padding
 
 
 def case(rows: int, vocab: int, k: int, dtype=torch.float32, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Student logits, and a teacher's k best log-probabilities and columns, in random order."""
+    """Returns student logits, and the teacher's top-k log-probabilities and columns in random order."""
     teacher = logits(rows, vocab).div(temperature).log_softmax(-1)
     logprobs, ids = teacher.topk(k, dim=-1)
     order = torch.stack([torch.randperm(k) for _ in range(rows)])
@@ -28,7 +28,7 @@ def by_hand(
     tail: str = "bucket",
     temperature: float = 1.0,
 ) -> Tensor:
-    """(N,), the loss of every row by the plain formulas; give it float64."""
+    """Returns (N,) losses of the rows from the formulas. Pass float64."""
     values = []
     for n, row in enumerate(student):
         log_q = (row / temperature).log_softmax(-1)
@@ -50,7 +50,7 @@ def by_hand(
 
 
 def run(loss, student: Tensor, tensors: tuple[Tensor, ...], backend, upstream: float | Tensor = 1.0, **options):
-    """Loss and gradient of `loss(student, *tensors, ...)` on a backend, on the CPU."""
+    """Returns loss and gradient of `loss(student, *tensors, ...)` on a backend; both are moved to the CPU."""
     device = backend.device
     leaf = student.detach().to(device).requires_grad_()
     options = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in options.items()}
@@ -60,7 +60,7 @@ def run(loss, student: Tensor, tensors: tuple[Tensor, ...], backend, upstream: f
 
 
 def truth(loss, student: Tensor, tensors: tuple[Tensor, ...], upstream: float | Tensor = 1.0, **options):
-    """The same by the reference in float64, whose gradient is held to autograd of `by_hand` elsewhere."""
+    """Returns loss and gradient of the reference in float64. A test compares its gradient with autograd of `by_hand`."""
     leaf = student.detach().double().requires_grad_()
     value = loss(leaf, *tensors, backend="reference", **options)
     value.backward(torch.as_tensor(upstream, dtype=value.dtype).expand(value.shape))

@@ -1,4 +1,4 @@
-"""One of two ranks that share a vocabulary; started by test_vocab_parallel.py with torchrun's variables and a folder."""
+"""One of two ranks that share a vocabulary. test_vocab_parallel.py starts it with torchrun's variables and a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 import sad
 from tests.sadkernels.span_kl_cases import logits
 
-SLICES = ((0, 300), (300, 517))  # of unequal width: columns of rank 0 and of rank 1
+SLICES = ((0, 300), (300, 517))  # columns of rank 0 and of rank 1, of different width
 IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])
 CASES = {
     "forward_kl": {},
@@ -25,7 +25,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
 def tensors() -> tuple[torch.Tensor, torch.Tensor]:
-    """The whole rows, with one whose slice on rank 1 is nothing but -inf, and argmax ties across the ranks."""
+    """Returns the whole rows. One row is -inf on all of rank 1, and argmax has ties across the ranks."""
     torch.manual_seed(3)
     student, teacher = logits(8, SLICES[-1][1]), logits(8, SLICES[-1][1])
     student[1, 300:] = teacher[1, 300:] = -math.inf

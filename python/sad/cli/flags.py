@@ -1,4 +1,4 @@
-"""A command's flags from the dataclass that declares its options."""
+"""Makes the flags of a command from the dataclass that declares its options."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ Options = TypeVar("Options")
 
 
 def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the flags of a dataclass.
+    """Returns a decorator that makes a typer command with the flags of a dataclass.
 
-    The decorated function takes an instance of the dataclass as its first argument, and a `typer.Context` as its second
-    if it declares one. Its docstring is the help text.
+    The command receives an instance of the dataclass as its first argument, and a `typer.Context` as its second argument
+    if it declares one. The docstring of the command is its help text.
 
     Args:
-        options: A dataclass whose fields were made by `sad.options.option`.
-
-    Returns:
-        The decorator.
+        options: A dataclass whose fields are declared with `sad.options.option`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -37,7 +34,7 @@ def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..
             command(options(**values), *given)
 
         run.__signature__ = inspect.Signature(parameters(options) + (context if with_context else []))
-        del run.__wrapped__  # typer would read the signature of the wrapped function
+        del run.__wrapped__  # otherwise typer reads the signature of the wrapped function
         run.__annotations__ = {name: x.annotation for name, x in run.__signature__.parameters.items()}
         return run
 
@@ -45,7 +42,7 @@ def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..
 
 
 def parameters(options: type) -> list[inspect.Parameter]:
-    """One keyword parameter per field, annotated for typer."""
+    """Returns one keyword parameter per field of the dataclass, annotated for typer."""
     hints = typing.get_type_hints(options)
     return [_parameter(field, hints[field.name]) for field in dataclasses.fields(options) if field.init]
 

@@ -40,9 +40,9 @@ def command(options: InspectOptions) -> None:
     parsed.
     """
     from sad.errors import InputError
+    from sad.trajectories.encode import load_tokenizer
     from sad.trajectories.formats import get_format
     from sad.trajectories.inspection import inspect_trajectories
-    from sad.trajectories.tokenizer import load_tokenizer
     from sad.trajectories.trajectory import read_jsonl
 
     file, ids, page = options.file, options.id, options.html
@@ -113,7 +113,7 @@ def _totals(inspection) -> str:
 
 def _length_rows(inspection) -> list[dict]:
     """Returns one row per kind and grouping: name (of its color), label, summary."""
-    from sad.trajectories.statistics import summarize
+    from sad.trajectories.inspection import summarize
 
     groupings = (("per span", inspection.lengths.per_span), ("per trajectory", inspection.lengths.per_trajectory))
     return [
@@ -172,7 +172,7 @@ def _print(inspection, limit: int) -> None:
 def _write_page(inspection, limit: int, options: InspectOptions) -> None:
     from sad.report.overlay import overlay_lines
     from sad.report.page import inspect_page
-    from sad.trajectories.statistics import histogram
+    from sad.trajectories.inspection import histogram
 
     shown = [
         {

@@ -1,4 +1,4 @@
-"""The `sad` command: one file per subcommand, and one message with exit code 2 for bad input."""
+"""The `sad` command, with one module per subcommand. Prints one message and exits with code 2 for bad input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "train", "eval", "ben
 
 app = typer.Typer(
     name="sad",
-    help="Structured Agent Distillation: large ReAct-style agents into small ones.",
+    help="Structured Agent Distillation: distil large ReAct-style agents into small ones.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,7 +24,7 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Entry point of the `sad` command."""
+    """Runs the `sad` command."""
     try:
         app()
     except InputError as error:

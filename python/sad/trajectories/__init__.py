@@ -1,1 +1,1 @@
-"""Text to token labels: segment a trajectory into spans, tokenize it once, label its tokens."""
+"""Segments trajectories into spans, tokenizes them once, and labels their tokens."""

@@ -1,29 +1,32 @@
-"""Segments messages: renders them with a tokenizer's chat template and finds in the text what the assistant wrote.
+"""Segments chat messages: renders them with a tokenizer's chat template and finds the assistant's text in the result.
 
-The conversation is rendered once, whole, since templates treat a message by its place in it (some drop the reasoning
-of earlier turns). An assistant turn is the text between the template's header and its end mark, which a probe
-conversation reveals; inside it the message's parts are searched in order.
+The whole conversation is rendered once, because templates treat a message by its position (some drop the reasoning of
+earlier turns). An assistant turn is the text between the header and the end mark of the template; a probe conversation
+reveals both. Inside the turn, the parts of the message are searched in order.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.formats import ChatFormat
-from sad.trajectories.lines import Unparsed
-from sad.trajectories.messages import check_messages, content_text, message_parts
-from sad.trajectories.spans import Span
-from sad.trajectories.turns import Turn, find_parts
+from sad.trajectories.formats import ChatFormat, Format, get_format
+from sad.trajectories.lines import Unparsed, segment_lines
+from sad.trajectories.messages import Part, check_messages, content_text, message_parts
+from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_BLANKS = re.compile(r"\s*")
+_REST_OF_LINE = re.compile(r"[^\S\n]*\n?")
 
-class _Frame(NamedTuple):
-    """What a template puts before and after an assistant turn; empty where it cannot be told."""
+
+class _TurnMarks(NamedTuple):
+    """The text that a template writes before and after an assistant turn; empty if unknown."""
 
     header: str
     end: str
@@ -35,10 +38,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], 
         raise InputError("tokenizer", "a tokenizer with a chat template", "one without", remedy)
     try:
         return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
-    except Exception as error:  # templates raise what they like: jinja2's errors, KeyError, TypeError
+    except Exception as error:  # a template can raise any exception: jinja2's errors, KeyError, TypeError
         remedy = "Check the roles, their order, and that the template knows the messages' keys."
         got = f"{type(error).__name__}: {error}"
-        raise InputError("messages", "messages that the tokenizer's chat template takes", got, remedy) from error
+        raise InputError("messages", "messages that the tokenizer's chat template accepts", got, remedy) from error
 
 
 def _common_prefix(a: str, b: str) -> str:
@@ -47,44 +50,181 @@ def _common_prefix(a: str, b: str) -> str:
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """All that could end a turn: not the BOS, which some templates write at the start of the next."""
+    """Returns the special tokens that can end a turn. Some templates write the BOS before the next turn: not included."""
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     return [token for token in special if token != tokenizer.bos_token or token == tokenizer.eos_token]
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> _Frame:
+def _probe_turn_marks(tokenizer: PreTrainedTokenizerBase) -> _TurnMarks:
+    """Finds the header and the end mark of an assistant turn from two rendered probe conversations."""
     ask, reply = {"role": "user", "content": "sadprobeuser"}, {"role": "assistant", "content": "sadprobereply"}
     try:
         asked = _render(tokenizer, [ask], None).rpartition("sadprobeuser")[2]
         prompted = _render(tokenizer, [ask], None, add_generation_prompt=True).rpartition("sadprobeuser")[2]
         rendered = _render(tokenizer, [ask, reply, ask, reply], None)
         _, before, between, _, after = re.split("sadprobeuser|sadprobereply", rendered)
-    except (InputError, ValueError):  # a template with demands of its own
-        return _Frame("", "")
+    except (InputError, ValueError):  # the template rejects or changes the probe
+        return _TurnMarks("", "")
     header = before.removeprefix(asked)
-    if prompted.removeprefix(asked):  # a generation prompt may go on into the turn (`<think>`)
+    if prompted.removeprefix(asked):  # a generation prompt can continue into the turn (`<think>`)
         header = _common_prefix(header, prompted.removeprefix(asked))
     end = _common_prefix(between, after).strip()
-    if not end:  # not written after the last turn: the first special token after another turn
+    if not end:  # the template writes no end mark after the last turn: the first special token after the other turn
         end = min((token for token in _special_tokens(tokenizer) if token in between), key=between.index, default="")
-    return _Frame(header if header.strip() else "", end)
+    return _TurnMarks(header if header.strip() else "", end)
+
+
+class _FoundPart(NamedTuple):
+    """A part and its range of characters in the rendered text."""
+
+    part: Part
+    start: int
+    end: int
+
+
+def _find_parts(text: str, parts: list[Part], begin: int, limit: int, where: str) -> list[_FoundPart]:
+    """Finds the parts in text[begin:limit], in order.
+
+    Raises:
+        InputError: The rendered text does not contain a part as it was written.
+    """
+    found = []
+    for part in parts:
+        start = None
+        for fragment in part.fragments:
+            at = text.find(fragment, begin, limit)
+            if at < 0:
+                shown = fragment if len(fragment) <= 60 else fragment[:60] + "..."
+                remedy = (
+                    "The chat template drops or rewrites it; some templates drop the reasoning of earlier turns. Set a "
+                    "tokenizer.chat_template that keeps it."
+                )
+                raise InputError(where, f"its {part.role} in the rendered text", f"a turn without {shown!r}", remedy)
+            start, begin = (at if start is None else start), at + len(fragment)
+        found.append(_FoundPart(part, start, begin))
+    return found
+
+
+@dataclass
+class _Turn:
+    """Labels one assistant turn and leaves no gap between its parts.
+
+    Args:
+        text: The rendered conversation.
+        fmt: The format of the messages.
+        begin: Index from which the turn can start.
+        limit: Index before which the turn ends.
+        has_header: Whether the template's header was found, so that the turn starts at `begin`.
+        end_mark: The usual end mark of the template, or "".
+        marks: The end mark and all special tokens that can end a turn.
+        include_prefix: Whether spans include the tags before reasoning and calls.
+        spans: Filled by `label`.
+        unparsed: Filled by `label`.
+    """
+
+    text: str
+    fmt: ChatFormat
+    begin: int
+    limit: int
+    has_header: bool
+    end_mark: str
+    marks: frozenset[str]
+    include_prefix: bool
+    spans: list[Span] = field(default_factory=list)
+    unparsed: list[Unparsed] = field(default_factory=list)
+
+    def label(self, parts: list[_FoundPart]) -> int:
+        """Fills `spans` and `unparsed`; returns the index at which the turn ends."""
+        after = self.begin
+        for number, found in enumerate(parts):
+            start = self._start(found, after, first=number == 0)
+            after = self._end(found, last=number == len(parts) - 1)
+            if found.part.role == "text" and self._label_by_prefixes(found, after):
+                continue
+            calls_follow = any(later.part.role == "calls" for later in parts[number + 1 :])
+            thought = found.part.role == "reasoning" or (found.part.role == "text" and calls_follow)
+            self.spans.append(Span(start, after, SpanKind.REASON if thought else SpanKind.ACT))
+        return after
+
+    def _start(self, found: _FoundPart, after: int, first: bool) -> int:
+        """Returns the start of a part's span; the previous part ends at `after`."""
+        lead = self.text[after : found.start]
+        if found.part.role == "reasoning":
+            openings = "|".join(re.escape(opening) for opening, _ in self.fmt.think_tags)
+            tag = re.search(rf"(?:{openings})\s*\Z", lead)
+        elif found.part.role == "calls":
+            tag = re.search(rf"(?:{'|'.join(map(re.escape, self.fmt.call_openers))})\s*", lead)
+        else:  # the template, not the model, writes text before the first visible text, such as an empty think block
+            return found.start if first or not self.include_prefix else after
+        if tag:
+            return after + (tag.start() if self.include_prefix else tag.end())
+        in_turn = self.has_header or not first  # all of `lead` is inside this turn
+        return after + len(lead) - len(lead.lstrip()) if in_turn and self.include_prefix else found.start
+
+    def _end(self, found: _FoundPart, last: bool) -> int:
+        """Returns the end of a part's span, after a closing think tag and blanks, or after the end of the turn."""
+        closings = "|".join(re.escape(closing) for _, closing in self.fmt.think_tags)
+        closed = re.compile(rf"(?:\s*(?:{closings}))?").match(self.text, found.end).end()
+        if not last:
+            return _BLANKS.match(self.text, closed).end()
+        return self._end_of_turn(closed, search=found.part.role == "calls")
+
+    def _end_of_turn(self, after: int, search: bool) -> int:
+        """Returns the index after the end mark of the turn.
+
+        A turn can end with a mark other than the usual one (tool calls often have their own), or with several special
+        tokens. Without a mark the turn ends with its line.
+
+        Args:
+            after: Index after the last known character of the turn.
+            search: Whether to search for the mark. For tool calls the text between `after` and the mark is not known. False
+                expects the mark at `after`.
+        """
+        marks = "|".join(map(re.escape, sorted(self.marks, key=len, reverse=True)))
+        at = _BLANKS.match(self.text, after, self.limit).end()
+        pattern = re.compile(marks)
+        first = (pattern.search if search else pattern.match)(self.text, at, self.limit) if marks else None
+        if first is None:
+            return _REST_OF_LINE.match(self.text, after).end()
+        run = re.compile(rf"(?:(?:{marks})\s*)+").match(self.text, first.start(), self.limit).group()
+        usual = run.find(self.end_mark) if self.end_mark else -1
+        return first.start() + usual + len(self.end_mark) if usual >= 0 else first.end()
+
+    def _label_by_prefixes(self, found: _FoundPart, end: int) -> bool:
+        """Labels visible text that begins with a prefix of a line format; returns whether it does."""
+        visible = self.text[found.start : found.end]
+        for fmt in map(get_format, self.fmt.text_formats):
+            if not isinstance(fmt, Format) or not _begins_with_prefix(visible, fmt):
+                continue
+            spans, unparsed = segment_lines(visible, fmt, self.include_prefix)
+            for span in spans:
+                stop = end if span.end == len(visible) else span.end + found.start
+                self.spans.append(Span(span.start + found.start, stop, span.kind))
+            line = self.text.count("\n", 0, found.start)
+            self.unparsed += [item._replace(line=item.line + line) for item in unparsed]
+            return True
+        return False
+
+
+def _begins_with_prefix(text: str, fmt: Format) -> bool:
+    return any(fmt.patterns[key].match(text) for key in ("reason", "act"))
 
 
 def segment_chat(
     messages: Sequence[dict[str, Any]],
-    form: ChatFormat,
+    fmt: ChatFormat,
     tokenizer: PreTrainedTokenizerBase,
     include_prefix: bool,
     tools: Sequence[dict[str, Any]] | None,
 ) -> tuple[str, list[Span], list[Unparsed]]:
-    """The rendered text, its spans in order, and assistant messages without content.
+    """Returns the rendered text, its spans in order, and the assistant messages without content.
 
     Raises:
-        InputError: The messages are malformed, or the template refuses, drops or rewrites one.
+        InputError: The messages are malformed, or the template rejects, drops or rewrites one.
     """
     messages = check_messages(messages)
     text = _render(tokenizer, messages, tools)
-    header, end_mark = _frame(tokenizer)
+    header, end_mark = _probe_turn_marks(tokenizer)
     marks = frozenset({end_mark, *_special_tokens(tokenizer)} - {""})
     spans: list[Span] = []
     unparsed: list[Unparsed] = []
@@ -93,19 +233,19 @@ def segment_chat(
         where = f"messages[{number}]"
         if message["role"] != "assistant":
             content = content_text(message).strip()
-            at = text.find(content, cursor)  # templates may rewrite what others wrote (JSON of a tool's result)
+            at = text.find(content, cursor)  # not found if the template rewrites it (JSON of a tool result)
             cursor = at + len(content) if at >= 0 else cursor
             continue
-        parts = message_parts(message, form, where)
+        parts = message_parts(message, fmt, where)
         if not parts:
             unparsed.append(Unparsed(text.count("\n", 0, cursor) + 1, "", f"{where} of the assistant is empty"))
         at = text.find(header, cursor)
         begin = at + len(header) if at >= 0 else cursor
-        following = text.find(header, begin) if header else -1
-        limit = following if following >= 0 else len(text)
+        next_header = text.find(header, begin) if header else -1
+        limit = next_header if next_header >= 0 else len(text)
         mark = text.find(end_mark, begin, limit) if end_mark else -1
-        found = find_parts(text, parts, begin, mark if mark >= 0 else limit, where)
-        turn = Turn(text, form, begin, limit, bool(header) and at >= 0, end_mark, marks, include_prefix)
+        found = _find_parts(text, parts, begin, mark if mark >= 0 else limit, where)
+        turn = _Turn(text, fmt, begin, limit, bool(header) and at >= 0, end_mark, marks, include_prefix)
         cursor = turn.label(found)
         spans += turn.spans
         unparsed += turn.unparsed

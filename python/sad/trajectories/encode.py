@@ -1,4 +1,4 @@
-"""Trajectories to what a trainer takes: token ids, and the label of every token."""
+"""Encodes trajectories for a trainer: token ids and the span id of every token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from sad.errors import InputError
 from sad.trajectories.formats import ChatFormat, Format
 from sad.trajectories.segment import Segmentation, Unparsed
 from sad.trajectories.spans import SpanKind, span_ids_from_offsets
-from sad.trajectories.tokenizer import check_tokenizer
 from sad.trajectories.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -20,8 +19,11 @@ if TYPE_CHECKING:
 class Encoded(NamedTuple):
     """A tokenized trajectory of T tokens.
 
-    `input_ids` (T) and `span_ids` (T; 0 none, 1 reason, 2 act) are lists of ints, `offsets` (T) the tokens' character
-    ranges, `truncated` the number of tokens that were cut off.
+    Args:
+        input_ids: (T,) token ids.
+        span_ids: (T,) labels: 0 none, 1 reason, 2 act.
+        truncated: Number of tokens that were cut off at the end.
+        offsets: (T,) half-open character ranges of the tokens in the text.
     """
 
     input_ids: list[int]
@@ -32,15 +34,15 @@ class Encoded(NamedTuple):
 
 @dataclass
 class EncodedCorpus:
-    """Trajectories ready for training, and what became of the others.
+    """Encoded trajectories for training, and counts of what was cut, dropped and unparsed.
 
     Args:
-        examples: One dict (input_ids, span_ids) per trajectory with at least one supervised token.
-        ids: The id of each example's trajectory.
-        truncated: How many examples were cut to the maximal length.
-        tokens_cut: How many tokens that cost.
-        empty: How many trajectories had no supervised token (left) and were dropped.
-        unparsed: (trajectory id, `Unparsed`) of every place that did not fit its format.
+        examples: One dict (input_ids, span_ids) per trajectory that has a supervised token.
+        ids: The trajectory id of each example.
+        truncated: Number of examples that were cut to the maximum length.
+        tokens_cut: Number of tokens cut off from these examples.
+        empty: Number of trajectories that were dropped because they have no supervised token after truncation.
+        unparsed: (trajectory id, `Unparsed`) for every place that does not fit its format.
     """
 
     examples: list[dict[str, list[int]]] = field(default_factory=list)
@@ -51,7 +53,7 @@ class EncodedCorpus:
     unparsed: list[tuple[str, Unparsed]] = field(default_factory=list)
 
     def summary(self) -> str:
-        """One line for a log."""
+        """Returns one line for a log."""
         tokens = sum(len(example["input_ids"]) for example in self.examples)
         kinds = [sum(example["span_ids"].count(kind) for example in self.examples) for kind in SpanKind]
         return (
@@ -61,8 +63,40 @@ class EncodedCorpus:
         )
 
 
-def _ends_open(segmentation: Segmentation) -> SpanKind:
-    """The kind of the last span if it ends the text without a line terminator: the appended EOS ends it instead."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks that a tokenizer can return the character offsets of its tokens.
+
+    Raises:
+        InputError: The tokenizer is slow, or it has no vocabulary.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        remedy = "Load it with AutoTokenizer.from_pretrained(..., use_fast=True); the labels need its offsets."
+        raise InputError("tokenizer", "a fast tokenizer", type(tokenizer).__name__, remedy)
+    if len(tokenizer) < 2:  # GPT2TokenizerFast(vocab_file=..., merges_file=...) returns one without an error
+        remedy = "Load the folder with AutoTokenizer.from_pretrained."
+        raise InputError("tokenizer", "a tokenizer with a vocabulary", f"one of {len(tokenizer)} entries", remedy)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Loads a fast tokenizer from a folder, or by the name of a model on the Hugging Face Hub.
+
+    Raises:
+        InputError: There is no tokenizer, or only a slow one.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # an OSError, or any exception of the parser of a tokenizer file
+        got = f"{name!r} ({type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''})"
+        remedy = "Pass a folder with tokenizer.json (or its vocabulary files and tokenizer_config.json)."
+        raise InputError("tokenizer", "a folder or model name with a tokenizer", got, remedy) from error
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _eos_kind(segmentation: Segmentation) -> SpanKind:
+    """Returns the kind of an EOS after the text: the kind of the last span if it ends the text without a line terminator."""
     text, spans, _ = segmentation
     if spans and spans[-1].end == len(text) and not text.endswith(("\n", "\r")):
         return spans[-1].kind
@@ -72,7 +106,14 @@ def _ends_open(segmentation: Segmentation) -> SpanKind:
 def _tokenize(
     segmentation: Segmentation, tokenizer: PreTrainedTokenizerBase, rendered: bool, add_eos: bool
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-    """Token ids, labels and offsets of the whole text. `rendered`: a chat template wrote all special tokens itself."""
+    """Returns token ids, labels and offsets of the whole text.
+
+    Args:
+        segmentation: The text and its spans.
+        tokenizer: A fast tokenizer.
+        rendered: Whether a chat template rendered the text. Then the text contains all special tokens already.
+        add_eos: Whether to append the EOS.
+    """
     batch = tokenizer(
         segmentation.text, return_offsets_mapping=True, add_special_tokens=not rendered, truncation=False, verbose=False
     )
@@ -85,7 +126,7 @@ def _tokenize(
             end = len(segmentation.text)
             ids, labels, offsets = [*ids, eos], [*labels, 0], [*offsets, (end, end)]
         if add_eos or appended:
-            labels[-1] = int(_ends_open(segmentation))
+            labels[-1] = int(_eos_kind(segmentation))
     return ids, labels, offsets
 
 
@@ -98,15 +139,15 @@ def encode(
     add_eos: bool = True,
     include_prefix: bool = True,
 ) -> Encoded:
-    """Tokenizes a trajectory once, whole, and labels its tokens (sections D.2 and F.1 of the paper).
+    """Tokenizes a whole trajectory once and labels its tokens (sections D.2 and F.1 of the paper).
 
     Args:
         trajectory: A trajectory, its text, or its messages.
-        tokenizer: The student's, a fast one.
-        format: Replaces the trajectory's own format.
-        max_length: Tokens beyond it are cut off, the EOS too.
-        add_eos: Append the EOS token. It takes the last span's label where that span ends the text without a line
-            terminator, else 0. Rendered messages get none: their template ends turns in its own way.
+        tokenizer: The fast tokenizer of the student.
+        format: Replaces the format of the trajectory.
+        max_length: Maximum number of tokens, including the EOS; the rest is cut off. None keeps all tokens.
+        add_eos: Whether to append the EOS token. Its label is that of the last span if this span ends the text without a
+            line terminator, and 0 otherwise. Rendered messages get no EOS, because their template ends the turns.
         include_prefix: As in `sad.segment`.
 
     Returns:
@@ -133,12 +174,12 @@ def encode_with_segmentation(
     add_eos: bool = True,
     include_prefix: bool = True,
 ) -> tuple[Encoded, Segmentation]:
-    """`encode`, and the segmentation it is made from."""
+    """Returns the result of `encode` and the segmentation that it is made from."""
     check_tokenizer(tokenizer)
     if max_length is not None and max_length < 1:
         raise InputError("max_length", "at least 1", str(max_length), "Pass the model's sequence length, or None.")
     segmentation = trajectory.segmented(format, include_prefix, tokenizer)
-    rendered = trajectory.spans is None and isinstance(trajectory.text_format(format), ChatFormat)
+    rendered = trajectory.spans is None and isinstance(trajectory.resolve_format(format), ChatFormat)
     ids, labels, offsets = _tokenize(segmentation, tokenizer, rendered, add_eos)
     kept = len(ids) if max_length is None else min(max_length, len(ids))
     return Encoded(ids[:kept], labels[:kept], len(ids) - kept, offsets[:kept]), segmentation
@@ -153,18 +194,18 @@ def encode_all(
     add_eos: bool = True,
     include_prefix: bool = True,
 ) -> EncodedCorpus:
-    """`encode` for a training set. Trajectories left without a supervised token are dropped; everything is counted.
+    """Encodes a training set with `encode`. Drops trajectories without a supervised token, and counts what it drops.
 
     Args:
-        trajectories: What `read_jsonl` gives.
-        tokenizer: As in `encode`, likewise the others.
-        format: Replaces every trajectory's own format.
-        max_length: Tokens beyond it are cut off.
-        add_eos: Append the EOS token.
-        include_prefix: Whether spans hold their prefix.
+        trajectories: Trajectories, for example from `sad.read_jsonl`.
+        tokenizer: The fast tokenizer of the student.
+        format: Replaces the format of every trajectory.
+        max_length: Maximum number of tokens per trajectory, including the EOS.
+        add_eos: Whether to append the EOS token, as in `encode`.
+        include_prefix: As in `sad.segment`.
 
     Raises:
-        InputError: As `encode` does, naming the trajectory.
+        InputError: As in `encode`; the message names the trajectory.
     """
     corpus = EncodedCorpus()
     for trajectory in trajectories:

@@ -1,4 +1,4 @@
-"""The text formats of agent trajectories, as data: which line prefixes mean a thought, an action, the environment."""
+"""Text formats of agent trajectories: data that says which line prefixes start a thought, an action or an observation."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from sad.errors import InputError
 
 @dataclass(frozen=True)
 class Format:
-    """How to tell, line by line, who wrote what.
+    """Line prefixes that tell what the model wrote and what the environment wrote.
 
-    Patterns are regular expressions tried at the first non-blank character of each line: `environment` first, then
-    `reason`, then `act`. A pattern matches the prefix alone (`Action:`), not what follows it.
+    Each pattern is a regular expression. The segmenter matches it at the first non-blank character of every line, in the
+    order `environment`, `reason`, `act`. A pattern matches the prefix (`Action:`) and not the text after it.
 
-    A pattern may hold a group `label`, for prefixes that come plain or labelled (`Action:`, `Action 3:`): inside an
-    observation whose own prefix had its label, only a labelled prefix ends the observation.
+    A pattern may contain a group named `label` that captures the optional part of a prefix, such as the number in
+    `Action 3:`. If the prefix of an observation has its label, only a labelled prefix ends that observation.
 
     Args:
-        name: What `format=` refers to.
+        name: The name that `format=` refers to.
         reason: Prefix of a thought.
         act: Prefix of an action.
-        environment: Prefix of what is neither: observations, questions, notes. None where nothing marks them.
-        unprefixed: Who wrote lines without a prefix.
-            "environment": never the model.
-            "thought": the environment, except between a thought and its action, where the thought goes on.
-            "model": whoever wrote the line before; for formats that mark every observation. An action goes on
-            only if an observation's prefix ends it.
-        inline: Prefixes count anywhere in a line.
-        ignore_case: Whether `Think:` is `think:`.
-        suspect: Unprefixed lines that look like this are reported as not parsed.
+        environment: Prefix of an observation, a question or a note. None if the format does not mark them.
+        unprefixed: Who wrote the lines without a prefix.
+            "environment": always the environment.
+            "thought": the environment, but a thought continues up to the prefix of its action.
+            "model": the author of the line before. Use it if the format marks every observation. An action continues
+            only if the prefix of an observation ends it.
+        inline: Whether a prefix may stand anywhere in a line.
+        ignore_case: Whether the patterns ignore case.
+        suspect: Pattern of unprefixed lines that look like a prefix of another format. They are reported as unparsed.
+
+    Raises:
+        InputError: A pattern is not a regular expression or matches the empty string, or `unprefixed` is unknown.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Format:
 
     def __post_init__(self) -> None:
         if self.unprefixed not in ("environment", "thought", "model"):
-            remedy = "It says who wrote lines without a prefix."
+            remedy = "Set it to the author of lines without a prefix."
             raise InputError("Format.unprefixed", "'environment', 'thought' or 'model'", repr(self.unprefixed), remedy)
         for key in ("environment", "reason", "act", "suspect"):
             source = getattr(self, key)
@@ -56,23 +59,24 @@ class Format:
             try:
                 pattern = re.compile(source, re.IGNORECASE if self.ignore_case else 0)
             except (re.error, TypeError) as error:
-                raise InputError(where, "a regular expression", f"{source!r} ({error})", "Mend the pattern.") from None
+                raise InputError(where, "a regular expression", f"{source!r} ({error})", "Fix the pattern.") from None
             if pattern.match(""):
-                raise InputError(where, "a pattern that needs some text", repr(source), "It would match every line.")
+                remedy = "Make the pattern match at least one character; this one matches every line."
+                raise InputError(where, "a pattern that does not match the empty string", repr(source), remedy)
             self.patterns[key] = pattern
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """Messages, rendered by a tokenizer's chat template; what the assistant wrote is found in the rendered text.
+    """Messages that a tokenizer's chat template renders. The segmenter finds the assistant's parts in the rendered text.
 
     Args:
-        name: What `format=` refers to.
-        reasoning_keys: Keys of a message that hold its reasoning, apart from its content.
-        think_tags: Pairs that enclose reasoning, in a message's content and in what templates render.
-        call_openers: What templates write before tool calls.
-        text_formats: Formats that visible text is tried with, the first that finds something counts. Visible text in
-            which none does is reasoning when tool calls follow in the same message, else the answer, an action.
+        name: The name that `format=` refers to.
+        reasoning_keys: Keys of a message that hold its reasoning outside the content.
+        think_tags: Pairs of tags that enclose reasoning, in the content of a message and in the rendered text.
+        call_openers: Strings that templates write before tool calls.
+        text_formats: Names of the line formats for visible text that begins with one of their prefixes; the first match
+            is used. Other visible text is reasoning if tool calls follow in the same message, and an action otherwise.
     """
 
     name: str
@@ -86,42 +90,47 @@ _FORMATS: dict[str, Format | ChatFormat] = {}
 
 
 def register_format(new: Format | ChatFormat, *, replace: bool = False) -> None:
-    """Makes a format known by its name in this program: to `sad.segment`, `sad.encode` and `Trajectory.format`.
+    """Registers a format under its name for this process, for `sad.segment`, `sad.encode` and `Trajectory.format`.
 
     Args:
         new: The format.
-        replace: Allow a name that is taken.
+        replace: Whether to replace a registered format of the same name.
 
     Raises:
-        InputError: The name is taken or empty.
+        InputError: The name is empty, or it is registered and `replace` is False.
     """
     if not new.name or (new.name in _FORMATS and not replace):
-        raise InputError("format.name", "a name not yet taken", repr(new.name), "Choose another, or pass replace=True.")
+        remedy = "Choose another name, or pass replace=True."
+        raise InputError("format.name", "a name not yet taken", repr(new.name), remedy)
     _FORMATS[new.name] = new
 
 
 def formats() -> dict[str, Format | ChatFormat]:
-    """All known formats by name."""
+    """Returns all registered formats by name."""
     return dict(_FORMATS)
 
 
 def get_format(name: str | Format | ChatFormat, where: str = "format") -> Format | ChatFormat:
-    """The format of that name; a format itself is passed through.
+    """Returns the format of a name; returns a format unchanged.
+
+    Args:
+        name: The name of a registered format, or a format.
+        where: The argument that the error message names.
 
     Raises:
-        InputError: No such format; the message lists those there are.
+        InputError: The name is not registered. The message lists the registered names.
     """
     if isinstance(name, (Format, ChatFormat)):
         return name
     if name not in _FORMATS:
         known = ", ".join(sorted(_FORMATS))
-        remedy = "Name one of these, or add yours with sad.register_format."
+        remedy = "Use one of these, or add yours with sad.register_format."
         raise InputError(where, f"one of {known}", repr(name), remedy)
     return _FORMATS[name]
 
 
 for _format in (
-    # Table 6 of the paper. The environment's answers stand bare between the lines.
+    # Table 6 of the paper. Observations have no prefix.
     Format(
         "sad",
         reason=r"Reasoning[ \t]?:",
@@ -130,7 +139,7 @@ for _format in (
         unprefixed="thought",
         suspect=r"(?:Thought|Think|Act)(?:[ \t]?\d+)?[ \t]?:|>[ \t]?think:",
     ),
-    # ReAct with every observation marked, numbered or not; `ActionPath` is KnowAgent's note of the actions so far.
+    # ReAct with a prefix on every observation, numbered or not. KnowAgent's `ActionPath` lists the actions so far.
     Format(
         "react",
         reason=r"(?:Thought|Think)(?P<label>[ \t]?\d+)?[ \t]?:",
@@ -139,7 +148,7 @@ for _format in (
         unprefixed="model",
         suspect=r"Reasoning[ \t]?:|>[ \t]?think:",
     ),
-    # ReAct's ALFWorld: what follows the prompt sign is the model's, every other line the environment's.
+    # ReAct on ALFWorld: the model writes after the prompt sign, the environment writes all other lines.
     Format(
         "alfworld",
         reason=r">[ \t]*think[ \t]?:",
@@ -147,8 +156,8 @@ for _format in (
         environment=r">[ \t]*ActionPath\b",
         suspect=r"(?:think|Thought|Action|Reasoning)[ \t]?:",
     ),
-    # ReAct's WebShop: thoughts are actions named think. `Action: reset` is the harness opening the episode, not the
-    # model. An `Action:` in no such form is reported and not labelled: product texts hold lines like it.
+    # ReAct on WebShop: a thought is an action named think. The harness, not the model, writes `Action: reset` to open an
+    # episode. Other lines that begin with `Action:` are reported and not labelled, because product texts contain them.
     Format(
         "webshop",
         reason=r"(?P<label>Action:[ \t]*)?(?=think\[)",
@@ -156,7 +165,7 @@ for _format in (
         environment=r"(?P<label>Observation:)|Action:[ \t]*reset[ \t]*(?=[\r\n]|$)",
         suspect=r"Action:",
     ),
-    # Equation 3: one line or many, a marker before each part.
+    # Equation 3 of the paper: a marker before each part, on one line or on many.
     Format(
         "markers",
         reason=r"\[REASON\]",

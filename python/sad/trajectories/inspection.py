@@ -1,23 +1,129 @@
-"""Looks at a set of trajectories before training: labels, lengths, and what does not fit the format."""
+"""Inspects trajectories before training: labels, span lengths (section F.3 of the paper), and unparsed places."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from sad.trajectories.encode import Encoded, encode_with_segmentation
 from sad.trajectories.formats import ChatFormat, Format
 from sad.trajectories.segment import Segmentation, Unparsed
-from sad.trajectories.statistics import MODEL_KINDS, SpanLengths, tokens_per_span
+from sad.trajectories.spans import Span, SpanKind
 from sad.trajectories.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MODEL_KINDS = (SpanKind.REASON, SpanKind.ACT)
 
-class Inspected(NamedTuple):
-    """A trajectory, its spans, and its tokens where there was a tokenizer."""
+
+class LengthSummary(NamedTuple):
+    """Statistics of a list of lengths; all 0 for an empty list."""
+
+    count: int
+    mean: float
+    median: float
+    p95: float
+    max: int
+
+
+def summarize(lengths: Sequence[int]) -> LengthSummary:
+    """Returns count, mean, median, 95th percentile and maximum. Quantiles interpolate between neighbours."""
+    if not lengths:
+        return LengthSummary(0, 0.0, 0.0, 0.0, 0)
+    ordered = sorted(lengths)
+
+    def quantile(q: float) -> float:
+        at = q * (len(ordered) - 1)
+        low, high = ordered[int(at)], ordered[min(int(at) + 1, len(ordered) - 1)]
+        return low + (high - low) * (at - int(at))
+
+    return LengthSummary(len(ordered), sum(ordered) / len(ordered), quantile(0.5), quantile(0.95), ordered[-1])
+
+
+class Bin(NamedTuple):
+    """One bar of a histogram: the number of lengths from `low` to `high` inclusive. The last bin includes all above."""
+
+    low: int
+    high: int
+    count: int
+
+
+def histogram(lengths: Sequence[int], bins: int = 24) -> list[Bin]:
+    """Returns bins of equal width up to the 99th percentile, so that one outlier does not compress all other bars."""
+    if not lengths:
+        return []
+    top = sorted(lengths)[int(0.99 * (len(lengths) - 1))]
+    width = max(1, -(-top // bins))
+    counts = [0] * -(-max(top, 1) // width)
+    for length in lengths:
+        counts[min(max(length - 1, 0) // width, len(counts) - 1)] += 1
+    return [Bin(number * width + 1, (number + 1) * width, count) for number, count in enumerate(counts)]
+
+
+def tokens_per_span(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], span_ids: Sequence[int]) -> list[int]:
+    """Returns the number of labelled tokens of each span.
+
+    Args:
+        spans: Sorted spans that do not overlap.
+        offsets: (T,) character ranges of the tokens.
+        span_ids: (T,) labels of the tokens. A labelled token of zero width (an EOS) belongs to the last span.
+    """
+    counts = [0] * len(spans)
+    ends = [span.end for span in spans]
+    for (begin, end), kind in zip(offsets, span_ids):
+        if not kind:
+            continue
+        best, most = len(spans) - 1, 0
+        for number in range(bisect_right(ends, begin), len(spans)):
+            common = min(end, ends[number]) - max(begin, spans[number].start)
+            if spans[number].start >= end:
+                break
+            if common > most:
+                best, most = number, common
+        counts[best] += 1
+    return counts
+
+
+@dataclass
+class SpanLengths:
+    """Collects the span lengths of trajectories.
+
+    Args:
+        unit: "tokens" or "characters".
+        trajectories: Number of trajectories.
+        total: Total length of the trajectories, including text outside spans.
+        per_span: The length of every span, by kind.
+        per_trajectory: The summed length of the spans of a kind, for every trajectory that has such a span.
+    """
+
+    unit: str
+    trajectories: int = 0
+    total: int = 0
+    per_span: dict[SpanKind, list[int]] = field(default_factory=lambda: {kind: [] for kind in MODEL_KINDS})
+    per_trajectory: dict[SpanKind, list[int]] = field(default_factory=lambda: {kind: [] for kind in MODEL_KINDS})
+
+    def add(self, total: int, spans: Sequence[Span], lengths: Sequence[int]) -> None:
+        """Adds one trajectory: its length, its spans and their lengths. Skips spans of length 0, which were cut off."""
+        self.trajectories += 1
+        self.total += total
+        for kind in MODEL_KINDS:
+            own = [length for span, length in zip(spans, lengths) if span.kind == kind and length]
+            self.per_span[kind] += own
+            if own:
+                self.per_trajectory[kind].append(sum(own))
+
+    def share(self, kind: SpanKind) -> float:
+        """Returns the fraction (0 to 1) of the total length that has this kind."""
+        supervised = {key: sum(lengths) for key, lengths in self.per_span.items()}
+        part = self.total - sum(supervised.values()) if kind is SpanKind.NONE else supervised[kind]
+        return part / self.total if self.total else 0.0
+
+
+class InspectedTrajectory(NamedTuple):
+    """A trajectory with its spans, and with its tokens if a tokenizer was given."""
 
     trajectory: Trajectory
     segmentation: Segmentation
@@ -26,18 +132,21 @@ class Inspected(NamedTuple):
 
 @dataclass
 class Inspection:
-    """What `inspect_trajectories` found.
+    """The result of `inspect_trajectories`.
 
     Args:
-        lengths: Lengths of the spans of all trajectories.
-        kept: The first trajectories, whole.
-        with_both: How many have reasoning and actions; likewise `with_reason`, `with_act`, `with_none`.
-        truncated: How many were cut to the maximal length.
-        unparsed: (trajectory id, `Unparsed`) of every place that did not fit its format.
+        lengths: Span lengths of all trajectories.
+        kept: The first trajectories, for display.
+        with_both: Number of trajectories with reasoning and actions.
+        with_reason: Number of trajectories with reasoning.
+        with_act: Number of trajectories with actions.
+        with_none: Number of trajectories with neither.
+        truncated: Number of trajectories cut to the maximum length.
+        unparsed: (trajectory id, `Unparsed`) for every place that does not fit its format.
     """
 
     lengths: SpanLengths
-    kept: list[Inspected] = field(default_factory=list)
+    kept: list[InspectedTrajectory] = field(default_factory=list)
     with_both: int = 0
     with_reason: int = 0
     with_act: int = 0
@@ -55,18 +164,18 @@ def inspect_trajectories(
     include_prefix: bool = True,
     keep: int = 0,
 ) -> Inspection:
-    """Segments and, with a tokenizer, encodes trajectories as training would, and takes their measure.
+    """Segments trajectories as training does, encodes them if a tokenizer is given, and measures their spans.
 
     Args:
-        trajectories: What `read_jsonl` gives.
-        tokenizer: The student's; without one lengths are in characters.
-        format: As in `sad.encode`, likewise `max_length` and `include_prefix`.
-        max_length: Counts only with a tokenizer.
-        include_prefix: Whether spans hold their prefix.
-        keep: How many of the first trajectories to keep for showing.
+        trajectories: Trajectories, for example from `sad.read_jsonl`.
+        tokenizer: The fast tokenizer of the student. Without one, lengths are in characters.
+        format: As in `sad.encode`.
+        max_length: As in `sad.encode`. Ignored without a tokenizer.
+        include_prefix: As in `sad.encode`.
+        keep: Number of trajectories, from the first on, to return for display.
 
     Raises:
-        InputError: As `sad.encode` does, naming the trajectory.
+        InputError: As in `sad.encode`; the message names the trajectory.
     """
     found = Inspection(SpanLengths("characters" if tokenizer is None else "tokens"))
     for trajectory in trajectories:
@@ -88,5 +197,5 @@ def inspect_trajectories(
         found.with_none += not (reason or act)
         found.unparsed += [(trajectory.id, item) for item in segmentation.unparsed]
         if len(found.kept) < keep:
-            found.kept.append(Inspected(trajectory, segmentation, encoded))
+            found.kept.append(InspectedTrajectory(trajectory, segmentation, encoded))
     return found

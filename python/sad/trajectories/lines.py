@@ -1,4 +1,4 @@
-"""Segments text whose lines carry prefixes, by a `Format`, in one pass."""
+"""Segments text by the line prefixes of a `Format`, in one pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS = {"environment": SpanKind.NONE, "reason": SpanKind.REASON, "act": SpanKi
 
 
 class Unparsed(NamedTuple):
-    """A place where the text did not fit the format: its line (counted from 1), the line's text, and why."""
+    """A place where the text does not fit its format: the line number (from 1), the text of the line, and the reason."""
 
     line: int
     text: str
@@ -25,10 +25,14 @@ class Unparsed(NamedTuple):
 
 @dataclass
 class _Piece:
-    """A line, or the part of one between two inline prefixes.
+    """A line, or the part of a line between two inline prefixes.
 
-    `kind` is who wrote it by its prefix, None without a prefix; `begin` its first character after leading blanks,
-    `content` the first after the prefix.
+    Args:
+        line: Line number, from 1.
+        begin: Index of the first character after leading blanks.
+        content: Index of the first character after the prefix; `begin` without a prefix.
+        end: Index after the last character.
+        kind: The kind of the prefix; None without a prefix.
     """
 
     line: int
@@ -38,63 +42,70 @@ class _Piece:
     kind: SpanKind | None = None
 
 
-def _cuts(text: str, start: int, end: int, form: Format) -> Iterator[tuple[int, int]]:
-    """The parts of the line [start, end): all of it, or cut before every inline prefix, blanks before a cut left out."""
-    if not form.inline:
+def _split_line(text: str, start: int, end: int, fmt: Format) -> Iterator[tuple[int, int]]:
+    """Yields the line [start, end) whole, or for an inline format its parts, without the blanks before a prefix."""
+    if not fmt.inline:
         yield start, end
         return
-    patterns = [pattern for key, pattern in form.patterns.items() if key in _KINDS]
+    patterns = [pattern for key, pattern in fmt.patterns.items() if key in _KINDS]
     at = sorted({m.start() for pattern in patterns for m in pattern.finditer(text, start, end)} - {start})
     for begin, stop in zip([start, *at], [*at, end]):
         yield begin, stop if stop == end else begin + len(text[begin:stop].rstrip())
 
 
-def _pieces(text: str, form: Format) -> Iterator[_Piece]:
-    observing = False  # inside an observation whose prefix was labelled
+def _pieces(text: str, fmt: Format) -> Iterator[_Piece]:
+    """Yields the pieces of a text in order, each with the kind of its prefix."""
+    in_labelled_observation = False
     line, start = 0, 0
     while start < len(text):
         line += 1
         end = text.find("\n", start) + 1 or len(text)
-        for begin, stop in _cuts(text, start, end, form):
+        for begin, stop in _split_line(text, start, end, fmt):
             begin = _BLANKS.match(text, begin, stop).end()
             piece = _Piece(line, begin, begin, stop)
             for key, kind in _KINDS.items():
-                match = form.patterns[key].match(text, begin, stop) if key in form.patterns else None
+                match = fmt.patterns[key].match(text, begin, stop) if key in fmt.patterns else None
                 labelled = bool(match and match.groupdict().get("label"))
-                if match and (labelled or not observing or kind is SpanKind.NONE):
+                if match and (labelled or not in_labelled_observation or kind is SpanKind.NONE):
                     piece.kind, piece.content = kind, match.end()
-                    observing = kind is SpanKind.NONE and (labelled or observing)
+                    in_labelled_observation = kind is SpanKind.NONE and (labelled or in_labelled_observation)
                     break
             yield piece
         start = end
 
 
-def _goes_on(form: Format, kind: SpanKind, following: SpanKind | None) -> bool:
-    """Whether unprefixed lines between a prefix of `kind` and the next prefix belong to the model."""
-    if form.unprefixed == "model":
-        return kind is SpanKind.REASON or following is SpanKind.NONE
-    return form.unprefixed == "thought" and kind is SpanKind.REASON and following is SpanKind.ACT
+def _continues(fmt: Format, kind: SpanKind, next_kind: SpanKind | None) -> bool:
+    """Returns whether a span of `kind` includes the unprefixed lines up to the next prefix, which is of `next_kind`."""
+    if fmt.unprefixed == "model":
+        return kind is SpanKind.REASON or next_kind is SpanKind.NONE
+    return fmt.unprefixed == "thought" and kind is SpanKind.REASON and next_kind is SpanKind.ACT
 
 
-class _Reader:
-    """Collects spans and what does not fit, prefix by prefix."""
+class _SpanBuilder:
+    """Collects spans and unparsed lines, one prefix at a time."""
 
-    def __init__(self, text: str, form: Format, include_prefix: bool) -> None:
-        self.text, self.form, self.include_prefix = text, form, include_prefix
+    def __init__(self, text: str, fmt: Format, include_prefix: bool) -> None:
+        self.text, self.fmt, self.include_prefix = text, fmt, include_prefix
         self.spans: list[Span] = []
         self.unparsed: list[Unparsed] = []
 
-    def close(self, head: _Piece | None, rest: list[_Piece], following: SpanKind | None) -> None:
-        """Takes a prefixed piece, the unprefixed ones (none blank) up to the next prefix, and that one's kind."""
+    def add(self, head: _Piece | None, rest: list[_Piece], next_kind: SpanKind | None) -> None:
+        """Adds the span of a prefixed piece, if it is one.
+
+        Args:
+            head: The piece with the prefix; None before the first prefix of the text.
+            rest: The non-blank pieces between `head` and the next prefix.
+            next_kind: The kind of the next prefix; None at the end of the text.
+        """
         if head is None or head.kind is SpanKind.NONE:
             self._report_suspects(rest)
             return
         end = head.end
-        if rest and _goes_on(self.form, head.kind, following):
+        if rest and _continues(self.fmt, head.kind, next_kind):
             end = rest[-1].end
-        elif rest and (self.form.unprefixed == "model" or _goes_on(self.form, head.kind, SpanKind.ACT)):
+        elif rest and (self.fmt.unprefixed == "model" or _continues(self.fmt, head.kind, SpanKind.ACT)):
             after = "a thought without an action" if head.kind is SpanKind.REASON else "an action without an observation"
-            self._report(rest[0], f"{len(rest)} unprefixed line(s) after {after}: unclear who wrote them, not labelled")
+            self._report(rest[0], f"{len(rest)} unprefixed line(s) after {after}: author unknown, not labelled")
         else:
             self._report_suspects(rest)
         content = _CONTENT.search(self.text, head.content, end)
@@ -107,26 +118,29 @@ class _Reader:
         self.unparsed.append(Unparsed(piece.line, self.text[piece.begin : piece.end].rstrip(), reason))
 
     def _report_suspects(self, pieces: list[_Piece]) -> None:
-        if suspect := self.form.patterns.get("suspect"):
+        if suspect := self.fmt.patterns.get("suspect"):
             for piece in pieces:
                 if suspect.match(self.text, piece.begin, piece.end):
-                    self._report(piece, f"looks like a prefix, but not one of format {self.form.name!r}")
+                    self._report(piece, f"looks like a prefix, but not one of format {self.fmt.name!r}")
 
 
-def segment_lines(text: str, form: Format, include_prefix: bool) -> tuple[list[Span], list[Unparsed]]:
-    """Spans in the order of the text, and what did not fit. Linear in the text's length."""
-    reader = _Reader(text, form, include_prefix)
+def segment_lines(text: str, fmt: Format, include_prefix: bool) -> tuple[list[Span], list[Unparsed]]:
+    """Returns the spans of a text and the lines that do not fit the format, both in the order of the text.
+
+    The time is linear in the length of the text.
+    """
+    builder = _SpanBuilder(text, fmt, include_prefix)
     head: _Piece | None = None
     rest: list[_Piece] = []
-    for piece in _pieces(text, form):
+    for piece in _pieces(text, fmt):
         if piece.kind is not None:
-            reader.close(head, rest, piece.kind)
+            builder.add(head, rest, piece.kind)
             head, rest = piece, []
         elif _CONTENT.search(text, piece.begin, piece.end):
             rest.append(piece)
-    reader.close(head, rest, None)
-    if not reader.spans:
+    builder.add(head, rest, None)
+    if not builder.spans:
         first = text.lstrip().split("\n", 1)[0].rstrip()
-        reader.unparsed.append(Unparsed(1, first, f"no reasoning and no action found with format {form.name!r}"))
-    reader.unparsed.sort(key=lambda item: item.line)
-    return reader.spans, reader.unparsed
+        builder.unparsed.append(Unparsed(1, first, f"no reasoning and no action found with format {fmt.name!r}"))
+    builder.unparsed.sort(key=lambda item: item.line)
+    return builder.spans, builder.unparsed

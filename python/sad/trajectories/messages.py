@@ -1,4 +1,4 @@
-"""What an assistant message consists of: reasoning, visible text, tool calls."""
+"""Checks chat messages and splits an assistant message into reasoning, visible text and tool calls."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from sad.trajectories.formats import ChatFormat
 
 
 class Part(NamedTuple):
-    """A part of an assistant message; `needles` are what must occur of it in the rendered text, in order.
+    """One part of an assistant message.
 
-    `role` is "reasoning", "text" or "calls".
+    Args:
+        role: "reasoning", "text" or "calls".
+        fragments: Strings that the rendered text must contain for this part, in this order.
     """
 
     role: str
-    needles: tuple[str, ...]
+    fragments: tuple[str, ...]
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:
-    """A non-empty list of dicts with a role.
+    """Returns the messages as a list.
 
     Raises:
-        InputError: It is not; the message says which one.
+        InputError: The messages are not a non-empty list of dicts with a role. The error names the message.
     """
     remedy = 'Write [{"role": "user", "content": "..."}, {"role": "assistant", ...}].'
     if not isinstance(messages, Sequence) or not messages:
@@ -35,16 +37,16 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def content_text(message: dict[str, Any]) -> str:
-    """A message's content as one string; lists of typed parts are joined."""
+    """Returns the content of a message as one string; joins a list of typed parts."""
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
     return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
 
 
-def _split_thoughts(content: str, form: ChatFormat) -> Iterator[Part]:
-    """Content as reasoning, inside tags, and visible text. A tag that is missing is taken to be at the content's edge."""
-    for opening, closing in form.think_tags:
+def _split_thoughts(content: str, fmt: ChatFormat) -> Iterator[Part]:
+    """Yields reasoning (inside think tags) and visible text. A missing tag counts as if it stood at the content's edge."""
+    for opening, closing in fmt.think_tags:
         if opening not in content and closing not in content:
             continue
         while content:
@@ -60,6 +62,7 @@ def _split_thoughts(content: str, form: ChatFormat) -> Iterator[Part]:
 
 
 def _call_names(message: dict[str, Any], where: str) -> tuple[str, ...]:
+    """Returns the names of the called tools, in order."""
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
     try:
         return tuple((call.get("function") or call)["name"] for call in calls)
@@ -68,10 +71,10 @@ def _call_names(message: dict[str, Any], where: str) -> tuple[str, ...]:
         raise InputError(f"{where}.tool_calls", "calls with a name", repr(calls)[:80], remedy) from None
 
 
-def message_parts(message: dict[str, Any], form: ChatFormat, where: str) -> list[Part]:
-    """The parts of an assistant message that are not empty, in the order templates write them."""
-    apart = next((message[key] for key in form.reasoning_keys if isinstance(message.get(key), str)), "")
-    parts = [Part("reasoning", (apart.strip(),)), *_split_thoughts(content_text(message), form)]
-    parts = [part for part in parts if part.needles[0]]
+def message_parts(message: dict[str, Any], fmt: ChatFormat, where: str) -> list[Part]:
+    """Returns the non-empty parts of an assistant message, in the order in which templates write them."""
+    reasoning = next((message[key] for key in fmt.reasoning_keys if isinstance(message.get(key), str)), "")
+    parts = [Part("reasoning", (reasoning.strip(),)), *_split_thoughts(content_text(message), fmt)]
+    parts = [part for part in parts if part.fragments[0]]
     names = _call_names(message, where)
     return [*parts, Part("calls", names)] if names else parts

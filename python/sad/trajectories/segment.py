@@ -1,4 +1,4 @@
-"""`segment`: from a trajectory's text or messages to the spans the model wrote."""
+"""Finds the spans that the model wrote in the text or the messages of a trajectory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ __all__ = ["Segmentation", "Unparsed", "segment"]
 
 
 class Segmentation(NamedTuple):
-    """A text, the spans of reasoning and action in it (in order, not overlapping), and where it did not fit its format."""
+    """A text, its reasoning and action spans, and the places that do not fit its format.
+
+    Args:
+        text: The text; for messages, the rendered conversation.
+        spans: The spans in the order of the text; they do not overlap.
+        unparsed: One `Unparsed` per place that does not fit the format.
+    """
 
     text: str
     spans: list[Span]
@@ -33,40 +39,42 @@ def segment(
     tokenizer: PreTrainedTokenizerBase | None = None,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> Segmentation:
-    r"""Finds what the model wrote: reasoning and action spans by the format's prefixes (section D.1 of the paper).
+    r"""Finds reasoning and action spans by the prefixes of a format (section D.1 of the paper).
 
     A span runs from the first character of its prefix through its line terminator (`\n` or `\r\n`), so that the
     student learns to end the line and hand over to the environment. Leading blanks, blank lines between spans, prompts
-    and observations are in no span.
+    and observations belong to no span.
 
     Args:
-        text_or_messages: The trajectory's text, or with a chat format its messages (dicts with role and content).
-        format: A name in `sad.formats()`, or a format.
-        include_prefix: Whether spans hold their prefix (`Reasoning:`); the student must learn to write it. Without,
-            they start after the prefix's blanks.
-        tokenizer: Whose chat template renders messages; needed for chat formats alone.
+        text_or_messages: The text of the trajectory, or for a chat format its messages (dicts with role and content).
+        format: The name of a registered format (see `sad.formats()`), or a format.
+        include_prefix: Whether spans include their prefix (`Reasoning:`), so that the student learns to write it. If
+            False, spans start after the prefix and the blanks that follow it.
+        tokenizer: The tokenizer whose chat template renders the messages. Only chat formats need it.
         tools: Tool descriptions for the chat template.
 
     Returns:
-        `Segmentation`: the text (of messages: as rendered), spans, and unparsed lines.
+        `Segmentation`: the text (for messages: as rendered), the spans, and the unparsed places.
 
     Raises:
-        InputError: The format is unknown or does not fit what was given, or a chat template drops or rewrites
-            what the assistant wrote.
+        InputError: The format is unknown or does not fit the input, or a chat template drops or rewrites what the
+            assistant wrote.
 
     Example:
         >>> segment("You see a mug.\nReasoning: I need it.\nAction: take mug\n").spans
         [Span(start=15, end=37, kind=<SpanKind.REASON: 1>), Span(start=37, end=54, kind=<SpanKind.ACT: 2>)]
     """
-    form = get_format(format)
-    if isinstance(form, ChatFormat):
+    fmt = get_format(format)
+    if isinstance(fmt, ChatFormat):
         if isinstance(text_or_messages, str):
-            raise InputError("text", "messages, as format 'chat' reads them", "a string", "Name the text's format.")
+            remedy = "Pass messages, or the name of the format of the text."
+            raise InputError("text", f"messages, because the format is {fmt.name!r}", "a string", remedy)
         if tokenizer is None:
-            remedy = "Pass the student's tokenizer, whose chat template turns the messages into text."
+            remedy = "Pass the student's tokenizer; its chat template renders the messages as text."
             raise InputError("tokenizer", "a tokenizer with a chat template", "None", remedy)
-        return Segmentation(*segment_chat(text_or_messages, form, tokenizer, include_prefix, tools))
+        return Segmentation(*segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools))
     if not isinstance(text_or_messages, str):
         got = type(text_or_messages).__name__
-        raise InputError("text", f"a string, as format {form.name!r} reads it", got, "Messages need format='chat'.")
-    return Segmentation(text_or_messages, *segment_lines(text_or_messages, form, include_prefix))
+        remedy = "Pass a string, or format='chat' for messages."
+        raise InputError("text", f"a string, because the format is {fmt.name!r}", got, remedy)
+    return Segmentation(text_or_messages, *segment_lines(text_or_messages, fmt, include_prefix))

@@ -1,6 +1,6 @@
-"""Spans of characters, and the labels they give to tokens.
+"""Character spans, and the labels of the tokens that they cover.
 
-PyTorch is imported where labels are made: reading and segmenting files does without, and fails fast on bad ones.
+This module imports PyTorch only to make labels, so that reading and segmenting files starts fast.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ __all__ = ["Span", "SpanKind", "span_ids_from_offsets"]
 
 
 class Span(NamedTuple):
-    """Characters `start` to `end` (half-open) of a text, and which loss their tokens belong to.
+    """The characters `start` to `end` (half-open) of a text, and their kind.
 
-    `Span.NONE`, `Span.REASON` and `Span.ACT` are the kinds; they equal the ids 0, 1 and 2 in label tensors.
+    The kind selects the loss of the tokens. `Span.NONE`, `Span.REASON` and `Span.ACT` equal the ids 0, 1 and 2 in label
+    tensors.
     """
 
     start: int
@@ -33,7 +34,7 @@ class Span(NamedTuple):
 
 
 def _ragged(rows: Sequence[Sequence[tuple[int, int, int]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lists of spans, each put in the order of the text, as (starts, ends, kinds, row_splits) on the CPU."""
+    """Returns lists of spans as (starts, ends, kinds, row_splits) on the CPU, sorted within each row."""
     import torch
 
     splits, flat = [0], []
@@ -51,27 +52,29 @@ def _ragged(rows: Sequence[Sequence[tuple[int, int, int]]]) -> tuple[Tensor, Ten
 def span_ids_from_offsets(
     offsets: Tensor | Sequence, spans: Sequence, *, masks: bool = False, check: bool = True, backend: str = "auto"
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Labels tokens from the character offsets a fast tokenizer gives (section D.2 of the paper).
+    """Labels tokens by their character offsets, as a fast tokenizer returns them (section D.2 of the paper).
 
-    A token belongs to the span that covers most of its characters; characters outside all spans do not compete, and
-    of two spans that cover equally many the earlier wins. So every token of non-zero width that touches a span has a
-    label, and none has two. Tokens of zero width (a BOS, padding) get 0.
+    A token belongs to the span that covers most of its characters. Characters outside all spans do not compete. If two
+    spans cover equally many, the earlier one wins. So every token of non-zero width that touches a span has exactly one
+    label. Tokens of zero width (a BOS, padding) have label 0.
 
     Args:
-        offsets: (T, 2) or (B, T, 2) integers: tensor, array, or the tokenizer's lists. Half-open character ranges.
-        spans: `Span(start, end, kind)`s that do not overlap, in any order: a list for (T, 2), one list per row for
-            (B, T, 2). Or ragged tensors (starts, ends, kinds, row_splits), sorted, as `sadkernels.ops.span_ids` takes
-            them. Lists and CPU tensors are checked on the CPU and follow the offsets to a GPU without waiting for it.
-        masks: Return the paper's two masks in place of the ids.
-        check: Look at the values of the spans. For ragged tensors on a GPU this waits for it; False trusts them.
-        backend: "auto", or "reference", "cpu", "triton" or "cuda" by name, which never falls back.
+        offsets: (T, 2) or (B, T, 2) integers, half-open character ranges: a tensor, an array, or the tokenizer's lists.
+        spans: `Span(start, end, kind)` items that do not overlap, in any order: a list for (T, 2), one list per row for
+            (B, T, 2). Or ragged tensors (starts, ends, kinds, row_splits), sorted within each row, on the CPU or on the
+            device of `offsets`: row i has the spans row_splits[i] to row_splits[i + 1]. Lists and CPU tensors are
+            checked on the CPU and copied to a GPU without a device synchronization.
+        masks: Whether to return the two masks of the paper instead of ids.
+        check: Whether to check the values of the spans. For ragged tensors on a GPU the check synchronizes with the
+            device. False trusts the values: invalid ones give wrong labels or out-of-bounds reads.
+        backend: "auto", "reference", "cpu", "triton" or "cuda". A backend that is named never falls back to another.
 
     Returns:
-        uint8 (T,) or (B, T): 0 none, 1 reason, 2 act. With `masks`, m_r and m_a as bool tensors of that shape.
+        uint8 (T,) or (B, T): 0 none, 1 reason, 2 act. With `masks`, m_r and m_a as bool tensors of this shape.
 
     Raises:
-        ValueError: Spans overlap or are not ranges, or shapes do not fit; the message says which.
-        sadkernels.backends.BackendUnavailableError: The backend named cannot run here.
+        ValueError: Spans overlap or are not ranges, or shapes do not match. The message says which.
+        sadkernels.backends.BackendUnavailableError: The named backend cannot run here.
 
     Example:
         >>> span_ids_from_offsets([(0, 4), (4, 9), (9, 12)], [Span(0, 6, Span.REASON), Span(6, 12, Span.ACT)])
@@ -90,7 +93,7 @@ def span_ids_from_offsets(
     else:
         by_row = spans if offsets.dim() == 3 else [spans]
         if offsets.dim() == 3 and len(by_row) != len(offsets):
-            remedy = "Give each row of offsets its own list, empty where it has no spans."
+            remedy = "Pass one list per row of offsets; use an empty list for a row without spans."
             raise InputError("spans", f"{len(offsets)} lists of spans, one per row of offsets", str(len(by_row)), remedy)
         ragged = _ragged(by_row)
     return op.span_ids_from_offsets(offsets, *ragged, masks=masks, check=check, backend=backend)

@@ -1,4 +1,4 @@
-"""`Trajectory`, and files of them: JSON Lines, one trajectory a line."""
+"""The `Trajectory` class, and JSON Lines files with one trajectory per line."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Trajectory:
-    """What an agent wrote and its environment answered, in one episode.
+    """The transcript of one episode: what the agent and the environment wrote.
 
     Args:
-        id: Names it in messages.
-        text: The whole transcript; or
-        messages: a conversation, dicts with role and content, for a chat format.
-        format: How `text` is written: a name in `sad.formats()`. None means "sad", or "chat" where there are only
-            messages.
-        spans: Where reasoning and actions are in `text`; then no format is needed.
-        env: Which environment.
-        task: The task given.
-        success: Whether it was solved.
-        extra: All other keys of its line in a file.
+        id: Identifies the trajectory in error messages.
+        text: The whole transcript. A trajectory has `text` or `messages`.
+        messages: A conversation (dicts with role and content) for a chat format.
+        format: The format of the transcript, a name in `sad.formats()`. None means "chat" for a trajectory that has only
+            messages, and "sad" otherwise.
+        spans: Reasoning and action spans in `text`. They replace the format.
+        env: The name of the environment.
+        task: The task of the episode.
+        success: Whether the agent solved the task.
+        extra: All other keys of the trajectory's line in a file.
     """
 
     id: str = ""
@@ -47,11 +47,11 @@ class Trajectory:
     success: bool | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def text_format(self, format: str | Format | ChatFormat | None = None) -> Format | ChatFormat:
-        """The format it is read with: `format`, else its own, else the default.
+    def resolve_format(self, format: str | Format | ChatFormat | None = None) -> Format | ChatFormat:
+        """Returns `format`, else the trajectory's own format, else the default.
 
         Raises:
-            InputError: There is no such format.
+            InputError: The format is not registered.
         """
         default = "chat" if self.text is None and self.messages is not None else "sad"
         return get_format(format or self.format or default, f"format of trajectory {self.id!r}")
@@ -62,23 +62,23 @@ class Trajectory:
         include_prefix: bool = True,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Segmentation:
-        """Text and spans: its own spans as they are where it has them, else those `sad.segment` finds.
+        """Returns the text and its spans: the trajectory's own spans if it has them, else those of `sad.segment`.
 
         Args:
             format: Replaces the trajectory's own format.
-            include_prefix: As in `sad.segment`, likewise `tokenizer`. `extra["tools"]` goes to the chat template.
-            tokenizer: Needed for messages alone.
+            include_prefix: As in `sad.segment`. Own spans are returned unchanged.
+            tokenizer: The tokenizer whose chat template renders messages; `extra["tools"]` is passed to the template.
 
         Raises:
-            InputError: As `sad.segment` does, naming the trajectory.
+            InputError: As in `sad.segment`; the message names the trajectory.
         """
         if self.spans is not None and self.text is not None:
             return Segmentation(self.text, _checked_spans(self.spans, self.text, f"trajectory {self.id!r}"), [])
-        form = self.text_format(format)
-        content = self.messages if isinstance(form, ChatFormat) else self.text
+        fmt = self.resolve_format(format)
+        content = self.messages if isinstance(fmt, ChatFormat) else self.text
         try:
             tools = self.extra.get("tools")
-            return segment(content, form, include_prefix=include_prefix, tokenizer=tokenizer, tools=tools)
+            return segment(content, fmt, include_prefix=include_prefix, tokenizer=tokenizer, tools=tools)
         except InputError as error:
             where = f"trajectory {self.id!r}, {error.where}"
             raise InputError(where, error.expected, error.got, error.remedy) from error
@@ -90,7 +90,7 @@ _TYPES["success"] = (bool, "true or false")
 
 
 def _checked_spans(spans: Any, text: str, where: str) -> list[Span]:
-    """Spans in order of the text, inside it, not overlapping; kinds may be ids or names."""
+    """Returns the spans sorted; raises if one is outside the text or overlaps. Kinds may be ids or names."""
     names = {kind.name.lower(): kind for kind in SpanKind}
     remedy = 'Write [[0, 12, "reason"], [12, 30, "act"]], character ranges that do not overlap.'
     try:
@@ -100,25 +100,26 @@ def _checked_spans(spans: Any, text: str, where: str) -> list[Span]:
     previous = 0
     for span in read:
         if not previous <= span.start <= span.end <= len(text):
-            got = f"{list(span[:2])}, with {previous} characters taken before and {len(text)} in all"
+            got = f"{list(span[:2])} after a span that ends at {previous}, in a text of {len(text)} characters"
             raise InputError(f"{where}, spans", "ranges in the text that do not overlap", got, remedy)
         previous = span.end
     return read
 
 
 def _from_line(line: bytes, where: str, default_id: str) -> Trajectory:
+    """Parses one line of a file. `where` is the location for error messages."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         shown = line.strip().decode("utf-8", "replace")
         got = f"{shown[:60]!r}{'...' if len(shown) > 60 else ''} ({error})"
-        raise InputError(where, "one JSON object per line", got, "Mend or remove the line.") from None
+        raise InputError(where, "one JSON object per line", got, "Fix or remove the line.") from None
     if not isinstance(record, dict):
         raise InputError(where, "a JSON object", type(record).__name__, "Write one trajectory as one object per line.")
     known = {key: record.pop(key) for key in _FIELDS if record.get(key) is not None}
     for key, (kind, name) in _TYPES.items():
         if key in known and not isinstance(known[key], kind):
-            raise InputError(f"{where}, key {key!r}", name, repr(known[key])[:80], "Mend the value or rename the key.")
+            raise InputError(f"{where}, key {key!r}", name, repr(known[key])[:80], "Fix the value or rename the key.")
     known["id"] = str(known.get("id", default_id))
     if "messages" in known:
         try:
@@ -127,7 +128,7 @@ def _from_line(line: bytes, where: str, default_id: str) -> Trajectory:
             raise InputError(f"{where}, {error.where}", error.expected, error.got, error.remedy) from None
     elif "text" not in known:
         got = f"an object with {', '.join(map(repr, record)) or 'no keys'}"
-        raise InputError(where, "a trajectory with 'text' or 'messages'", got, "Rename the key of the transcript.")
+        raise InputError(where, "a trajectory with 'text' or 'messages'", got, "Rename the key that holds the transcript.")
     try:
         known.get("text", "").encode()
     except UnicodeEncodeError as error:
@@ -138,15 +139,15 @@ def _from_line(line: bytes, where: str, default_id: str) -> Trajectory:
 
 
 def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> list[Trajectory]:
-    """Reads a file of trajectories, one JSON object a line; `.gz` is unpacked, blank lines are skipped.
+    """Reads trajectories from a JSON Lines file, one object per line. Skips blank lines.
 
     Args:
-        path: The file. Keys are the fields of `Trajectory`; others go to `extra`. An id that is missing becomes
-            `<file name>:<line>`.
-        limit: Read no more than this many trajectories.
+        path: The file; a name that ends in `.gz` is decompressed. Keys are the fields of `Trajectory`; all other keys go to
+            `extra`. A missing id becomes `<file name>:<line>`.
+        limit: Maximum number of trajectories to read. None reads all.
 
     Raises:
-        InputError: The file is missing or unreadable, or a line is not a trajectory; names file and line.
+        InputError: The file is missing or unreadable, or a line is not a trajectory. The message names file and line.
     """
     path = Path(path)
     trajectories: list[Trajectory] = []
@@ -156,19 +157,19 @@ def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> lis
                 if limit is not None and len(trajectories) >= limit:
                     break
                 if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as some editors write it
+                    line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
                 if line.strip():
                     where = f"{path}, line {number}"
                     trajectories.append(_from_line(line, where, f"{path.name}:{number}"))
     except FileNotFoundError:
         raise InputError(str(path), "a file of trajectories", "no such file", "Check the path.") from None
-    except (OSError, EOFError) as error:  # gzip.BadGzipFile is an OSError, a cut-off archive an EOFError
+    except (OSError, EOFError) as error:  # BadGzipFile is an OSError; a truncated archive raises EOFError
         raise InputError(str(path), "a readable JSON Lines file (.gz: gzipped)", str(error), "Check the file.") from None
     return trajectories
 
 
 def _record(trajectory: Trajectory) -> dict[str, Any]:
-    """The object of a trajectory's line: fields that are set, then the extra keys."""
+    """Returns the JSON object of a trajectory: the fields that are not None, then the extra keys."""
     record = {key: getattr(trajectory, key) for key in _FIELDS if getattr(trajectory, key) is not None}
     if trajectory.spans is not None:
         record["spans"] = [[start, end, SpanKind(kind).name.lower()] for start, end, kind in trajectory.spans]
@@ -176,31 +177,31 @@ def _record(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def json_line(trajectory: Trajectory) -> bytes:
-    """A trajectory as a line of a file, with the line's end.
+    """Returns a trajectory as one line of a JSON Lines file, with its line terminator.
 
     Raises:
-        InputError: It holds what JSON cannot.
+        InputError: The trajectory contains a value that JSON cannot store.
     """
     try:
         return (json.dumps(_record(trajectory), ensure_ascii=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         where = f"trajectory {trajectory.id!r}"
-        raise InputError(where, "values that JSON holds", str(error), "Convert or drop them.") from error
+        raise InputError(where, "values that JSON can store", str(error), "Convert or drop them.") from error
 
 
 def write_jsonl(path: str | os.PathLike[str], trajectories: Iterable[Trajectory], *, overwrite: bool = False) -> int:
-    """Writes trajectories, one JSON object a line, gzipped if the name ends in `.gz`. All of them or none.
+    """Writes trajectories to a JSON Lines file, one object per line. Writes the complete file or nothing.
 
     Args:
-        path: The file; its folder is made where missing.
-        trajectories: What to write. Lines hold the fields that are set, and the keys of `extra`.
-        overwrite: Replace an existing file.
+        path: The file; a name that ends in `.gz` is compressed. A missing folder is created.
+        trajectories: The trajectories. A line contains the fields that are not None and the keys of `extra`.
+        overwrite: Whether to replace an existing file.
 
     Returns:
-        How many were written.
+        The number of trajectories written.
 
     Raises:
-        InputError: The file exists, or a trajectory holds what JSON cannot.
+        InputError: The file exists, or a trajectory contains a value that JSON cannot store.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -220,4 +221,4 @@ def write_jsonl(path: str | os.PathLike[str], trajectories: Iterable[Trajectory]
 
 
 def _compressed(raw: Any) -> gzip.GzipFile:
-    return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # no time stamp: same content, same bytes
+    return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # no time stamp: equal content gives equal bytes

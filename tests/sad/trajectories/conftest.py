@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer made on the spot, so that these tests need no files."""
+"""A byte-level BPE tokenizer that is trained here, so that the tests need no files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CORPUS = [
 
 @pytest.fixture(scope="session")
 def make_tokenizer():
-    """make_tokenizer(bos=False, chat_template=None): a fast tokenizer with EOS, and a BOS it adds where asked."""
+    """make_tokenizer(bos=False, chat_template=None) -> fast tokenizer with an EOS; with `bos` it prepends a BOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

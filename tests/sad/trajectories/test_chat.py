@@ -1,4 +1,4 @@
-"""Messages through chat templates: what the assistant wrote, found in the rendered text."""
+"""Segmentation of messages: the assistant's parts in the text that a chat template renders."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 KEEPS = CHATML.replace("KEEP", "true")
-DROPS = CHATML.replace("KEEP", "loop.last")  # as some templates do with the reasoning of earlier turns
-INST = (  # no header before the assistant, none of its end mark after the last turn
+DROPS = CHATML.replace("KEEP", "loop.last")  # some templates drop the reasoning of earlier turns
+INST = (  # no header before the assistant, no end mark after the last turn
     "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content | trim }}"
     "{{ '' if loop.last else ' </s>' }}{% endif %}{% endfor %}"
 )
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-EMPTY_THINK = (  # a think block of the template's own before every last reply
+EMPTY_THINK = (  # the template writes an empty think block before the last reply
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
     "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -74,10 +74,10 @@ def test_reasoning_calls_and_answer(spans_of):
     assert spans_of(messages, KEEPS) == [
         (R, "<think>\nI should look.\n</think>\n\n"),
         (A, CALL + "<|im_end|>"),
-        (R, "Now I take it.\n"),  # visible text before calls is a thought
+        (R, "Now I take it.\n"),  # visible text before calls is reasoning
         (A, CALL.replace("look", "take") + "<|im_end|>"),
         (R, "<think>\nDone.\n</think>\n\n"),
-        (A, "It is on the desk.<|im_end|>"),  # without calls it is the answer
+        (A, "It is on the desk.<|im_end|>"),  # visible text without calls is the answer
     ]
     assert spans_of(messages[:2], KEEPS, include_prefix=False) == [
         (R, "I should look.\n</think>\n\n"),
@@ -85,7 +85,7 @@ def test_reasoning_calls_and_answer(spans_of):
     ]
 
 
-def test_the_same_words_twenty_times_are_each_found_in_their_turn(spans_of):
+def test_repeated_words_are_found_in_their_own_turn(spans_of):
     messages = [m for _ in range(20) for m in (user("look"), assistant(thought="look", calls=("look", "look")))]
     text = "".join(part for _, part in spans_of(messages, KEEPS))
     assert text.count("<think>\nlook\n</think>") == 20 and text.count("<tool_call>") == 40
@@ -102,7 +102,7 @@ def test_think_tags_in_the_content(spans_of):
     ]
 
 
-def test_visible_text_with_prefixes_is_read_by_them(spans_of):
+def test_visible_text_with_prefixes_is_segmented_by_line(spans_of):
     messages = [
         user("room"),
         assistant("Thought: a mug\nAction: take mug"),
@@ -115,7 +115,7 @@ def test_visible_text_with_prefixes_is_read_by_them(spans_of):
         (R, "Reasoning: x\n"),
         (A, "Answer: y<|im_end|>"),
     ]
-    # a prefix further down does not make the rest the environment's
+    # the first line has no prefix, so the whole text is one action
     assert spans_of([user("q"), assistant("The result:\nAnswer: 4")], KEEPS) == [(A, "The result:\nAnswer: 4<|im_end|>")]
 
 
@@ -125,8 +125,8 @@ def test_templates_without_headers_or_end_marks(spans_of):
     assert spans_of(messages, PLAIN) == [(R, "<think>a</think>"), (A, "b\n"), (A, "c\n")]
 
 
-def test_turns_that_end_otherwise(spans_of):
-    """Calls with an end mark of their own, which must not make the tool's result the model's; reasoning and no more."""
+def test_other_end_marks(spans_of):
+    """Calls with their own end mark, so that the tool's result is not labelled; a turn that has only reasoning."""
     own_end = KEEPS.replace("<|im_end|>", "{{ '<|eom|>' if m.tool_calls is defined else '<|im_end|>' }}")
     messages = [user("q"), assistant(calls=("look",)), {"role": "tool", "content": "a mug"}, assistant("ok")]
     assert spans_of(messages, own_end) == [(A, CALL + "<|eom|>"), (A, "ok<|im_end|>")]
@@ -135,12 +135,12 @@ def test_turns_that_end_otherwise(spans_of):
     assert spans_of([user("q"), assistant(thought="why")], KEEPS) == [(R, "<think>\nwhy\n</think>\n\n<|im_end|>")]
 
 
-def test_a_think_block_of_the_templates_own_is_not_the_models(spans_of):
+def test_empty_think_block_of_the_template_is_not_labelled(spans_of):
     messages = [user("q"), assistant("a"), user("r"), assistant("b")]
     assert spans_of(messages, EMPTY_THINK) == [(A, "a<|im_end|>"), (A, "b<|im_end|>")]
 
 
-def test_a_template_that_drops_or_rewrites_is_named(spans_of):
+def test_template_that_drops_or_rewrites_a_message_raises(spans_of):
     messages = [user("q"), assistant("a", thought="why"), user("why"), assistant("b", thought="so")]
     with pytest.raises(
         sad.InputError, match=r"messages\[1\]: expected its reasoning .* without 'why'\. .*drops or rewrites"
@@ -164,7 +164,7 @@ def test_bad_input(spans_of, tokenizer):
         spans_of([user("q")], "{{ raise_exception('roles must alternate') }}")
 
 
-def test_encoding_labels_the_turns_end_and_adds_no_tokens(make_tokenizer):
+def test_encode_labels_the_end_of_turn_and_adds_no_tokens(make_tokenizer):
     tokenizer = make_tokenizer(bos=True, chat_template=KEEPS)
     messages = [user("q"), assistant("a", thought="why")]
     encoded = encode(messages, tokenizer)

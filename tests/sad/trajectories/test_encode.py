@@ -1,4 +1,4 @@
-"""Trajectories to labelled tokens."""
+"""Encoding: token ids and labels of trajectories."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BITS = ["Reasoning: ", "Action: ", "Answer:", "\n", "\r\n", " ", "go", "é", "�
 
 
 def labels_by_line(text: str, encoded: sad.Encoded) -> list[set[int]]:
-    """The labels of the tokens that begin in each line, zero-width tokens left out."""
+    """Returns the labels of the tokens that begin in each line, without zero-width tokens."""
     lines: list[set[int]] = [set() for _ in text.splitlines()]
     for (begin, end), kind in zip(encoded.offsets, encoded.span_ids):
         if end > begin:
@@ -24,7 +24,7 @@ def labels_by_line(text: str, encoded: sad.Encoded) -> list[set[int]]:
     return lines
 
 
-def test_labels_follow_the_spans_and_the_eos_ends_the_last(tokenizer):
+def test_labels_follow_the_spans_and_eos_ends_the_last_span(tokenizer):
     encoded = encode(TEXT, tokenizer)
     assert labels_by_line(TEXT, encoded) == [{0}, {R}, {0}, {A}, {0}, {A}]
     assert encoded.input_ids[-1] == tokenizer.eos_token_id and encoded.span_ids[-1] == A
@@ -33,14 +33,14 @@ def test_labels_follow_the_spans_and_the_eos_ends_the_last(tokenizer):
     assert line_ends == [0, R, 0, A, 0]
 
 
-def test_a_text_that_ends_its_line_leaves_the_eos_unlabelled(tokenizer):
+def test_eos_after_a_line_terminator_has_label_0(tokenizer):
     for end in ("\n", "\r\n", "\nYou took it."):
         assert encode("Action: take" + end, tokenizer).span_ids[-1] == 0
     assert encode("Action: take  ", tokenizer).span_ids[-1] == A
     assert len(encode(TEXT, tokenizer, add_eos=False).input_ids) == len(encode(TEXT, tokenizer).input_ids) - 1
 
 
-def test_special_tokens_of_the_tokenizers_own(make_tokenizer):
+def test_special_tokens_added_by_the_tokenizer(make_tokenizer):
     from tokenizers import processors
 
     tokenizer = make_tokenizer(bos=True)
@@ -48,12 +48,12 @@ def test_special_tokens_of_the_tokenizers_own(make_tokenizer):
     assert encoded.input_ids[0] == tokenizer.bos_token_id and encoded.span_ids[0] == 0
     assert encoded.span_ids[1:] == [A] * (len(encoded.input_ids) - 1)
     both = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    tokenizer.backend_tokenizer.post_processor = both  # this one appends its EOS itself: not a second one
+    tokenizer.backend_tokenizer.post_processor = both  # this post-processor appends the EOS: no second one
     assert encode("Action: go", tokenizer)[:2] == encoded[:2]
 
 
-def test_bytes_of_one_character_share_its_label(tokenizer):
-    """This tokenizer splits 日 into bytes, whose offsets overlap."""
+def test_byte_tokens_of_a_character_share_its_label(tokenizer):
+    """The tokenizer splits 日 into bytes with overlapping offsets."""
     text = "日\nAction: 日 b\n日"
     encoded = encode(text, tokenizer)
     shared = [o for o in encoded.offsets if encoded.offsets.count(o) > 1]
@@ -85,7 +85,7 @@ def test_every_token_that_touches_a_span_has_its_label(tokenizer, text):
         assert kind == (best.kind if best else 0)
 
 
-def test_a_corpus_counts_what_became_of_it(tokenizer):
+def test_encode_all_counts_truncated_dropped_and_unparsed(tokenizer):
     corpus = encode_all(
         [
             Trajectory("a", TEXT),

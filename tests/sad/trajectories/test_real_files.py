@@ -1,4 +1,4 @@
-"""Every file of trajectories that real models wrote, against criteria that know nothing of the segmenter."""
+"""Recorded trajectories of real models, checked by criteria that are independent of the segmenter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sad import Span, encode, read_jsonl, span_ids_from_offsets
 
 R, A = Span.REASON, Span.ACT
 
-# What a reader would call a thought and an action, found crudely: no state, no lookahead, one expression per file.
+# One stateless expression per file for the first line of a thought and of an action.
 HOTPOT = (r"(?m)^Thought ?\d*: *\S", r"(?m)^Action ?\d*: *\S")
 ALFWORLD = (r"(?mi)^> ?think:", r"(?mi)^> ?(?!think:|ActionPath)\w")
 WEBSHOP = (r"think\[", r"Action: (?!reset|think)")
@@ -32,38 +32,38 @@ ENVIRONMENT = r"OK\.|Nothing happens\.|You |On the |The |Your task|Observation|Q
 
 @pytest.fixture(params=sorted(FILES))
 def real(request, shared_data):
-    format, by_eye = FILES[request.param]
-    return read_jsonl(shared_data / f"{request.param}.jsonl.gz"), format, by_eye
+    format, patterns = FILES[request.param]
+    return read_jsonl(shared_data / f"{request.param}.jsonl.gz"), format, patterns
 
 
-def test_thoughts_and_actions_that_the_eye_sees_are_found(real):
-    """In 97 % of the trajectories that hold one; and nearly always as many of them as the eye counts."""
-    trajectories, format, by_eye = real
+def test_counts_agree_with_plain_expressions(real):
+    """At least 97 % of the trajectories have spans of a kind if the expression matches, and as many as it matches."""
+    trajectories, format, patterns = real
     spans = [trajectory.segmented(format).spans for trajectory in trajectories]
-    for kind, pattern in zip((R, A), by_eye):
+    for kind, pattern in zip((R, A), patterns):
         seen = [len(re.findall(pattern, trajectory.text)) for trajectory in trajectories]
         found = [sum(span.kind is kind for span in row) for row in spans]
         assert sum(f > 0 for f, s in zip(found, seen) if s) >= 0.97 * sum(s > 0 for s in seen)
         assert sum(f == s for f, s in zip(found, seen)) >= 0.97 * len(seen)
-    both = [all(re.search(pattern, trajectory.text) for pattern in by_eye) for trajectory in trajectories]
+    both = [all(re.search(pattern, trajectory.text) for pattern in patterns) for trajectory in trajectories]
     whole = [{span.kind for span in row} == {R, A} for row, there in zip(spans, both) if there]
     assert sum(whole) >= 0.97 * len(whole)
 
 
-def test_spans_are_lines_the_model_wrote(real):
-    """Whole lines, each from the first character of its prefix through its line end, and none of the environment's."""
+def test_spans_are_whole_lines_of_the_model(real):
+    """From the first character of the prefix through the line terminator; no line of the environment."""
     trajectories, format, _ = real
     for trajectory in trajectories:
         text = trajectory.text
         for start, end, _ in trajectory.segmented(format).spans:
             assert start == 0 or text[:start].rstrip(" ").endswith("\n")
             assert end == len(text) or text[end - 1] == "\n"
-            assert text[start:end].count("\n") <= 1  # none of these files has a thought or action of several lines
+            assert text[start:end].count("\n") <= 1  # these files have no thought or action of several lines
             assert not re.match(ENVIRONMENT, text[start:end])
 
 
-def test_every_token(real, gpt2_tokenizer):
-    """A token has a label exactly if it touches a span, and one label at most; in batches, every fourth trajectory."""
+def test_tokens_are_labelled_if_they_touch_a_span(real, gpt2_tokenizer):
+    """If and only if; at most one label per token. Batches of every fourth trajectory."""
     trajectories, format, _ = real
     trajectories = trajectories[::4]
     for first in range(0, len(trajectories), 100):
@@ -93,7 +93,7 @@ def test_line_ends_are_labelled(real, gpt2_tokenizer):
         assert encoded.input_ids[-1] == gpt2_tokenizer.eos_token_id
 
 
-def test_an_episode_cut_off_in_the_models_words_ends_with_a_labelled_eos(real, gpt2_tokenizer):
+def test_eos_of_a_text_that_ends_inside_a_span_is_labelled(real, gpt2_tokenizer):
     trajectories, format, _ = real
     for trajectory in trajectories[::25]:
         last = trajectory.segmented(format).spans[-1]
@@ -103,8 +103,8 @@ def test_an_episode_cut_off_in_the_models_words_ends_with_a_labelled_eos(real, g
         assert encode(text + "\n", gpt2_tokenizer, format=format).span_ids[-2:] == [int(last.kind), 0]
 
 
-def test_gpt2_splits_characters_into_bytes(gpt2_tokenizer):
-    """Offsets of such tokens overlap; all of them touch the span."""
+def test_gpt2_byte_tokens(gpt2_tokenizer):
+    """GPT-2 splits characters into bytes with overlapping offsets; every byte token touches the span."""
     text = "Action: 日本 ʕ•ᴥ•ʔ\nobs"
     encoded = encode(text, gpt2_tokenizer)
     overlapping = [(a, b) for a, b in zip(encoded.offsets, encoded.offsets[1:]) if b[0] < a[1]]
@@ -114,7 +114,7 @@ def test_gpt2_splits_characters_into_bytes(gpt2_tokenizer):
     ]
 
 
-def test_unknown_formats_in_a_file_are_named(shared_data):
+def test_unknown_format_in_a_file_raises(shared_data):
     trajectory = read_jsonl(shared_data / "alfworld/react_fewshot.jsonl.gz", limit=1)[0]
     with pytest.raises(sad.InputError, match=r"format of trajectory 'alfworld/react_fewshot/0000'.*got 'alfworld-react'"):
         trajectory.segmented()

@@ -1,4 +1,4 @@
-"""Text to spans: every format's lines, and what tempts a segmenter to mislabel them."""
+"""Segmentation of text: the lines of every format, and lines that are easy to mislabel."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ R, A = sad.Span.REASON, sad.Span.ACT
 
 
 def parts(text: str, format: str | Format = "sad", **options) -> list[tuple[int, str]]:
-    """(kind, text) of every span."""
+    """Returns (kind, text) of every span."""
     return [(int(kind), text[start:end]) for start, end, kind in segment(text, format, **options).spans]
 
 
 def reasons(text: str, format: str) -> list[tuple[int, str]]:
-    """(line, reason) of what was not parsed."""
+    """Returns (line, reason) of every unparsed place."""
     return [(item.line, item.reason) for item in segment(text, format).unparsed]
 
 
 class TestSad:
-    def test_spans_hold_prefix_and_line_end(self):
+    def test_spans_include_prefix_and_line_terminator(self):
         text = "You see a mug.\nReasoning: I need it.\nAction: take mug\nYou take the mug.\nAnswer: done\n"
         assert parts(text) == [(R, "Reasoning: I need it.\n"), (A, "Action: take mug\n"), (A, "Answer: done\n")]
 
@@ -34,28 +34,28 @@ class TestSad:
         text = "Reasoning:  I need it.\nAction:take mug\n"
         assert parts(text, include_prefix=False) == [(R, "I need it.\n"), (A, "take mug\n")]
 
-    def test_leading_blanks_are_out_and_trailing_blanks_in(self):
+    def test_spans_exclude_leading_and_include_trailing_blanks(self):
         assert parts("  \tAction: take mug  \nOK\n") == [(A, "Action: take mug  \n")]
 
-    def test_crlf_belongs_to_the_line(self):
+    def test_spans_include_crlf(self):
         text = "Reasoning: a\r\nAction: b\r\n\r\nsaw c\r\n"
         assert parts(text) == [(R, "Reasoning: a\r\n"), (A, "Action: b\r\n")]
 
     def test_text_may_end_without_a_line_terminator(self):
         assert parts("Reasoning: a\nAction: b") == [(R, "Reasoning: a\n"), (A, "Action: b")]
 
-    def test_a_thought_of_several_lines_goes_on_to_its_action(self):
+    def test_a_thought_of_several_lines_continues_to_its_action(self):
         text = "Reasoning: first\nsecond\n\nthird\n\nAction: go\nthe room\n"
         assert parts(text) == [(R, "Reasoning: first\nsecond\n\nthird\n"), (A, "Action: go\n")]
         assert reasons(text, "sad") == []
 
-    def test_lines_after_a_thought_without_action_are_left_out_and_reported(self):
+    def test_lines_after_a_thought_without_action_are_reported(self):
         text = "Reasoning: first\nNothing happens.\nReasoning: again\nAction: go\n"
         assert parts(text) == [(R, "Reasoning: first\n"), (R, "Reasoning: again\n"), (A, "Action: go\n")]
         ((line, reason),) = reasons(text, "sad")
         assert line == 2 and "thought without an action" in reason
 
-    def test_an_observation_of_several_lines_is_the_environments(self):
+    def test_an_observation_of_several_lines_is_not_labelled(self):
         text = "Action: look\nYou see [a mug].\ngo to desk 1\nsearch[mug]\n> take mug\nReasoning: x\n"
         assert parts(text) == [(A, "Action: look\n"), (R, "Reasoning: x\n")]
 
@@ -63,7 +63,7 @@ class TestSad:
         assert parts("Reasoning:  \nAction: go\n") == [(A, "Action: go\n")]
         assert reasons("Reasoning:  \nAction: go\n", "sad") == [(1, "a prefix with nothing after it: not labelled")]
 
-    def test_another_formats_text_is_reported_as_such(self):
+    def test_text_of_another_format_is_reported(self):
         unparsed = segment("Question: who\nThought: find out\n", "sad").unparsed
         assert [item.line for item in unparsed] == [1, 2] and unparsed[1].text == "Thought: find out"
         assert "no reasoning and no action found" in unparsed[0].reason
@@ -82,7 +82,7 @@ class TestReact:
         assert parts(text, "react") == [
             (R, "Thought 1: t\n"),
             (A, "Action 1: Search[x]\n"),
-            # "Thought:" is inside observation 1: where prefixes carry numbers, a line without is text
+            # "Thought:" has no number, so it is text of observation 1
         ]
         plain = "Question: q\nThought: u\nAction: finish[y]\nObservation: Episode finished\n"
         assert parts(plain, "react") == [(R, "Thought: u\n"), (A, "Action: finish[y]\n")]
@@ -100,7 +100,7 @@ class TestReact:
             (R, "Thought: c\n\nd"),
         ]
 
-    def test_unmarked_lines_after_an_action_are_not_taken_for_it(self):
+    def test_unprefixed_lines_after_an_action_are_not_labelled(self):
         text = "Thought: a\nAction: go\nYou see a desk.\nThought: b\nAction: look\nA room.\n"
         assert parts(text, "react") == [(R, "Thought: a\n"), (A, "Action: go\n"), (R, "Thought: b\n"), (A, "Action: look\n")]
         assert [line for line, _ in reasons(text, "react")] == [3, 6]
@@ -124,7 +124,7 @@ class TestAlfworld:
             (R, "> think: To solve it\n"),
             (R, "> Think: again\n"),
             (A, ">go to desk 1\n"),
-            (A, "> think\n"),  # without the colon the environment took it for an action, and so do we
+            (A, "> think\n"),  # without the colon it is an action for the environment, and here
         ]
         assert reasons(text, "alfworld") == [(line, "a prefix with nothing after it: not labelled") for line in (9, 10)]
 
@@ -132,26 +132,26 @@ class TestAlfworld:
         text = "> think: a\n>go to desk 1\n> use lamp 1\n"
         assert parts(text, "alfworld", include_prefix=False) == [(R, "a\n"), (A, "go to desk 1\n"), (A, "use lamp 1\n")]
 
-    def test_lines_after_a_thought_are_the_environments(self):
+    def test_lines_after_a_thought_are_not_labelled(self):
         assert parts("> think: a\nOK.\nNothing happens.\n> look\n", "alfworld") == [(R, "> think: a\n"), (A, "> look\n")]
 
 
 class TestWebshop:
-    def test_by_what_the_action_does(self):
+    def test_prefixes_by_action_name(self):
         text = (
             "Action: reset\nObservation: \nWebshop \n[Search] \n\nAction: search[red shoes]\nObservation: \n"
             "[Back to Search] \nsize [small][large]\nclick[Buy Now]\nAction: Hero Camera \n\nAction: think[B09 fits.]\n"
             "Observation: OK.\n\nAction: click[B09]\nObservation: done\n\nAction: think[cut off,\nObservation: OK.\n"
         )
         assert parts(text, "webshop") == [
-            (A, "Action: search[red shoes]\n"),  # reset is the harness's, so it comes first
+            (A, "Action: search[red shoes]\n"),  # the harness, not the model, writes reset
             (R, "Action: think[B09 fits.]\n"),
             (A, "Action: click[B09]\n"),
             (R, "Action: think[cut off,\n"),
         ]
         assert [line for line, _ in reasons(text, "webshop")] == [11]
 
-    def test_bare_actions_count_outside_marked_observations(self):
+    def test_bare_actions_outside_labelled_observations(self):
         text = "think[a]\nsearch[b]\nresults [c]\nclick[d]\n"
         assert parts(text, "webshop") == [(R, "think[a]\n"), (A, "search[b]\n"), (A, "click[d]\n")]
 
@@ -178,7 +178,7 @@ class TestFormats:
         with pytest.raises(sad.InputError, match="alfworld, chat, markers, react, sad, webshop, got 'alfred'"):
             segment("x", "alfred")
 
-    def test_a_format_of_ones_own(self):
+    def test_a_custom_format(self):
         mine = Format("plan-do", reason=r"Plan:", act=r"Do:", environment=r"Got:", unprefixed="model", ignore_case=False)
         text = "Plan: a\nb\nDo: c\nGot: d\nplan: e\n"
         assert parts(text, mine) == [(R, "Plan: a\nb\n"), (A, "Do: c\n")]
@@ -193,11 +193,11 @@ class TestFormats:
             formats._FORMATS.pop("plan-do")
 
     @pytest.mark.parametrize("bad", [{"reason": "("}, {"act": ".*"}, {"unprefixed": "nobody"}])
-    def test_a_format_that_cannot_work_is_refused(self, bad):
+    def test_an_unusable_format_raises(self, bad):
         with pytest.raises(sad.InputError, match="Format"):
             Format(**{"name": "bad", "reason": "R:", "act": "A:", **bad})
 
-    def test_messages_need_a_chat_format_and_text_another(self):
+    def test_messages_need_a_chat_format_and_text_a_line_format(self):
         with pytest.raises(sad.InputError, match="format='chat'"):
             segment([{"role": "user", "content": "x"}], "sad")
         with pytest.raises(sad.InputError, match="messages"):
@@ -206,7 +206,7 @@ class TestFormats:
 
 LINE = st.text(st.characters(exclude_categories=["Cs", "Zl", "Zp", "Cc"]), min_size=1, max_size=30)
 WORDS = LINE.map(str.strip).filter(lambda s: s and s[0].isalnum() and ":" not in s and "[" not in s and ">" not in s)
-STEP = st.tuples(st.none() | WORDS, WORDS, st.lists(WORDS, max_size=3))  # thought, action, lines the environment answers
+STEP = st.tuples(st.none() | WORDS, WORDS, st.lists(WORDS, max_size=3))  # thought, action, lines of the observation
 WRITERS = {
     "sad": ("Reasoning: {}", "Action: {}", "{}"),
     "react": ("Thought: {}", "Action: {}", "Observation: {}"),
@@ -219,8 +219,8 @@ WRITERS = {
 @given(
     st.sampled_from(sorted(WRITERS)), WORDS, st.lists(STEP), st.sampled_from(["\n", "\r\n", "\n\n", " \n"]), st.booleans()
 )
-def test_segmenting_what_was_written_gives_it_back(format, prompt, steps, newline, ends_open):
-    """Whatever a writer of the format puts together, the spans are its thoughts and actions, in order."""
+def test_spans_of_generated_text_are_its_thoughts_and_actions(format, prompt, steps, newline, ends_open):
+    """For any transcript in the format, the spans are its thoughts and actions, in order."""
     thought, action, answer = WRITERS[format]
     text, written = prompt + newline, []
     for reason, act, observation in steps:
@@ -236,9 +236,9 @@ def test_segmenting_what_was_written_gives_it_back(format, prompt, steps, newlin
 
 
 def test_segmentation_takes_linear_time():
-    """A line of 10,000 blanks or characters is nothing special; ten times the text takes about ten times as long."""
+    """Lines of 10,000 blanks or characters; a quadratic pattern takes minutes."""
     hostile = ["Thought " + " " * 10_000, "Action " + "1" * 10_000, "> " + "think " * 2_000, " " * 10_000, "x" * 10_000]
     begin = time.perf_counter()
     for format in WRITERS:
         segment("\n".join(hostile * 10), format)
-    assert time.perf_counter() - begin < 5  # a quadratic pattern needs minutes
+    assert time.perf_counter() - begin < 5

@@ -1,4 +1,4 @@
-"""Spans to token labels, on every backend, against an oracle that looks at single characters."""
+"""Token labels from spans, on every backend, against an oracle that counts characters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKENDS = ["reference", "cpu", "triton", "cuda"]
 
 
 class Labels(NamedTuple):
-    """`span_ids_from_offsets` on one backend, from and to the CPU."""
+    """Calls `span_ids_from_offsets` on one backend; inputs and results are on the CPU."""
 
     backend: str
     device: torch.device
@@ -37,7 +37,7 @@ class Labels(NamedTuple):
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def label(request) -> Iterator[Labels]:
-    """Every backend: Triton's interpreter and the emulated CUDA kernels where there is no GPU."""
+    """Every backend. Without a GPU: the Triton interpreter and the emulated CUDA kernels."""
     backend = request.param
     gpu = torch.cuda.is_available() and backend in ("triton", "cuda")
     device = torch.device("cuda" if gpu else "cpu")
@@ -45,13 +45,13 @@ def label(request) -> Iterator[Labels]:
         if backend == "cuda" and not gpu and "SAD_CUDA_EMULATED" not in os.environ:
             patch.setenv("SAD_CUDA_EMULATED", str(emulated.library()))
         if reason := backends.why_not(backend, "span_ids", device):
-            assert backend in ("triton", "cuda"), reason  # the CPU extension must be there
+            assert backend in ("triton", "cuda"), reason  # the CPU extension must be built
             pytest.skip(reason)
         yield Labels(backend, device)
 
 
 def oracle(offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
-    """Counts characters one by one, as the rule is stated."""
+    """Counts characters one by one, as the rule says."""
     ids = []
     for begin, end in offsets:
         votes = [sum(span.start <= c < span.end for c in range(begin, end)) for span in spans]
@@ -68,10 +68,10 @@ def disjoint_spans(draw) -> list[Span]:
 OFFSETS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda x: (x[0], x[0] + x[1])), max_size=30)
 
 
-@settings(deadline=None, max_examples=60)  # the first call imports torch.compile's library
+@settings(deadline=None, max_examples=60)  # the first call imports torch._dynamo
 @given(st.lists(st.tuples(OFFSETS, disjoint_spans()), min_size=1, max_size=3))
 def test_agrees_with_counting_characters(label, rows):
-    """Any tokens (unordered, overlapping, empty) and any disjoint spans or none; a batch equals its rows, masks the ids."""
+    """Any tokens (unordered, overlapping, empty), any disjoint spans. A batch equals its rows; masks equal the ids."""
     expected = [oracle(offsets, spans) for offsets, spans in rows]
     assert label(*rows[0]).tolist() == expected[0]
     length = max(len(offsets) for offsets, _ in rows)
@@ -85,8 +85,8 @@ def test_agrees_with_counting_characters(label, rows):
     assert torch.equal(reason, batch == R) and torch.equal(act, batch == A)
 
 
-def test_a_whole_batch(label):
-    """64 trajectories of 512 tokens, 40 spans each but for some rows without any."""
+def test_a_large_batch(label):
+    """64 rows of 512 tokens with 40 spans each; three rows have no span."""
     widths = torch.randint(0, 7, (64, 512))
     ends = widths.cumsum(1)
     offsets = torch.stack([ends - widths, ends], dim=-1)
@@ -104,16 +104,21 @@ def test_a_whole_batch(label):
     ("offsets", "spans", "expected"),
     [
         pytest.param([(0, 4)], [Span(0, 2, R), Span(2, 4, A)], [1], id="a tie goes to the earlier span"),
-        pytest.param([(0, 4)], [Span(2, 4, A), Span(0, 2, R)], [1], id="earlier in the text, not in the list"),
+        pytest.param([(0, 4)], [Span(2, 4, A), Span(0, 2, R)], [1], id="the earlier span in the text, not in the list"),
         pytest.param([(0, 5)], [Span(0, 2, R), Span(2, 5, A)], [2], id="the most characters win"),
         pytest.param([(0, 9)], [Span(8, 9, A)], [2], id="characters outside spans do not compete"),
         pytest.param(
             [(0, 6)], [Span(0, 1, R), Span(1, 3, A), Span(3, 4, R), Span(4, 6, A)], [2], id="spans compete, not kinds"
         ),
         pytest.param(
-            [(40, 41), (41, 43), (42, 43), (43, 44)], [Span(42, 44, A)], [0, 2, 2, 2], id="a character split in bytes"
+            [(40, 41), (41, 43), (42, 43), (43, 44)], [Span(42, 44, A)], [0, 2, 2, 2], id="a character split into bytes"
         ),
-        pytest.param([(41, 43), (42, 43)], [Span(0, 42, R), Span(42, 50, A)], [1, 2], id="and at the border of two spans"),
+        pytest.param(
+            [(41, 43), (42, 43)],
+            [Span(0, 42, R), Span(42, 50, A)],
+            [1, 2],
+            id="a split character between two spans",
+        ),
         pytest.param([(0, 0), (3, 3), (5, 2), (0, 3)], [Span(0, 9, R)], [0, 0, 0, 1], id="zero width"),
         pytest.param([(0, 3)], [], [0], id="no spans"),
         pytest.param([(0, 3)], [Span(1, 1, R)], [0], id="an empty span"),
@@ -149,7 +154,7 @@ def test_strided_offsets(label):
 @pytest.mark.parametrize(
     "numbers", [([], [], [], [0]), ([0], [3], [1], [0, 1]), (range(9), range(1, 10), [2] * 9, [0, 4, 9])]
 )
-def test_spans_go_to_the_device_in_one_copy(numbers):
+def test_spans_are_copied_to_the_device_at_once(numbers):
     ragged = tuple(torch.tensor(x, dtype=torch.int64) for x in numbers)
     moved = op._to_device(ragged, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     assert [x.tolist() for x in moved] == [list(x) for x in numbers]
@@ -158,9 +163,9 @@ def test_spans_go_to_the_device_in_one_copy(numbers):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_nothing_waits_for_the_device():
+def test_no_device_synchronization():
     offsets = torch.tensor([[0, 4], [4, 8]], device="cuda")
-    span_ids_from_offsets(offsets, [Span(0, 5, R)])  # compiles
+    span_ids_from_offsets(offsets, [Span(0, 5, R)])  # compile first
     torch.cuda.set_sync_debug_mode("error")
     try:
         ids = span_ids_from_offsets(offsets, [Span(0, 5, R)])
@@ -169,8 +174,8 @@ def test_nothing_waits_for_the_device():
     assert ids.tolist() == [1, 1]
 
 
-def test_threads_do_not_change_the_answer():
-    """270,000 tokens: enough that several threads get a share, which begins in the middle of a row."""
+def test_number_of_threads_does_not_change_the_labels():
+    """270,000 tokens, enough for several threads; shares start in the middle of a row."""
     begins = torch.arange(90_000) * 3
     offsets = torch.stack([begins, begins + 3], dim=-1).expand(3, -1, -1)
     spans = [[Span(i, i + 50, R if i % 200 else A) for i in range(row, 260_000, 100)] for row in range(3)]
@@ -182,12 +187,8 @@ def test_threads_do_not_change_the_answer():
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(ids[1], ids[4])
-    for start in (
-        0,
-        41_000,
-        65_000,
-        89_500,
-    ):  # shares begin at multiples of 65,536: tokens 41,072 of row 1 and 65,536 of row 0
+    # Shares start at multiples of 65,536: token 65,536 of row 0 and token 41,072 of row 1.
+    for start in (0, 41_000, 65_000, 89_500):
         part = slice(start, start + 600)
         assert torch.equal(ids[1][:, part], span_ids_from_offsets(offsets[:, part], spans, backend="reference"))
 
@@ -197,7 +198,7 @@ def _label_in_child(connection) -> None:
 
 
 def test_labels_are_built_in_a_forked_worker():
-    """As in a DataLoader: the parent has used threads, the child must not wait for them."""
+    """As in a DataLoader: the parent has used threads, and the child must not wait for them."""
     torch.randn(512, 512) @ torch.randn(512, 512)
     span_ids_from_offsets(torch.zeros(2, 200_000, 2, dtype=torch.int64), [[], []], backend="cpu")
     here, there = multiprocessing.Pipe()
@@ -222,12 +223,12 @@ def test_labels_are_built_in_a_forked_worker():
         (tuple(map(torch.tensor, ([4, 0], [5, 1], [1, 1], [0, 2]))), "spans in order that do not overlap"),
     ],
 )
-def test_spans_that_cannot_be(spans, message):
+def test_invalid_spans_raise(spans, message):
     with pytest.raises(ValueError, match=message):
         span_ids_from_offsets([(0, 4)], spans)
 
 
-def test_offsets_that_cannot_be():
+def test_invalid_offsets_raise():
     with pytest.raises(ValueError, match=r"offsets: expected shape \(T, 2\) or \(B, T, 2\), got \(4,\)"):
         span_ids_from_offsets(torch.arange(4), [])
     with pytest.raises(TypeError, match="offsets: expected an integer tensor"):
@@ -236,21 +237,21 @@ def test_offsets_that_cannot_be():
         span_ids_from_offsets(torch.zeros(2, 4, 2, dtype=torch.int64), [[]])
 
 
-def test_spans_of_another_device():
+def test_spans_on_another_device_raise():
     spans = tuple(torch.zeros(n, dtype=torch.int64, device="meta") for n in (1, 1, 1, 2))
     with pytest.raises(ValueError, match="starts: expected all of starts, ends, kinds and row_splits on cpu, like offsets"):
         span_ids_from_offsets([(0, 4)], spans)
 
 
-def test_values_are_trusted_only_on_demand():
+def test_check_false_skips_the_value_check():
     ragged = tuple(map(torch.tensor, ([5, 0], [9, 4], [1, 2], [0, 2])))
     with pytest.raises(ValueError, match="spans in order"):
         span_ids_from_offsets([(0, 4)], ragged)
-    span_ids_from_offsets([(0, 4)], ragged, check=False)  # some label, no error
+    span_ids_from_offsets([(0, 4)], ragged, check=False)  # any label, no error
 
 
 @pytest.mark.parametrize("name", ["span_ids_from_offsets", "span_masks_from_offsets"])
-def test_the_op_is_sound(label, name):
+def test_opcheck(label, name):
     offsets = torch.tensor([[[0, 4], [4, 8]]])
     spans = [torch.tensor(x) for x in ([0], [5])] + [torch.tensor([1], dtype=torch.uint8), torch.tensor([0, 1])]
     arguments = [x.to(label.device) for x in (offsets, *spans)]

@@ -1,4 +1,4 @@
-"""Trajectories and their files."""
+"""`Trajectory`, and reading and writing of trajectory files."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def trajectories(draw) -> Trajectory:
 
 @settings(deadline=None)
 @given(st.lists(trajectories(), max_size=4), st.sampled_from(["a.jsonl", "a.jsonl.gz"]))
-def test_files_give_back_what_was_written(items, name):
-    """Any Unicode, line separators inside strings, every field, unknown keys."""
+def test_read_returns_what_was_written(items, name):
+    """Any Unicode, line separators in strings, every field, unknown keys."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "new", name)
         assert write_jsonl(path, items) == len(items)
@@ -53,8 +53,8 @@ def test_files_give_back_what_was_written(items, name):
         assert [item.name for item in path.parent.iterdir()] == [name]
 
 
-def test_a_file_written_by_others(tmp_path):
-    """Byte order mark, CRLF, blank lines, missing ids, kinds as numbers, null fields, own keys."""
+def test_read_accepts_files_of_other_programs(tmp_path):
+    """Byte order mark, CRLF, blank lines, missing ids, kinds as numbers, null fields, extra keys."""
     path = tmp_path / "a.jsonl"
     lines = [
         {"text": "ab", "spans": [[1, 2, 2], [0, 1, "reason"]], "success": None, "model": "x"},
@@ -74,7 +74,7 @@ def test_a_file_written_by_others(tmp_path):
     [
         (
             '{"text": "a"',
-            r"line 3: expected one JSON object per line, got '\{\"text\": \"a\"' \(.*delimiter.*\)\. Mend or remove",
+            r"line 3: expected one JSON object per line, got '\{\"text\": \"a\"' \(.*delimiter.*\)\. Fix or remove",
         ),
         ('["text"]', "line 3: expected a JSON object, got list"),
         ('{"prompt": "a"}', "line 3: expected a trajectory with 'text' or 'messages', got an object with 'prompt'"),
@@ -88,7 +88,7 @@ def test_a_file_written_by_others(tmp_path):
         ('{"text": "a"}\x80', "line 3: expected one JSON object per line"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, message):
+def test_the_error_names_the_bad_line(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n\n' + line.encode("latin-1") + b"\n")
     with pytest.raises(sad.InputError, match=message) as caught:
@@ -96,20 +96,20 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     assert str(caught.value).startswith(f"{path}, line 3")
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files_raise(tmp_path):
     with pytest.raises(sad.InputError, match="no such file"):
         read_jsonl(tmp_path / "none.jsonl")
     with pytest.raises(sad.InputError, match="readable"):
         read_jsonl(tmp_path)
-    for content in (b'{"text": "a"}\n', gzip.compress(b'{"text": "a"}\n' * 100)[:-12]):  # not gzip, and cut off
+    for content in (b'{"text": "a"}\n', gzip.compress(b'{"text": "a"}\n' * 100)[:-12]):  # not gzip, truncated gzip
         (tmp_path / "bad.jsonl.gz").write_bytes(content)
         with pytest.raises(sad.InputError, match="readable JSON Lines file"):
             read_jsonl(tmp_path / "bad.jsonl.gz")
 
 
-def test_writing_is_all_or_nothing(tmp_path):
+def test_write_leaves_a_complete_file_or_none(tmp_path):
     path = tmp_path / "a.jsonl"
-    with pytest.raises(sad.InputError, match="trajectory 'b': expected values that JSON holds"):
+    with pytest.raises(sad.InputError, match="trajectory 'b': expected values that JSON can store"):
         write_jsonl(path, [Trajectory("a", "x"), Trajectory("b", "x", extra={"model": object()})])
     assert list(tmp_path.iterdir()) == []
     write_jsonl(path, [Trajectory("a", "x")])
@@ -118,7 +118,7 @@ def test_writing_is_all_or_nothing(tmp_path):
     assert read_jsonl(path) == [Trajectory("a", "x")]
 
 
-def test_which_format_counts():
+def test_precedence_of_formats():
     text = "Thought: a\nReasoning: b\nAction: c\n"
     named = Trajectory("t", text, format="react")
     assert [text[s:e] for s, e, _ in named.segmented().spans] == ["Thought: a\nReasoning: b\n", "Action: c\n"]
@@ -128,7 +128,7 @@ def test_which_format_counts():
     assert given.segmented().spans == [(0, 4, Span.ACT)]
 
 
-def test_messages_name_the_trajectory():
+def test_errors_name_the_trajectory():
     with pytest.raises(sad.InputError, match="format of trajectory 't': expected one of alfworld"):
         Trajectory("t", "x", format="alfworld-knowagent").segmented()
     with pytest.raises(sad.InputError, match="trajectory 't', text: expected a string"):

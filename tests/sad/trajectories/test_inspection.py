@@ -1,4 +1,4 @@
-"""Span lengths."""
+"""Lengths of spans: summaries, histograms, tokens per span."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sad import Span
-from sad.trajectories.statistics import SpanLengths, histogram, summarize, tokens_per_span
+from sad.trajectories.inspection import SpanLengths, histogram, summarize, tokens_per_span
 
 R, A = Span.REASON, Span.ACT
 
@@ -25,22 +25,22 @@ def test_summary_agrees_with_the_standard_library(lengths):
 
 
 @given(st.lists(st.integers(1, 500), min_size=1), st.integers(1, 30))
-def test_a_histogram_holds_every_length_once(lengths, bins):
+def test_histogram_counts_every_length_once(lengths, bins):
     bars = histogram(lengths, bins)
     assert sum(bar.count for bar in bars) == len(lengths) and len(bars) <= bins
     for bar in bars[:-1]:
         assert bar.count == sum(bar.low <= length <= bar.high for length in lengths)
 
 
-def test_tokens_of_each_span():
-    """Two reasoning lines in a row are two spans; a token over a border counts once; an EOS goes to the last."""
+def test_tokens_per_span():
+    """Adjacent reasoning lines are two spans; a token across a border counts once; an EOS belongs to the last span."""
     spans = [Span(0, 6, R), Span(6, 12, R), Span(14, 18, A)]
     offsets = [(0, 4), (4, 9), (9, 12), (12, 14), (14, 17), (16, 17), (17, 18), (18, 18)]
     assert tokens_per_span(spans, offsets, [1, 1, 1, 0, 2, 2, 2, 2]) == [1, 2, 4]
     assert tokens_per_span([], [(0, 2)], [0]) == []
 
 
-def test_lengths_gather_over_trajectories():
+def test_span_lengths_add_up_over_trajectories():
     lengths = SpanLengths("tokens")
     lengths.add(20, [Span(0, 1, R), Span(1, 2, A), Span(2, 3, R)], [4, 2, 6])
     lengths.add(10, [Span(0, 1, R), Span(1, 2, A)], [5, 0])  # the action was cut off

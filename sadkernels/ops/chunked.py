@@ -233,8 +233,8 @@ class ChunkedOp(LossOp):
         """The gradients in the shapes of the inputs and the dtype that `gradient_dtype` gives; empty ones for None."""
         hidden, weight, bias = gradients
         hidden = None if hidden is None else hidden.view(x.student_hidden.shape)
-        dtype, empty = self.gradient_dtype(x), x.student_hidden.new_empty(0)
-        return tuple(empty.to(dtype) if g is None else g.to(dtype) for g in (hidden, weight, bias))
+        dtype, like = self.gradient_dtype(x), x.student_hidden
+        return tuple(like.new_empty(0, dtype=dtype) if g is None else g.to(dtype) for g in (hidden, weight, bias))
 
 
 def _student(x: Any) -> Head:

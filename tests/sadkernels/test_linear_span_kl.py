@@ -61,7 +61,7 @@ WRONG = {
     "dtype": (lambda p: {"student_weight": p.leaves[1].detach().half()}, TypeError, "student_weight: expected the dtype"),
     "bias": (lambda p: {"student_bias": torch.zeros(3)}, ValueError, r"student_bias: expected shape \(203,\)"),
     "rows": (lambda p: {"rows": torch.zeros(3)}, TypeError, "rows: expected int64"),
-    "chunk_bytes": (lambda p: {"chunk_bytes": 0}, ValueError, "chunk_bytes: expected a whole number"),
+    "chunk_bytes": (lambda p: {"chunk_bytes": 0}, ValueError, "chunk_bytes: expected an integer"),
     "vocab_size": (lambda p: {"vocab_size": V + 1}, ValueError, "vocab_size: expected 1 to 203"),
 }
 

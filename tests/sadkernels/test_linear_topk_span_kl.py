@@ -56,14 +56,14 @@ WRONG = {
     "student_weight": ({"student_weight": torch.zeros(V, H_T)}, ValueError, r"student_weight: expected shape \(V, 24\)"),
     "student_hidden": ({"student_hidden": torch.zeros(H_S)}, ValueError, "student_hidden: expected shape"),
     "teacher_logprobs": ({"teacher_logprobs": torch.zeros(3, K)}, ValueError, "the student's shape except for k"),
-    "lists of rows": ({"rows": torch.arange(5)}, ValueError, r"expected shape \(M, k\), a list for each of `rows`"),
+    "lists of rows": ({"rows": torch.arange(5)}, ValueError, r"expected shape \(M, k\), k entries for each of `rows`"),
     "requires_grad": ({"teacher_logprobs": torch.zeros(4, 9, K).requires_grad_()}, ValueError, "detach"),
     "teacher_ids": ({"teacher_ids": torch.zeros(4, 9, K)}, TypeError, "teacher_ids: expected an integer dtype"),
     "target_ids": ({"alpha": 0.5}, ValueError, "target_ids: expected a tensor with alpha < 1"),
     "span_ids": ({"span_ids": torch.zeros(4, dtype=torch.long)}, ValueError, r"span_ids: expected shape \(4, 9\)"),
     "tail": ({"tail": "uniform"}, ValueError, "tail: expected one of 'bucket'"),
     "vocab_size": ({"vocab_size": V + 1}, ValueError, "vocab_size: expected 1 to 203"),
-    "chunk_bytes": ({"chunk_bytes": 0}, ValueError, "chunk_bytes: expected a whole number"),
+    "chunk_bytes": ({"chunk_bytes": 0}, ValueError, "chunk_bytes: expected an integer"),
 }
 
 

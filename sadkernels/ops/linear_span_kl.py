@@ -70,7 +70,7 @@ class LinearSpanKL(ChunkedOp):
         return TeacherLogits(self.kernel(o), head.columns(o.config.vocab_size))
 
 
-_OP = register(LinearSpanKL("linear_span_kl", "span_kl", Inputs, Options, state_rows=3))
+OP = register(LinearSpanKL("linear_span_kl", "span_kl", Inputs, Options, state_rows=3))
 
 
 def fused_linear_span_kl(
@@ -165,5 +165,5 @@ def fused_linear_span_kl(
     )
     normalizer = validate.check_normalizer(normalizer, reduction, device)
     inputs = Inputs(*student, *(None if x is None else x.detach() for x in teacher), span_ids, normalizer, rows)
-    loss, sums, counts = apply(_OP, inputs, options)
+    loss, sums, counts = apply(OP, inputs, options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

@@ -69,7 +69,7 @@ class LinearTopkSpanKL(ChunkedOp):
         return TopkRows(x, o, self.loss_dtype(x))
 
 
-_OP = register(LinearTopkSpanKL("linear_topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=2))
+OP = register(LinearTopkSpanKL("linear_topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=2))
 
 
 def fused_linear_topk_span_kl(
@@ -170,5 +170,5 @@ def fused_linear_topk_span_kl(
     )
     normalizer = validate.check_normalizer(normalizer, reduction, device)
     targets = (teacher_logprobs, teacher_ids, target_ids if alpha < 1.0 else None)
-    loss, sums, counts = apply(_OP, Inputs(*student, *targets, span_ids, normalizer, rows), options)
+    loss, sums, counts = apply(OP, Inputs(*student, *targets, span_ids, normalizer, rows), options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

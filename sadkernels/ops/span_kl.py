@@ -106,7 +106,7 @@ class SpanKL(LogitsOp):
         return not o.group and super().grad_in_forward(x, o)
 
 
-_OP = register(SpanKL("span_kl", "span_kl", Inputs, Options, state_rows=3))
+OP = register(SpanKL("span_kl", "span_kl", Inputs, Options, state_rows=3))
 
 
 def fused_span_kl(
@@ -221,5 +221,5 @@ def fused_span_kl(
         "" if process_group is None else vocab_parallel.register(process_group),
     )
     normalizer = validate.check_normalizer(normalizer, reduction, student_logits.device)
-    loss, sums, counts = apply(_OP, Inputs(student_logits, teacher_logits, span_ids, normalizer), options)
+    loss, sums, counts = apply(OP, Inputs(student_logits, teacher_logits, span_ids, normalizer), options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

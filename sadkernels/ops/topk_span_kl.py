@@ -47,7 +47,7 @@ class TopkSpanKL(LogitsOp):
         return topk_target(x.logprobs, x.ids, labels, **config)
 
 
-_OP = register(TopkSpanKL("topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=2))
+OP = register(TopkSpanKL("topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=2))
 
 
 def fused_topk_span_kl(
@@ -245,5 +245,5 @@ def _loss(
     )
     normalizer = validate.check_normalizer(normalizer, options.loss.reduction, student_logits.device)
     inputs = Inputs(student_logits, logprobs, ids, target_ids if alpha < 1.0 else None, span_ids, normalizer)
-    loss, sums, counts = apply(_OP, inputs, options)
+    loss, sums, counts = apply(OP, inputs, options)
     return (loss, span_stats(sums, counts)) if options.loss.stats else loss

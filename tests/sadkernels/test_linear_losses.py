@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sadkernels.ops import chunked
+from sadkernels.ops import chunked, linear_span_kl, linear_topk_span_kl
 from tests.sadkernels.linear_cases import Dense, Topk, V, assert_close, assert_gradients_close
 
 both = pytest.mark.parametrize("make", [Dense, Topk])
@@ -172,11 +172,11 @@ def test_opcheck(make):
     problem, ops = make(), torch.ops.sad
     leaves = [leaf.detach() for leaf in problem.leaves]
     if make is Dense:
-        name, inputs, options = "linear_span_kl", (*leaves, *problem.teacher, problem.ids, None, None), DENSE_OPTIONS
+        op, inputs, options = linear_span_kl.OP, (*leaves, *problem.teacher, problem.ids, None, None), DENSE_OPTIONS
     else:
         targets = (*problem.teacher, problem.mixture["target_ids"])
-        name, inputs, options = "linear_topk_span_kl", (*leaves, *targets, problem.ids, None, None), TOPK_OPTIONS
-    settings = (*options, 5 * 8 * V)
+        op, inputs, options = linear_topk_span_kl.OP, (*leaves, *targets, problem.ids, None, None), TOPK_OPTIONS
+    name, settings = op.name, (*options, 5 * 8 * V)
     torch.library.opcheck(getattr(ops, name).default, (*inputs, *settings))
     loss, _, _, state = getattr(ops, name)(*inputs, *settings)
     for wants in ([True, True, True], [True, False, False]):

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from sadkernels.triton.row_io import cut_row, fill_zeros, load_edges, load_groups, narrow, row_pointer, store_groups
-from sadkernels.triton.row_passes import gradient_pass
+from sadkernels.triton.span_kl_passes import gradient_pass
 from sadkernels.triton.softmax import from_log_sum_exp
 from sadkernels.triton.span_kl_kernels import GRAD_LAYOUT, POINTERS, SIZES
 

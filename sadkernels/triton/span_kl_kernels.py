@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from sadkernels.triton.row_io import fill_zeros, row_pointer
-from sadkernels.triton.row_passes import divergence_pass, gradient_pass, totals_pass
+from sadkernels.triton.span_kl_passes import divergence_pass, gradient_pass, totals_pass
 from sadkernels.triton.softmax import entropy, from_log_sum_exp, log_sum_exp
 
 GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]

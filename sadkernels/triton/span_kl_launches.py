@@ -13,7 +13,7 @@ from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch, layout_arguments, same_phase
 from sadkernels.triton.span_kl_gradients import scale_rows_kernel, span_kl_backward_kernel
 from sadkernels.triton.span_kl_kernels import span_kl_kernel
-from sadkernels.triton.span_kl_slices import combine_slices_kernel, slice_totals_kernel, slice_values_kernel
+from sadkernels.triton.span_kl_slice_kernels import combine_slices_kernel, slice_totals_kernel, slice_values_kernel
 from sadkernels.triton.supervised_rows import collect_rows_kernel
 
 _COLLECT_BLOCK = 4096  # rows at a time of one program, 8 for each of 512 threads

@@ -15,7 +15,7 @@ from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch, layout_arguments, same_phase
 from sadkernels.triton.span_kl import new_logits
 from sadkernels.triton.supervised_rows import collect_rows_kernel
-from sadkernels.triton.topk_span_kl_kernel import topk_span_kl_kernel
+from sadkernels.triton.topk_span_kl_kernels import topk_span_kl_kernel
 
 __all__ = ["backward", "forward", "forward_backward", "new_logits", "topk_launches"]
 

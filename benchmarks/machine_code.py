@@ -1,4 +1,4 @@
-"""The machine code of a Triton launch, compiled without a GPU, and what can be counted in it."""
+"""Compiles a Triton launch without a GPU, and counts registers, spills and memory accesses in its machine code."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def compile_kernel(launch: Launch, architecture: int) -> tuple[bytes, int]:
-    """The kernel's cubin and the bytes of shared memory that a launch asks for.
+    """Returns the kernel's cubin and its shared memory in bytes.
 
-    The kernels have nothing specialised besides their constants, so this is what the JIT would compile on a GPU.
+    Only the constants of the kernels are specialized, so the JIT compiles the same code on a GPU.
     """
     signature, constants = {}, {}
     values = launch.arguments()
@@ -43,47 +43,47 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def loops(sass: str) -> list[list[str]]:
-    """The instructions of every innermost loop: from a label to the branch back to it."""
+def innermost_loops(sass: str) -> list[list[str]]:
+    """Returns the instructions of every innermost loop, from its label to the branch back."""
     lines = sass.splitlines()
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.L_x_\d+):", line))}
-    spans = []
+    loops = []
     for end, line in enumerate(lines):
         begin = labels.get(m[1], end) if (m := re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) else end
         if begin < end:
-            spans.append((begin, end))
-    inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
+            loops.append((begin, end))
+    innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     instruction = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
-    return [[m[1] for line in lines[a : b + 1] if (m := instruction.search(line))] for a, b in inner]
+    return [[m[1] for line in lines[a : b + 1] if (m := instruction.search(line))] for a, b in innermost]
 
 
-def _width(instruction: str) -> int:
-    """Bits that one thread moves with LDG.E.EF.128 and the like."""
+def _access_bits(instruction: str) -> int:
+    """Returns the bits per thread of a load or store such as LDG.E.EF.128."""
     parts = instruction.split(".")
     return next((int(part.lstrip("SU")) for part in parts if part.lstrip("SU") in ("8", "16", "64", "128")), 32)
 
 
-def figures(launch: Launch, architecture: int) -> dict[str, object]:
-    """Registers, spills, shared memory, and the accesses in loops of a kernel that walks rows."""
-    cubin, shared = compile_kernel(launch, architecture)
+def measure(launch: Launch, architecture: int) -> dict[str, object]:
+    """Returns registers, spills and shared memory of a kernel, and the memory accesses in the loops that walk rows."""
+    cubin, shared_bytes = compile_kernel(launch, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
         sass = _tool("nvdisasm", "-c", file.name)
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    bodies = loops(sass) if launch.tile else []  # the others touch a few numbers a row
-    in_loops = [x for body in bodies for x in body]
-    loads = [_width(x) for x in in_loops if x.startswith("LDG")]
-    stores = [_width(x) for x in in_loops if x.startswith("STG")]
+    resources = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+    loops = innermost_loops(sass) if launch.tile else []  # kernels without a tile access a few numbers per row
+    instructions = [x for loop in loops for x in loop]
+    load_bits = [_access_bits(x) for x in instructions if x.startswith("LDG")]
+    store_bits = [_access_bits(x) for x in instructions if x.startswith("STG")]
     return {
-        "registers": found["REG"],
-        "spilled_bytes": found["STACK"],
+        "registers": resources["REG"],
+        "spilled_bytes": resources["STACK"],
         "local_accesses": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        "shared_bytes": shared,
-        "loads_in_loops": len(loads),
-        "narrowest_load_bits": min(loads, default=128),
-        "stores_in_loops": len(stores),
-        "narrowest_store_bits": min(stores, default=128),
-        "instructions_of_reading_loops": " ".join(str(len(x)) for x in bodies if any(y.startswith("LDG") for y in x)),
+        "shared_bytes": shared_bytes,
+        "loads_in_loops": len(load_bits),
+        "narrowest_load_bits": min(load_bits, default=128),
+        "stores_in_loops": len(store_bits),
+        "narrowest_store_bits": min(store_bits, default=128),
+        "instructions_of_reading_loops": " ".join(str(len(x)) for x in loops if any(y.startswith("LDG") for y in x)),
     }

@@ -1,15 +1,20 @@
-"""What the compiler makes of every Triton kernel, for every architecture, without a GPU.
+"""Compiles every Triton kernel for every architecture, without a GPU, and checks the machine code.
 
     python benchmarks/offline_checks.py [--arch 80 90] [--quick] [--out FILE]
 
-Compiles what the launchers of `sadkernels.triton` would launch and reads the machine code: registers, spilled bytes, shared
-memory, and how wide the loads and stores inside loops are (16 bytes is what they are written for). Exits with 1 when a
-kernel spills, has a narrower access in a loop that walks a row, or asks for more shared memory than a block may have.
+The script compiles the launches of `sadkernels.triton` and reads registers, spilled bytes, shared memory, and the widths of
+loads and stores in loops (16 bytes by design). It exits with 1 if a kernel spills, has a narrower access in a loop that
+walks a row, or needs more shared memory than a thread block may have.
 
-The full product of kernels, divergences, soft caps, dtypes, tiles and architectures is some 5000 compilations. Compiled on
-every architecture: forward_kl's forward and backward in one, and its backward, with every pair of dtypes and every tile; the
-same of the other divergences with every tile, dtypes in turn; all else with dtypes and tiles in turn. `--quick` compiles
-every kernel and divergence once, with the architectures in turn as well, and forward_kl's forward and backward on all.
+The full product of kernels, divergences, soft caps, dtypes, tiles and architectures has about 5000 compilations. The script
+compiles this sample on every architecture:
+
+    forward_kl: forward_backward, backward         every pair of dtypes, every tile
+    reverse_kl, jsd: forward_backward, backward    every tile, the dtypes in rotation
+    all other kernels                              dtypes and tiles in rotation
+
+`--quick` compiles every kernel and divergence once, with the architectures in rotation too, and forward_backward of
+forward_kl on every architecture.
 """
 
 from __future__ import annotations
@@ -27,32 +32,32 @@ if os.environ.pop("TRITON_INTERPRET", None):
 
 import torch
 from harness import RESULTS, write_csv
-from machine_code import TYPES, figures
+from machine_code import TYPES, measure
 
 from sadkernels.divergence import DIVERGENCES, DivergenceConfig
 from sadkernels.topk import TopkTarget, TopkValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
 from sadkernels.triton.span_ids import span_ids_launch
-from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
+from sadkernels.triton.span_kl import Inputs, Outputs, backward_launches, forward_launches, scale_launches
 from sadkernels.triton.topk_span_kl import topk_launches
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # that a block may have
+SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # limit per thread block
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = ((BF16, BF16), (FP32, FP32), (BF16, FP32), (FP16, FP16), (FP32, BF16))
 V = 50257
 
 
 class Variant(NamedTuple):
-    """A kernel with what it is compiled for."""
+    """A kernel and the options that it is compiled for."""
 
     kernel: str
     architecture: int
     divergence: str = "forward_kl"
     capped: bool = False
     dtypes: tuple[torch.dtype, torch.dtype] = (BF16, BF16)
-    tile: int = 0  # which of the kernel's tiles
+    tile: int = 0  # index into the kernel's tiles
 
     @property
     def name(self) -> str:
@@ -64,18 +69,18 @@ def _empty(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _problem(variant: Variant, n: int, gradient: bool, given_lse: bool = False) -> Problem:
+def _inputs(variant: Variant, n: int, gradient: bool, lse_given: bool = False) -> Inputs:
     student, teacher = (_empty(n, V, dtype=dtype) for dtype in variant.dtypes)
     cap = 30.0 if variant.capped else None
     config = DivergenceConfig(V, divergence=variant.divergence, student_softcap=cap, teacher_softcap=cap)
-    return Problem(
+    return Inputs(
         student,
         teacher,
         _empty(n, dtype=torch.uint8),
         config,
         _empty(n, V, dtype=student.dtype) if gradient else None,
         _empty(n) if gradient else None,
-        _empty(2, n) if given_lse else None,
+        _empty(2, n) if lse_given else None,
     )
 
 
@@ -84,25 +89,25 @@ def _outputs(n: int, stats: bool, state: bool) -> Outputs:
     return Outputs(_empty(n), _empty(3, n) if state else None, *statistics)
 
 
-_WHOLE, _SLICED = 4, 1  # rows; on a device without processors one row of V columns is cut into slices
+_WHOLE, _SLICED = 4, 1  # rows; without a GPU the launcher splits one row of V columns into slices
 
 
 def _whole(variant: Variant) -> list[Launch]:
     gradient = "backward" in variant.kernel
-    problem = _problem(variant, _WHOLE, gradient, "given" in variant.kernel)
+    inputs = _inputs(variant, _WHOLE, gradient, "given" in variant.kernel)
     if variant.kernel == "log_sum_exps":
-        return forward_launches(problem, Outputs(state=_empty(2, _WHOLE)))
-    return forward_launches(problem, _outputs(_WHOLE, "stats" in variant.kernel, not gradient))
+        return forward_launches(inputs, Outputs(state=_empty(2, _WHOLE)))
+    return forward_launches(inputs, _outputs(_WHOLE, "stats" in variant.kernel, not gradient))
 
 
 def _sliced(variant: Variant) -> list[Launch]:
     gradient = "gradient" in variant.kernel
     outputs = _outputs(_SLICED, "stats" in variant.kernel, not gradient)
-    return forward_launches(_problem(variant, _SLICED, gradient), outputs)
+    return forward_launches(_inputs(variant, _SLICED, gradient), outputs)
 
 
 def _backward(variant: Variant) -> list[Launch]:
-    return backward_launches(_problem(variant, _WHOLE, True), _empty(3, _WHOLE))
+    return backward_launches(_inputs(variant, _WHOLE, True), _empty(3, _WHOLE))
 
 
 def _scale(variant: Variant) -> list[Launch]:
@@ -111,15 +116,15 @@ def _scale(variant: Variant) -> list[Launch]:
 
 def _topk(variant: Variant) -> list[Launch]:
     n, k = _WHOLE, 64
-    problem = _problem(variant, n, "backward" in variant.kernel)
+    inputs = _inputs(variant, n, "backward" in variant.kernel)
     target = TopkTarget(_empty(n, k, dtype=torch.int32), _empty(n, k), _empty(n), _empty(n, dtype=torch.int32), 0.5)
-    values, given = TopkValues(_empty(n), _empty(2, n)), None
+    values, state_given = TopkValues(_empty(n), _empty(2, n)), None
     if "stats" in variant.kernel:
         values = values._replace(entropy=_empty(n), argmax=_empty(n, dtype=torch.int32))
     if variant.kernel == "top-k backward":
-        values, given = TopkValues(None, None), _empty(2, n)
-    of_gradient = {"grad": problem.grad, "weights": problem.weights, "state_given": given}
-    return topk_launches(problem.student, target, problem.kinds, problem.config, values, **of_gradient)
+        values, state_given = TopkValues(None, None), _empty(2, n)
+    backward = {"grad": inputs.grad, "weights": inputs.weights, "state_given": state_given}
+    return topk_launches(inputs.student, target, inputs.kinds, inputs.config, values, **backward)
 
 
 def _span_ids(variant: Variant) -> list[Launch]:
@@ -129,7 +134,7 @@ def _span_ids(variant: Variant) -> list[Launch]:
     return [span_ids_launch(*integers[:3], kinds, integers[3], *outputs)]
 
 
-KERNELS = {  # who launches it, and under which name
+KERNELS = {  # kernel in the CSV: function that builds the launches, name of the Triton kernel
     "forward": (_whole, "span_kl_kernel"),
     "forward, stats": (_whole, "span_kl_kernel"),
     "forward, lse given": (_whole, "span_kl_kernel"),
@@ -167,40 +172,42 @@ _ONE_DIVERGENCE = (
 _NO_TILE = ("combine slices, stats", "collect rows, stats", "span ids")
 _NEVER_CAPPED = (*_NO_TILE, "scale")
 _ONE_DTYPE = ("scale", "top-k forward, stats", "top-k forward_backward", "top-k forward_backward, stats", "top-k backward")
-_STORES = ("backward", "gradient", "scale")  # in the name of kernels that write rows
+_STORES = ("backward", "gradient", "scale")  # a kernel with one of these words in its name writes rows
 
 
 def launch(variant: Variant) -> Launch:
+    """Returns the launch that a variant stands for."""
     build, kernel = KERNELS[variant.kernel]
-    found = next(x for x in build(variant) if x.kernel.__name__ == kernel)
-    return found if found.tile is None else found._replace(tile=_tiles(variant)[variant.tile])
+    first = next(x for x in build(variant) if x.kernel.__name__ == kernel)
+    return first if first.tile is None else first._replace(tile=_tiles(variant)[variant.tile])
 
 
 def _tiles(variant: Variant) -> list[tiles.RowTile]:
-    """What the kernel may be launched with."""
+    """Returns the tiles that the launcher may choose for the kernel."""
     if variant.kernel in _NO_TILE:
         return []
     if variant.kernel in ("backward", "scale"):
         return list(tiles.one_pass_tiles(*variant.dtypes).values())
     if variant.kernel.startswith("top-k"):
-        return list(tiles.two_pass_tiles(*variant.dtypes, lean=False).values())
-    lean = "stats" not in variant.kernel and variant.divergence != "jsd" and not variant.capped
-    two_pass = list(tiles.two_pass_tiles(*variant.dtypes, lean).values())
+        return list(tiles.two_pass_tiles(*variant.dtypes, fits_64_registers=False).values())
+    fits_64_registers = "stats" not in variant.kernel and variant.divergence != "jsd" and not variant.capped
+    two_pass = list(tiles.two_pass_tiles(*variant.dtypes, fits_64_registers).values())
     return two_pass[1:2] if variant.kernel.startswith("slice") else two_pass
 
 
-def _kinds_of_kernel() -> Iterator[tuple[str, str, bool]]:
-    """Kernel, divergence, capped or not: every combination that differs."""
+def _cases() -> Iterator[tuple[str, str, bool]]:
+    """Yields every combination of kernel, divergence and soft cap that compiles to different code."""
     for kernel in KERNELS:
         for divergence in DIVERGENCES[: 1 if kernel in _ONE_DIVERGENCE else None]:
             if kernel == "slice values, gradient" and divergence != "forward_kl":
-                continue  # their gradient is the backward kernel's
+                continue  # the backward kernel computes their gradient
             yield kernel, divergence, False
             if kernel not in _NEVER_CAPPED:
                 yield kernel, divergence, True
 
 
-def _in_turn(i: int, variant: Variant) -> Variant:
+def _rotated(i: int, variant: Variant) -> Variant:
+    """Returns the variant with the i-th dtypes and tile of a rotation."""
     dtypes = DTYPES[i % len(DTYPES)]
     if variant.kernel in _ONE_DTYPE:
         dtypes = (dtypes[0], dtypes[0])
@@ -209,17 +216,17 @@ def _in_turn(i: int, variant: Variant) -> Variant:
 
 
 def variants(architectures: tuple[int, ...], quick: bool) -> Iterator[Variant]:
-    """The sample that the docstring describes."""
+    """Yields the sample that the module docstring describes."""
     if quick:
         for architecture in architectures:
             yield Variant("forward_backward", architecture, tile=1)
-        kinds = [kind for i, kind in enumerate(_kinds_of_kernel()) if not kind[2] or i % 3 == 0]
-        for i, (kernel, divergence, capped) in enumerate(kinds):
-            yield _in_turn(i, Variant(kernel, architectures[i % len(architectures)], divergence, capped))
+        cases = [case for i, case in enumerate(_cases()) if not case[2] or i % 3 == 0]
+        for i, (kernel, divergence, capped) in enumerate(cases):
+            yield _rotated(i, Variant(kernel, architectures[i % len(architectures)], divergence, capped))
         return
     for i, architecture in enumerate(architectures):
-        for j, (kernel, divergence, capped) in enumerate(_kinds_of_kernel()):
-            one = _in_turn(i + j, Variant(kernel, architecture, divergence, capped))
+        for j, (kernel, divergence, capped) in enumerate(_cases()):
+            one = _rotated(i + j, Variant(kernel, architecture, divergence, capped))
             if capped or kernel not in ("forward_backward", "backward"):
                 yield one
                 continue
@@ -229,54 +236,54 @@ def variants(architectures: tuple[int, ...], quick: bool) -> Iterator[Variant]:
 
 
 def inspect(variant: Variant) -> dict[str, object]:
-    """A row of the CSV."""
-    launched = launch(variant)
+    """Compiles a variant and returns its row of the CSV."""
+    compiled = launch(variant)
     return {
         "kernel": variant.kernel,
         "divergence": "any" if variant.kernel in _ONE_DIVERGENCE else variant.divergence,
         "capped": "both" if variant.capped else "",
         "student/teacher": "/".join(TYPES[x] for x in variant.dtypes),
         "architecture": f"sm_{variant.architecture}",
-        "tile": launched.tile.name if launched.tile else "",
-        "warps": launched.options()["num_warps"],
-        "columns_per_thread": launched.tile.group if launched.tile else "",
-        **figures(launched, variant.architecture),
+        "tile": compiled.tile.name if compiled.tile else "",
+        "warps": compiled.options()["num_warps"],
+        "columns_per_thread": compiled.tile.group if compiled.tile else "",
+        **measure(compiled, variant.architecture),
     }
 
 
-def faults(row: dict[str, object]) -> list[str]:
-    """What is wrong with a compiled kernel, in words."""
-    wanted = {"spilled_bytes": 0, "local_accesses": 0, "narrowest_load_bits": 128, "narrowest_store_bits": 128}
+def find_faults(row: dict[str, object]) -> list[str]:
+    """Returns the faults of a compiled kernel, in words."""
+    expected = {"spilled_bytes": 0, "local_accesses": 0, "narrowest_load_bits": 128, "narrowest_store_bits": 128}
     if row["kernel"].startswith("top-k forward"):
-        wanted["narrowest_load_bits"] = 32  # the next listed column, in the loop over those of a block
-    found = [f"{key} is {row[key]}, not {value}" for key, value in wanted.items() if row[key] != value]
+        expected["narrowest_load_bits"] = 32  # the loop over the top-k columns of a block loads one column at a time
+    faults = [f"{key} is {row[key]}, expected {value}" for key, value in expected.items() if row[key] != value]
     if row["tile"]:
         reads, writes = row["loads_in_loops"], row["stores_in_loops"]
         if not reads or (not writes and any(word in row["kernel"] for word in _STORES)):
-            found.append(f"{reads} loads and {writes} stores in loops: none was recognised")
+            faults.append(f"{reads} loads and {writes} stores in loops: some were not recognized")
     limit = SHARED_KB[int(row["architecture"].removeprefix("sm_"))] << 10
     if row["shared_bytes"] > limit:
-        found.append(f"{row['shared_bytes']} bytes of shared memory, a block may have {limit}")
-    return found
+        faults.append(f"{row['shared_bytes']} bytes of shared memory, limit {limit}")
+    return faults
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, such as 80 90")
-    parser.add_argument("--quick", action="store_true", help="a sample with every architecture, kernel and divergence")
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, for example 80 90")
+    parser.add_argument("--quick", action="store_true", help="compile a small sample")
     parser.add_argument("--out", type=Path, default=RESULTS / "triton_offline.csv")
     options = parser.parse_args()
-    rows, bad = [], 0
+    rows, faulty = [], 0
     sample = list(dict.fromkeys(variants(tuple(options.arch), options.quick)))
     with ProcessPoolExecutor() as workers:
         for variant, row in zip(sample, workers.map(inspect, sample)):
             rows.append(row)
-            wrong = faults(row)
-            bad += bool(wrong)
-            print(f"{variant.name} {row['tile']}: {row['registers']} registers, {'; '.join(wrong) or 'sound'}", flush=True)
+            faults = find_faults(row)
+            faulty += bool(faults)
+            print(f"{variant.name} {row['tile']}: {row['registers']} registers, {'; '.join(faults) or 'ok'}", flush=True)
     write_csv(options.out, rows)
-    print(f"{len(rows)} kernels, {bad} with faults; {options.out}")
-    return 1 if bad else 0
+    print(f"{len(rows)} kernels, {faulty} with faults; {options.out}")
+    return 1 if faulty else 0
 
 
 if __name__ == "__main__":

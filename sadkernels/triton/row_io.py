@@ -1,18 +1,19 @@
-"""Rows in memory: wide loads and stores whatever address a row begins at.
+"""Loads and stores of rows: 16 bytes per thread, whatever address a row starts at.
 
-A GPU moves 16 bytes per thread at a time, from addresses divisible by 16. Rows of GPT-2's 50257 bfloat16 columns begin at
-any even address. So a row is cut into
+A GPU moves 16 bytes per thread at a time, from addresses that are divisible by 16. A row may start at any address: rows of
+50257 bfloat16 columns (GPT-2) start at any even address. Therefore `split_row` splits a row into three parts:
 
-    edges before   at most GROUP - 1 columns, up to the first aligned address
-    whole groups   GROUP columns each: everything the loops touch, GROUPS of them at a time
-    edges after    at most GROUP - 1 columns
+    first edge     at most GROUP - 1 columns, up to the first aligned address
+    whole groups   GROUP columns each; a block is GROUPS of them, and loops process one block per iteration
+    last edge      at most GROUP - 1 columns
 
-and both edges together travel as one vector of 2 GROUP lanes. No address outside the row is touched.
+One vector of 2 GROUP lanes holds both edges. No function touches an address outside the row.
 """
 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -20,65 +21,81 @@ import triton.language as tl
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
+class RowParts(NamedTuple):
+    """The edges and the whole groups of a row, from `split_row`."""
+
+    head: tl.tensor  # columns before the first whole group
+    n_groups: tl.tensor  # whole groups
+    edge_column: tl.tensor  # (2 GROUP,) the column of each edge lane
+    edge_exists: tl.tensor  # (2 GROUP,) whether the lane has a column
+
+
 @triton.jit
 def row_pointer(base, row, inner, outer_stride, inner_stride):
-    """Where a row of a `RowLayout` begins, in 64 bits: N * V may exceed 2^31."""
+    """Returns the pointer to a row of a `RowLayout`, in 64-bit arithmetic because N * V may exceed 2^31."""
     return base + ((row // inner).to(tl.int64) * outer_stride + (row % inner).to(tl.int64) * inner_stride)
 
 
 @triton.jit
-def cut_row(row, columns, GROUP: tl.constexpr):
-    """Columns before the first whole group, the number of groups, the column of each edge lane and whether it exists."""
+def split_row(row, columns, GROUP: tl.constexpr):
+    """Returns the `RowParts` of the `columns` columns that start at the pointer `row`."""
     element = row.to(tl.int64) // (row.dtype.element_ty.primitive_bitwidth // 8)
     head = tl.minimum(((GROUP - element % GROUP) % GROUP).to(tl.int32), columns)
-    groups = (columns - head) // GROUP
+    n_groups = (columns - head) // GROUP
     lane = tl.arange(0, 2 * GROUP)
-    before = lane < GROUP
-    edge_column = tl.where(before, lane, head + groups * GROUP + lane - GROUP)
-    return head, groups, edge_column, edge_column < tl.where(before, head, columns)
+    first_edge = lane < GROUP
+    edge_column = tl.where(first_edge, lane, head + n_groups * GROUP + lane - GROUP)
+    return RowParts(head, n_groups, edge_column, edge_column < tl.where(first_edge, head, columns))
 
 
 @triton.jit
-def load_groups(
-    row, head, first, groups, ALIGNED: tl.constexpr, EVICTION: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr
-):
-    """(GROUPS, GROUP) columns from group `first` on, as stored; -inf where that leaves the row's groups.
+def load_groups(row, parts, first, ALIGNED: tl.constexpr, EVICTION: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Loads a block (GROUPS, GROUP) from group `first` on, in the storage dtype; groups outside the row become -inf.
 
-    ALIGNED says that every group begins at a multiple of 16 bytes; without it the loads are narrow. One mask bit serves a
-    whole group, so that the mask does not narrow them either.
+    If ALIGNED, every group starts at a multiple of 16 bytes; otherwise the loads are narrow. One mask bit covers a whole
+    group, so the mask does not narrow the loads.
 
-    Loops load the block they will need next before they compute with the one they have: half the registers of a block
-    twice the size, and the load has a whole block of arithmetic to arrive in.
+    Loops load the next block before they compute with the current one. This needs half the registers of a block twice the
+    size, and hides the latency of the load behind the arithmetic of one block.
     """
-    start = row + head
+    start = row + parts.head
     if ALIGNED:
         start = tl.multiple_of(start, 16)
     group = first + tl.arange(0, GROUPS)
     pointers = start + (group[:, None] * GROUP + tl.arange(0, GROUP)[None, :])
-    exists = ((group >= 0) & (group < groups))[:, None]
+    exists = ((group >= 0) & (group < parts.n_groups))[:, None]
     return tl.load(pointers, mask=exists, other=float("-inf"), eviction_policy=EVICTION)
 
 
 @triton.jit
-def store_groups(row, head, first, groups, x, ALIGNED: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Writes x (GROUPS, GROUP) where `load_groups` reads; nobody reads it soon, so it leaves the caches to the logits."""
-    start = row + head
+def store_groups(row, parts, first, x, ALIGNED: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Stores the block x (GROUPS, GROUP) from group `first` on.
+
+    The stores are evicted first from the caches, because no kernel reads the gradient soon and the logits need the space.
+    """
+    start = row + parts.head
     if ALIGNED:
         start = tl.multiple_of(start, 16)
     group = first + tl.arange(0, GROUPS)
     pointers = start + (group[:, None] * GROUP + tl.arange(0, GROUP)[None, :])
-    tl.store(pointers, x, mask=(group < groups)[:, None], eviction_policy="evict_first")
+    tl.store(pointers, x, mask=(group < parts.n_groups)[:, None], eviction_policy="evict_first")
 
 
 @triton.jit
-def load_edges(row, column, exists):
-    """The edge lanes in float32, -inf where there is no column."""
-    return tl.load(row + column, mask=exists, other=float("-inf")).to(tl.float32)
+def load_edges(row, parts):
+    """Loads both edges (2 GROUP,) in float32; lanes without a column become -inf."""
+    return tl.load(row + parts.edge_column, mask=parts.edge_exists, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
-def narrow(x, dtype: tl.constexpr):
-    """float32 in the storage dtype, to nearest even as the hardware does it; the interpreter truncates to bfloat16."""
+def store_edges(row, parts, x):
+    """Stores both edges x (2 GROUP,)."""
+    tl.store(row + parts.edge_column, x, mask=parts.edge_exists)
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr):
+    """Rounds float32 to the storage dtype, to nearest even. The interpreter truncates to bfloat16, so it rounds here."""
     if _INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
@@ -88,10 +105,10 @@ def narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def fill_zeros(row, columns, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Zeros into `columns` columns from `row` on."""
+    """Writes zeros to the `columns` columns that start at the pointer `row`."""
     if columns > 0:
-        head, groups, edge_column, edge_exists = cut_row(row, columns, GROUP)
+        parts = split_row(row, columns, GROUP)
         zeros = tl.zeros((GROUPS, GROUP), row.dtype.element_ty)
-        for block in range(tl.cdiv(groups, GROUPS)):
-            store_groups(row, head, block * GROUPS, groups, zeros, True, GROUPS, GROUP)
-        tl.store(row + edge_column, tl.zeros((2 * GROUP,), row.dtype.element_ty), mask=edge_exists)
+        for block in range(tl.cdiv(parts.n_groups, GROUPS)):
+            store_groups(row, parts, block * GROUPS, zeros, True, GROUPS, GROUP)
+        store_edges(row, parts, tl.zeros((2 * GROUP,), row.dtype.element_ty))

@@ -1,10 +1,14 @@
-"""The span KL of whole rows, on a grid that stays: each program takes a row, then the next one of its own.
+"""The kernels of the span KL: values and gradients of whole rows, the backward pass, and the scaling of a gradient.
 
-Rows come from the index of `supervised_rows`: program i of G walks positions i, i + G, ...; the rows that are read come
-first there, the others, which get zeros, last, so both kinds of work are shared out evenly.
+Each kernel runs on a persistent grid: program i of G processes tasks i, i + G, ... A task of `span_kl_kernel` is a row, a
+task of the other two is a (row, slice) pair, so that a few long rows occupy a whole GPU. `span_kl_slice_kernels` has the
+forward kernels for a few long rows.
 
-Every size that varies between calls is a plain argument that is not specialised: one compilation serves every N and V.
-A pointer that is None removes its code.
+The index of `supervised_rows` orders the rows: the rows to read come first, and the rows that only get zeros come last. So
+the programs share both kinds evenly.
+
+Sizes that vary between calls are arguments without specialization, so one compilation serves every N and V. A pointer that
+is None removes its code at compile time.
 """
 
 from __future__ import annotations
@@ -12,14 +16,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sadkernels.triton.row_io import fill_zeros, row_pointer
-from sadkernels.triton.row_passes import divergence_pass, gradient_pass, totals_pass
-from sadkernels.triton.softmax import entropy, from_log_sum_exp, log_sum_exp
+from sadkernels.triton.row_io import (
+    fill_zeros,
+    load_edges,
+    load_groups,
+    round_to,
+    row_pointer,
+    split_row,
+    store_edges,
+    store_groups,
+)
+from sadkernels.triton.softmax import LogitRow, Softmax, entropy, log_sum_exp, softmax_from_log_sum_exp
+from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, gradient_pass, totals_pass
 
-GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]
+_GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]
 SIZES = [
     *(f"{x}_{part}" for x in ("student", "teacher") for part in ("inner", "outer_stride", "inner_stride")),
-    *GRAD_LAYOUT,
+    *_GRAD_LAYOUT,
     "n_rows",
     "vocab_size",
     "grad_columns",
@@ -53,128 +66,189 @@ def span_kl_kernel(
     n_rows: tl.int32,
     vocab_size: tl.int32,
     grad_columns: tl.int32,
-    s_c: tl.float32,
-    t_c: tl.float32,
-    s_inner: tl.float32,
-    t_inner: tl.float32,
+    student_c: tl.float32,
+    teacher_c: tl.float32,
+    student_tanh_scale: tl.float32,
+    teacher_tanh_scale: tl.float32,
     grad_scale: tl.float32,
     beta: tl.float32,
     DIVERGENCE: tl.constexpr,
-    S_CAPPED: tl.constexpr,
-    T_CAPPED: tl.constexpr,
+    STUDENT_CAPPED: tl.constexpr,
+    TEACHER_CAPPED: tl.constexpr,
     TEACHER_ALIGNED: tl.constexpr,
     GRAD_ALIGNED: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Whatever has a pointer: value, state, statistics and gradient of a row. Without `value` the log-sum-exps alone."""
+    """Writes value, state, statistics and gradient of each row, as far as they have a pointer.
+
+    Without `value` it writes the log-sum-exps alone. With `lse` it uses these log-sum-exps in place of the rows' own.
+    """
     GRAD_LATER: tl.constexpr = grad is not None and DIVERGENCE != "forward_kl"
-    read = tl.load(rows + n_rows)
-    for position in range(tl.program_id(0), read if grad is None else n_rows, tl.num_programs(0)):
+    n_read = tl.load(rows + n_rows)
+    for position in range(tl.program_id(0), n_read if grad is None else n_rows, tl.num_programs(0)):
         row = tl.load(rows + position)
         if grad is not None:
             grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
         else:
             grad_row = None
         written = 0
-        if position < read:
+        if position < n_read:
             s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
             t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
+            s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
+            t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
             if lse is None or argmax is not None:
-                s_shift, s_total, t_shift, t_total, _, s_argmax, _, t_argmax = totals_pass(
-                    s_row,
-                    t_row,
-                    vocab_size,
-                    s_c,
-                    t_c,
-                    s_inner,
-                    t_inner,
-                    S_CAPPED,
-                    T_CAPPED,
-                    argmax is not None,
-                    GROUPS,
-                    GROUP,
-                )
-                s_inverse = 1.0 / s_total
-                t_inverse = 1.0 / t_total
+                s_totals, t_totals = totals_pass(s, t, vocab_size, argmax is not None, GROUPS, GROUP)
+                s_softmax = Softmax(s_totals.shift, 1.0 / s_totals.total)
+                t_softmax = Softmax(t_totals.shift, 1.0 / t_totals.total)
                 if argmax is not None:
-                    tl.store(argmax + row, s_argmax)
-                    tl.store(argmax + n_rows + row, t_argmax)
+                    tl.store(argmax + row, s_totals.argmax)
+                    tl.store(argmax + n_rows + row, t_totals.argmax)
             if lse is None:
                 if state is not None:
-                    tl.store(state + row, log_sum_exp(s_shift, s_total))
-                    tl.store(state + n_rows + row, log_sum_exp(t_shift, t_total))
+                    tl.store(state + row, log_sum_exp(s_totals.shift, s_totals.total))
+                    tl.store(state + n_rows + row, log_sum_exp(t_totals.shift, t_totals.total))
             else:
                 s_lse = tl.load(lse + row)
                 t_lse = tl.load(lse + n_rows + row)
-                s_shift, s_inverse = from_log_sum_exp(s_lse)
-                t_shift, t_inverse = from_log_sum_exp(t_lse)
+                s_softmax = softmax_from_log_sum_exp(s_lse)
+                t_softmax = softmax_from_log_sum_exp(t_lse)
                 tl.store(state + row, s_lse)
                 tl.store(state + n_rows + row, t_lse)
             if value is not None:
                 weight = 0.0
                 if grad is not None:
                     weight = tl.load(weights + row)
-                row_value, mean_pull, t_mean_log2, s_mean_log2 = divergence_pass(
-                    s_row,
-                    t_row,
-                    None if GRAD_LATER else grad_row,
+                g = GradRow(grad_row, weight, grad_scale, GRAD_ALIGNED)
+                sums = divergence_pass(
+                    s,
+                    t,
+                    s_softmax,
+                    t_softmax,
                     vocab_size,
-                    s_c,
-                    t_c,
-                    s_inner,
-                    t_inner,
-                    s_shift,
-                    s_inverse,
-                    t_shift,
-                    t_inverse,
-                    weight,
-                    grad_scale,
+                    g,
                     beta,
                     DIVERGENCE,
-                    S_CAPPED,
-                    T_CAPPED,
                     entropies is not None,
                     GRAD_LATER,
-                    TEACHER_ALIGNED,
-                    GRAD_ALIGNED,
                     GROUPS,
                     GROUP,
                 )
                 written = vocab_size
-                tl.store(value + row, row_value)
+                tl.store(value + row, sums.value)
                 if state is not None:
-                    tl.store(state + 2 * n_rows + row, mean_pull)
+                    tl.store(state + 2 * n_rows + row, sums.mean_dlogp)
                 if entropies is not None:
-                    tl.store(entropies + row, entropy(t_mean_log2))
-                    tl.store(entropies + n_rows + row, entropy(s_mean_log2))
+                    tl.store(entropies + row, entropy(sums.teacher_mean_log2))
+                    tl.store(entropies + n_rows + row, entropy(sums.student_mean_log2))
                 if GRAD_LATER:
                     if weight != 0.0:
                         gradient_pass(
-                            s_row,
-                            t_row,
-                            grad_row,
-                            vocab_size,
-                            s_c,
-                            t_c,
-                            s_inner,
-                            t_inner,
-                            s_shift,
-                            s_inverse,
-                            t_shift,
-                            t_inverse,
-                            mean_pull,
-                            weight * grad_scale,
-                            beta,
-                            DIVERGENCE,
-                            S_CAPPED,
-                            T_CAPPED,
-                            TEACHER_ALIGNED,
-                            GRAD_ALIGNED,
-                            GROUPS,
-                            GROUP,
+                            s, t, s_softmax, t_softmax, vocab_size, g, sums.mean_dlogp, beta, DIVERGENCE, GROUPS, GROUP
                         )
                     else:
                         written = 0
         if grad is not None:
             fill_zeros(grad_row + written, grad_columns - written, GROUPS, GROUP)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=POINTERS)
+def span_kl_backward_kernel(
+    student,
+    teacher,
+    grad,
+    rows,
+    weights,
+    state,
+    student_inner: tl.int32,
+    student_outer_stride: tl.int64,
+    student_inner_stride: tl.int64,
+    teacher_inner: tl.int32,
+    teacher_outer_stride: tl.int64,
+    teacher_inner_stride: tl.int64,
+    grad_inner: tl.int32,
+    grad_outer_stride: tl.int64,
+    grad_inner_stride: tl.int64,
+    n_rows: tl.int32,
+    vocab_size: tl.int32,
+    grad_columns: tl.int32,
+    slices: tl.int32,
+    slice_columns: tl.int32,
+    student_c: tl.float32,
+    teacher_c: tl.float32,
+    student_tanh_scale: tl.float32,
+    teacher_tanh_scale: tl.float32,
+    grad_scale: tl.float32,
+    beta: tl.float32,
+    DIVERGENCE: tl.constexpr,
+    STUDENT_CAPPED: tl.constexpr,
+    TEACHER_CAPPED: tl.constexpr,
+    TEACHER_ALIGNED: tl.constexpr,
+    GRAD_ALIGNED: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Writes the gradient of rows with a known state, in one pass over each slice."""
+    n_read = tl.load(rows + n_rows)
+    for task in range(tl.program_id(0), n_rows * slices, tl.num_programs(0)):
+        row = tl.load(rows + task // slices)
+        start = (task % slices) * slice_columns
+        end = tl.minimum(start + slice_columns, vocab_size)
+        grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
+        written = start
+        if task // slices < n_read:
+            weight = tl.load(weights + row)
+            if weight != 0.0:
+                s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
+                t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
+                s_softmax = softmax_from_log_sum_exp(tl.load(state + row))
+                t_softmax = softmax_from_log_sum_exp(tl.load(state + n_rows + row))
+                mean_dlogp = 0.0
+                if DIVERGENCE != "forward_kl":
+                    mean_dlogp = tl.load(state + 2 * n_rows + row)
+                s = LogitRow(s_row + start, student_c, student_tanh_scale, STUDENT_CAPPED, True)
+                t = LogitRow(t_row + start, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
+                g = GradRow(grad_row + start, weight, grad_scale, GRAD_ALIGNED)
+                gradient_pass(s, t, s_softmax, t_softmax, end - start, g, mean_dlogp, beta, DIVERGENCE, GROUPS, GROUP)
+                written = end
+        zeros_end = tl.where(end == vocab_size, grad_columns, end)
+        fill_zeros(grad_row + written, zeros_end - written, GROUPS, GROUP)
+
+
+@triton.jit(
+    do_not_specialize=[*_GRAD_LAYOUT, "n_rows", "grad_columns", "slices", "slice_columns"],
+    do_not_specialize_on_alignment=["grad", "kinds", "factor"],
+)
+def scale_rows_kernel(
+    grad,
+    kinds,
+    factor,
+    grad_inner: tl.int32,
+    grad_outer_stride: tl.int64,
+    grad_inner_stride: tl.int64,
+    n_rows: tl.int32,
+    grad_columns: tl.int32,
+    slices: tl.int32,
+    slice_columns: tl.int32,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Multiplies the rows of non-zero kind by the number at `factor`; returns at once if the number is 1.
+
+    The factor is nearly always 1. Therefore no launch computes an index of the rows, and the programs skip rows of kind 0.
+    """
+    by = tl.load(factor).to(tl.float32)
+    if by != 1.0:
+        for task in range(tl.program_id(0), n_rows * slices, tl.num_programs(0)):
+            row = task // slices
+            if tl.load(kinds + row) != 0:
+                start = (task % slices) * slice_columns
+                pointer = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride) + start
+                parts = split_row(pointer, tl.minimum(slice_columns, grad_columns - start), GROUP)
+                for block in range(tl.cdiv(parts.n_groups, GROUPS)):
+                    first = block * GROUPS
+                    g = load_groups(pointer, parts, first, True, "evict_first", GROUPS, GROUP).to(tl.float32) * by
+                    store_groups(pointer, parts, first, round_to(g, grad.dtype.element_ty), True, GROUPS, GROUP)
+                g = load_edges(pointer, parts) * by
+                store_edges(pointer, parts, round_to(g, grad.dtype.element_ty))

@@ -1,4 +1,4 @@
-"""These tests call the launchers themselves, on the GPU where there is one and in Triton's interpreter elsewhere."""
+"""The tests here call the Triton launchers, on the GPU if there is one and otherwise in Triton's interpreter."""
 
 from __future__ import annotations
 

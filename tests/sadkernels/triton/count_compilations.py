@@ -1,7 +1,6 @@
-"""Prints how often the JIT compiles the kernels over calls of many sizes. Run as a module: it replaces the GPU driver.
+"""Prints how often the JIT compiles each kernel over calls of many sizes. Run this as a module: it replaces the GPU driver.
 
-The launches go through the JIT as they would on a GPU, up to the launch itself; only the driver that says which GPU is
-there is a stand-in.
+The calls go through the JIT as on a GPU, except for the launch itself. `OfflineDriver` reports a GPU that is not there.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from sadkernels.topk import TopkTarget, TopkValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
 from sadkernels.triton.span_ids import span_ids_launch
-from sadkernels.triton.span_kl_launches import Outputs, Problem, backward_launches, forward_launches, scale_launches
+from sadkernels.triton.span_kl import Inputs, Outputs, backward_launches, forward_launches, scale_launches
 from sadkernels.triton.topk_span_kl import topk_launches
 
 
 class OfflineDriver:
-    """An A100 that can be compiled for."""
+    """Reports an A100, so that the JIT compiles for it."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 80, 32)
@@ -38,7 +37,7 @@ class OfflineDriver:
 
 
 def tensors() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Student, teacher and kinds of many sizes: 1, odd, divisible by 16; contiguous or not; aligned or not."""
+    """Yields student, teacher and kinds of many sizes: 1, odd, divisible by 16; contiguous or not; aligned or not."""
     for n, v in ((1, 1), (16, 16), (7, 1000), (2048, 1024), (5, 50257), (32, 50304), (1, 151936)):
         for offset, gap in ((0, 0), (1, 0), (8, 16)):
             memory = torch.empty(offset + n * (v + gap), dtype=torch.bfloat16, device="meta")
@@ -46,46 +45,46 @@ def tensors() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
             yield rows, rows, torch.empty(n, dtype=torch.uint8, device="meta")
 
 
-def launches(kernel: str) -> Iterator[Launch]:
-    def cut(n_rows: int, columns: int, grid: tiles.Grid) -> tiles.Slices:
+def span_kl_launches(kernel: str) -> Iterator[Launch]:
+    def split(n_rows: int, columns: int, grid: tiles.Grid) -> tiles.Slices:
         return tiles.Slices(2 + n_rows % 3 if kernel == "slices" else 1, columns)
 
     for student, teacher, kinds in tensors():
         n, v = student.shape
         row, state = torch.empty(n, device="meta"), torch.empty(3, n, device="meta")
-        problem = Problem(student, teacher, kinds, DivergenceConfig(v, 1.0 + v, beta=1 / (1 + v)), student, row)
-        with mock.patch.object(tiles, "slice_rows", cut):
+        inputs = Inputs(student, teacher, kinds, DivergenceConfig(v, 1.0 + v, beta=1 / (1 + v)), student, row)
+        with mock.patch.object(tiles, "slice_rows", split):
             if kernel == "backward":
-                found = backward_launches(problem, state)
+                launches = backward_launches(inputs, state)
             elif kernel == "scale":
-                found = scale_launches(student, kinds, torch.empty((), device="meta"))
+                launches = scale_launches(student, kinds, torch.empty((), device="meta"))
             else:
-                found = forward_launches(problem, Outputs(value=row))
-        for launch in found:
-            if kernel.startswith("forward") and "TEACHER_ALIGNED" in launch.known:
-                launch.known["TEACHER_ALIGNED"] = "out of phase" not in kernel
+                launches = forward_launches(inputs, Outputs(value=row))
+        for launch in launches:
+            if kernel.startswith("forward") and "TEACHER_ALIGNED" in launch.values:
+                launch.values["TEACHER_ALIGNED"] = "out of phase" not in kernel
             yield launch
 
 
 def span_ids_launches() -> Iterator[Launch]:
-    """Batches, tokens and spans of many sizes: none, 1, odd, divisible by 16."""
+    """Yields launches for batches, tokens and spans of many sizes: 0, 1, odd, divisible by 16."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     for b, t, m in ((1, 1, 1), (64, 512, 2560), (3, 1000, 0), (7, 77, 33), (16, 16, 16)):
-        given = (empty(b, t, 2), empty(m), empty(m), empty(m, dtype=torch.uint8), empty(b + 1))
+        inputs = (empty(b, t, 2), empty(m), empty(m), empty(m, dtype=torch.uint8), empty(b + 1))
         masks = empty(b, t, dtype=torch.bool), empty(b, t, dtype=torch.bool)
-        yield span_ids_launch(*given, empty(b, t, dtype=torch.uint8), None, None)
-        yield span_ids_launch(*given, None, *masks)
+        yield span_ids_launch(*inputs, empty(b, t, dtype=torch.uint8), None, None)
+        yield span_ids_launch(*inputs, None, *masks)
 
 
-def topk_launches_of_many_sizes() -> Iterator[Launch]:
+def all_topk_launches() -> Iterator[Launch]:
     for student, _, kinds in tensors():
         n, v = student.shape
         for k in (1, 5, 16, 33, 64):
-            columns, of_list, row = (torch.empty(shape, device="meta") for shape in ((n, k), (n, k), n))
-            target = TopkTarget(columns.int(), of_list, row, None, 1.0 if v % 2 else 0.5)
+            columns, log_p, row = (torch.empty(shape, device="meta") for shape in ((n, k), (n, k), n))
+            target = TopkTarget(columns.int(), log_p, row, None, 1.0 if v % 2 else 0.5)
             values = TopkValues(row, None)
             yield from topk_launches(student, target, kinds, DivergenceConfig(v, 1.0 + v), values, grad=student, weights=row)
 
@@ -93,12 +92,12 @@ def topk_launches_of_many_sizes() -> Iterator[Launch]:
 def main() -> None:
     driver.set_active(OfflineDriver())
     compiled: list[str] = []
-    knobs.runtime.jit_cache_hook = lambda **about: compiled.append(about["repr"])  # None: go on and compile
+    knobs.runtime.jit_cache_hook = lambda **call: compiled.append(call["repr"])  # returns None, so the JIT compiles
     counts = {}
     for kernel in ("forward_backward", "backward", "scale", "forward_backward out of phase", "slices", "span_ids", "top-k"):
         before = len(compiled)
-        special = {"span_ids": span_ids_launches, "top-k": topk_launches_of_many_sizes}.get(kernel)
-        for launch in special() if special else launches(kernel):
+        other = {"span_ids": span_ids_launches, "top-k": all_topk_launches}.get(kernel)
+        for launch in other() if other else span_kl_launches(kernel):
             launch.kernel.run(grid=(launch.programs,), warmup=True, **launch.arguments(), **launch.options())
         counts[kernel] = len(compiled) - before
     print(json.dumps(counts))

@@ -1,4 +1,4 @@
-"""The arithmetic of one column and of a running total, away from memory."""
+"""The arithmetic per column and of running totals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from sadkernels.divergence import DivergenceConfig
-from sadkernels.triton import divergences, softcap, softmax, span_kl
+from sadkernels.triton import divergences, softmax, span_kl
 
 INF, NAN = math.inf, math.nan
 
@@ -27,27 +27,27 @@ def _per_column(p: torch.Tensor, q: torch.Tensor, r: torch.Tensor, device: torch
     return out.cpu()
 
 
-def test_columns_have_their_digits_on_both_sides_of_the_branch(device):
-    """r from 1e-6 to 4 and its negatives: the smallest terms are 5e-13 p, and none may lose its digits or turn negative."""
+def test_kl_terms_are_accurate_on_both_sides_of_the_branch(device):
+    """r runs from 1e-6 to 4, in both signs. The smallest terms are 5e-13 p; no term may lose digits or become negative."""
     magnitude = torch.logspace(-6, math.log10(4), 2048, dtype=torch.float64)
     r = torch.cat([magnitude, -magnitude]).float()
     p = torch.full_like(r, 0.3)
     q = (0.3 * r.double().exp()).float()
     exact = p.double() * (torch.expm1(r.double()) - r.double())
-    small = r.abs() < 1e-3  # there even float64 loses digits in the difference: r^2 / 2 + r^3 / 6
+    small = r.abs() < 1e-3  # the difference loses digits even in float64, so use the series
     exact[small] = p[small].double() * r[small].double() ** 2 * (0.5 + r[small].double() / 6 + r[small].double() ** 2 / 24)
     got = _per_column(p, q, r, device)
     assert (got > 0).all()
     torch.testing.assert_close(got.double(), exact, rtol=2e-6, atol=0)
 
 
-def test_columns_at_the_edges(device):
-    cases = {  # (p, q, r): the term
-        (0.0, 0.25, INF): 0.25,  # the teacher's logit is -inf, or its probability is denormal
+def test_kl_terms_of_zero_infinite_and_nan_columns(device):
+    cases = {  # (p, q, r): term
+        (0.0, 0.25, INF): 0.25,  # teacher's logit -inf, or its probability denormal
         (0.0, 0.25, 90.0): 0.25,
-        (0.0, 0.0, NAN): 0.0,  # both -inf
-        (0.5, 0.0, -INF): INF,  # the student's is -inf
-        (0.5, 0.0, -200.0): 0.5 * 200 - 0.5,  # the student's probability is denormal
+        (0.0, 0.0, NAN): 0.0,  # both logits -inf
+        (0.5, 0.0, -INF): INF,  # student's logit -inf
+        (0.5, 0.0, -200.0): 0.5 * 200 - 0.5,  # student's probability denormal
         (NAN, 0.5, NAN): NAN,
         (0.5, NAN, NAN): NAN,
         (0.0, NAN, NAN): NAN,
@@ -57,25 +57,25 @@ def test_columns_at_the_edges(device):
 
 
 @triton.jit
-def _divergence_kernel(p, q, r, terms, gradient, beta, mean_pull, DIVERGENCE: tl.constexpr, N: tl.constexpr):
+def _divergence_kernel(p, q, r, terms, gradient, beta, mean_dlogp, DIVERGENCE: tl.constexpr, N: tl.constexpr):
     lane = tl.arange(0, N)
     p, q, r = tl.load(p + lane), tl.load(q + lane), tl.load(r + lane)
-    term, of_student = divergences.divergence_terms(q, p, r, beta, DIVERGENCE)
+    term, mean_dlogp_term = divergences.divergence_terms(q, p, r, beta, DIVERGENCE)
     tl.store(terms + lane, term)
-    tl.store(terms + N + lane, of_student)
-    tl.store(gradient + lane, divergences.divergence_gradient(q, p, r, mean_pull, beta, DIVERGENCE))
+    tl.store(terms + N + lane, mean_dlogp_term)
+    tl.store(gradient + lane, divergences.divergence_gradient(q, p, r, mean_dlogp, beta, DIVERGENCE))
 
 
-def _divergence(p, q, r, divergence: str, beta: float, mean_pull: float, device) -> tuple[torch.Tensor, torch.Tensor]:
+def _divergence(p, q, r, divergence: str, beta: float, mean_dlogp: float, device) -> tuple[torch.Tensor, torch.Tensor]:
     terms, gradient = torch.empty(2, p.numel(), device=device), torch.empty(p.numel(), device=device)
     columns = (x.to(device) for x in (p, q, r))
-    _divergence_kernel[(1,)](*columns, terms, gradient, beta, mean_pull, DIVERGENCE=divergence, N=p.numel())
+    _divergence_kernel[(1,)](*columns, terms, gradient, beta, mean_dlogp, DIVERGENCE=divergence, N=p.numel())
     return terms.cpu(), gradient.cpu()
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.97])
-def test_jsd_columns(beta, device):
-    """r from 0.01 to 80 and its negatives: a mixture of equals, one of them far above the other, and one of them nothing."""
+def test_jsd_terms_and_gradient(beta, device):
+    """r runs from 0.01 to 80, in both signs: from nearly equal probabilities to one that is 0."""
     magnitude = torch.logspace(-2, math.log10(80), 512, dtype=torch.float64)
     r = torch.cat([magnitude, -magnitude])
     larger, smaller = torch.full_like(r, 0.3), 0.3 * (-r.abs()).exp()
@@ -86,18 +86,18 @@ def test_jsd_columns(beta, device):
     exact = torch.stack([beta * by_teacher + (1 - beta) * by_student, (1 - beta) * by_student])
     terms, gradient = _divergence(p.float(), q.float(), r.float(), "jsd", beta, 0.01, device)
     assert (terms >= 0).all()
-    torch.testing.assert_close(terms.double(), exact, rtol=2e-4, atol=1e-11)  # 1e-7 of rounding in logs of 1e-3
-    pull = torch.where(q == 0, 0, q * (-(1 - beta) * (m / q).log() - 0.01))
-    torch.testing.assert_close(gradient.double(), pull, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(terms.double(), exact, rtol=2e-4, atol=1e-11)  # logs of 1e-3 have a rounding error of 1e-7
+    exact_gradient = torch.where(q == 0, 0, q * (-(1 - beta) * (m / q).log() - 0.01))
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
-def test_divergences_at_the_edges(divergence, device):
+def test_divergences_of_zero_infinite_and_nan_columns(divergence, device):
     beta = 0.25
     jsd = divergence == "jsd"
-    cases = {  # (p, q, r): the term, the gradient for E_q[G] = 0
+    cases = {  # (p, q, r): (term, gradient for E_q[dlogp] = 0)
         (0.0, 0.0, NAN): (0.0, 0.0),  # both logits -inf
-        (0.5, 0.0, -INF): (0.5 * beta * -math.log(beta), 0.0) if jsd else (0.5, 0.0),  # the student's
+        (0.5, 0.0, -INF): (0.5 * beta * -math.log(beta), 0.0) if jsd else (0.5, 0.0),  # student's logit -inf
         (0.0, 0.5, INF): (0.5 * 0.75 * -math.log(0.75), 0.5 * 0.75 * math.log(4 / 3)) if jsd else (INF, INF),
         (0.5, 0.5, 0.0): (0.0, 0.0),
         (NAN, 0.5, NAN): (NAN, NAN),
@@ -108,7 +108,7 @@ def test_divergences_at_the_edges(divergence, device):
     p, q, r = (torch.tensor(column, dtype=torch.float32) for column in zip(*cases))
     terms, gradient = _divergence(p, q, r, divergence, beta, 0.0, device)
     expected = torch.tensor(list(cases.values())).T
-    if jsd:  # of the sum of m - p - p log(m / p) over all columns the first two terms cancel; here they are in each
+    if jsd:  # m - p of the term m - p - p log(m / p) cancels in the sum over all columns, but not per column
         expected[0, 1] += beta * (beta - 1) * 0.5 + (1 - beta) * beta * 0.5
         expected[0, 2] += beta * 0.75 * 0.5 + 0.75 * (0.75 - 1) * 0.5
     torch.testing.assert_close(torch.stack([terms[0], gradient]), expected, equal_nan=True)
@@ -117,11 +117,11 @@ def test_divergences_at_the_edges(divergence, device):
 @triton.jit
 def _tanh_kernel(u, out, N: tl.constexpr):
     lane = tl.arange(0, N)
-    tl.store(out + lane, softcap.tanh(tl.load(u + lane)))
+    tl.store(out + lane, softmax.tanh(tl.load(u + lane)))
 
 
-def test_tanh_has_its_digits_near_0_and_saturates(device):
-    """From 1e-30 through the branch at 0.625 to 100; the infinities and NaN as PyTorch has them."""
+def test_tanh_is_accurate_near_0_and_saturates(device):
+    """u runs from 1e-30 to 100, across the branch at 0.625. Infinities and NaN match PyTorch."""
     magnitude = torch.cat(
         [torch.logspace(-30, 2, 1000), torch.linspace(0.6, 0.65, 20), torch.tensor([INF, 0.0, NAN, 5e-45])]
     )
@@ -131,8 +131,8 @@ def test_tanh_has_its_digits_near_0_and_saturates(device):
     torch.testing.assert_close(out.cpu().double(), u.double().tanh(), rtol=3e-7, atol=1e-44, equal_nan=True)
 
 
-def test_capped_logits_at_both_ends(device):
-    """-inf becomes -cap, a column like others: it has a probability, no slope, and never is the largest."""
+def test_soft_cap_of_infinite_and_huge_logits(device):
+    """A logit of -inf becomes -cap: the column has a probability and a slope of 0, and is never the argmax."""
     s = torch.tensor([[-INF, -INF, 1e30, 2.0, 1e-6]])
     t = torch.tensor([[0.0, -INF, 3.0, INF, -1e-6]])
     kinds, weights = torch.ones(1, dtype=torch.uint8), torch.ones(1)
@@ -141,15 +141,15 @@ def test_capped_logits_at_both_ends(device):
     p, q = z_t.softmax(-1), z_s.softmax(-1)
     grad = torch.empty_like(s, device=device)
     tensors = (s.to(device), t.to(device), kinds.to(device), weights.to(device))
-    found = span_kl.forward_backward(*tensors, config, stats=True, grad=grad)
-    torch.testing.assert_close(found.value.double().cpu(), (p * (p / q).log()).sum(-1), rtol=2e-6, atol=0)
+    values = span_kl.forward_backward(*tensors, config, stats=True, grad=grad)
+    torch.testing.assert_close(values.value.double().cpu(), (p * (p / q).log()).sum(-1), rtol=2e-6, atol=0)
     torch.testing.assert_close(grad.double().cpu(), (q - p) * (1 - torch.tanh(s.double() / 3) ** 2), rtol=1e-5, atol=1e-7)
-    assert found.argmax.tolist() == [[2], [3]]
+    assert values.argmax.tolist() == [[2], [3]]
 
 
 @pytest.mark.parametrize("order", ["rising", "falling", "-inf first", "-inf last"])
 def test_running_total_over_blocks(order, device):
-    """Three blocks whose maxima move the shift up, not at all, or from and to nothing."""
+    """The maxima of three blocks move the shift up, leave it, or move it from and to -inf."""
     v = 3 * 512
     student = torch.linspace(-300, 300, v)[None]
     if order == "falling":
@@ -159,17 +159,17 @@ def test_running_total_over_blocks(order, device):
         student[:, (slice(0, 600) if order == "-inf first" else slice(900, None))] = -INF
     teacher = student.clone()
     kinds = torch.ones(1, dtype=torch.uint8)
-    found = span_kl.forward(student.to(device), teacher.to(device), kinds.to(device), DivergenceConfig(v), stats=True)
+    values = span_kl.forward(student.to(device), teacher.to(device), kinds.to(device), DivergenceConfig(v), stats=True)
     exact = torch.logsumexp(student.double(), -1)
     p = (student.double() - exact[:, None]).exp()
-    torch.testing.assert_close(found.state[:2].double().cpu(), exact.expand(2, 1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(values.state[:2].double().cpu(), exact.expand(2, 1), rtol=1e-6, atol=1e-6)
     entropy = torch.special.entr(p).sum(-1)
-    torch.testing.assert_close(found.entropies.double().cpu(), entropy.expand(2, 1), rtol=2e-6, atol=1e-6)
-    assert found.value.item() == 0.0 and (found.argmax == student.argmax()).all()
+    torch.testing.assert_close(values.entropies.double().cpu(), entropy.expand(2, 1), rtol=2e-6, atol=1e-6)
+    assert values.value.item() == 0.0 and (values.argmax == student.argmax()).all()
 
 
 def test_argmax_ties_go_to_the_lowest_column_across_blocks_and_edges(device):
-    """Candidates in one thread's groups of two blocks, in another thread's, and in both edges of a row at an odd address."""
+    """The ties lie in one thread's groups of two blocks, in two threads, and in both edges of a row at an odd address."""
     v = 1100  # three blocks of 512 float32 columns, from one element past an aligned address
     ties = [(5, 517), (517, 518), (600, 1029), (0, 512), (513, 1098), (0, 1099)]
     memory = torch.randn(2 * len(ties) * v + 1)
@@ -186,17 +186,17 @@ def test_argmax_ties_go_to_the_lowest_column_across_blocks_and_edges(device):
 
 
 @triton.jit
-def _from_log_sum_exp_kernel(lse, shift, inverse, N: tl.constexpr):
+def _softmax_kernel(lse, shift, inverse, N: tl.constexpr):
     lane = tl.arange(0, N)
-    s, i = softmax.from_log_sum_exp(tl.load(lse + lane))
-    tl.store(shift + lane, s)
-    tl.store(inverse + lane, i)
+    result = softmax.softmax_from_log_sum_exp(tl.load(lse + lane))
+    tl.store(shift + lane, result.shift)
+    tl.store(inverse + lane, result.inverse_total)
 
 
-def test_a_stored_log_sum_exp_keeps_its_digits(device):
-    """In powers of two 100 nats have 6e-6 of rounding in one float; 1 / total must be 20 times better than that."""
+def test_softmax_from_a_stored_log_sum_exp_keeps_its_digits(device):
+    """100 nats times log2(e) have a rounding error of 6e-6 in one float; 1 / total must be 20 times more accurate."""
     lse = torch.linspace(-100, 100, 256)
     shift, inverse = torch.empty(256, device=device), torch.empty(256, device=device)
-    _from_log_sum_exp_kernel[(1,)](lse.to(device), shift, inverse, N=256)
+    _softmax_kernel[(1,)](lse.to(device), shift, inverse, N=256)
     nats = shift.double().cpu() * math.log(2) - inverse.double().cpu().log()
     torch.testing.assert_close(nats, lse.double(), rtol=0, atol=3e-7)

@@ -1,4 +1,4 @@
-"""What a compiler makes of the kernels. Triton compiles without a GPU, but not in a process that interprets."""
+"""Checks of the compiled kernels. Triton compiles without a GPU, but not in a process that interprets the kernels."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sadkernels.divergence import DIVERGENCES
 
 ROOT = Path(__file__).parents[3]
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
-SHARED_KB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # that a block may have
+SHARED_KB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # limit per thread block
 
 
 def run_compiling(*command: str) -> subprocess.CompletedProcess:
-    """Runs Python on `command` with the compiler in place of the interpreter."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
+    """Runs a Python command with the compiler instead of the interpreter."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *command], env=env, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> list[dict[str, str]]:
-    """A sample of kernels, divergences, dtypes and tiles, spread over the architectures."""
+    """Compiles a sample of kernels, divergences, dtypes and tiles, spread over the architectures."""
     out = tmp_path_factory.mktemp("offline") / "kernels.csv"
     done = run_compiling("benchmarks/offline_checks.py", "--quick", "--out", str(out))
     assert out.exists(), done.stderr
@@ -35,45 +35,47 @@ def compiled(tmp_path_factory) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_spills_and_loops_move_16_bytes(compiled, architecture):
-    """Traps 2 and 13 of other kernels: tiles too wide for their warps, and 2-byte accesses at V = 50257."""
+def test_no_kernel_spills_and_loops_access_16_bytes(compiled, architecture):
+    """Tiles that are too wide for their warps spill. Rows of 50257 columns are odd, which invites 2-byte accesses."""
     rows = [row for row in compiled if row["architecture"] == architecture]
     assert any(row["kernel"] == "forward_backward" for row in rows)
     for row in rows:
         about = {key: row[key] for key in ("kernel", "divergence", "capped", "student/teacher", "tile", "registers")}
         assert (row["spilled_bytes"], row["local_accesses"]) == ("0", "0"), about
-        narrowest_load = "32" if row["kernel"].startswith("top-k forward") else "128"  # the next column of its list
+        narrowest_load = (
+            "32" if row["kernel"].startswith("top-k forward") else "128"
+        )  # it loads the top-k columns one by one
         assert (row["narrowest_load_bits"], row["narrowest_store_bits"]) == (narrowest_load, "128"), about
         assert int(row["shared_bytes"]) <= SHARED_KB[architecture] << 10, about
-        if row["tile"]:  # else it touches a few numbers a row
-            assert int(row["loads_in_loops"]) >= 1, about  # the widths above are those of accesses that were found
+        if row["tile"]:  # kernels without a tile access a few numbers per row
+            assert int(row["loads_in_loops"]) >= 1, about  # otherwise the widths above would mean nothing
             writes = any(word in row["kernel"] for word in ("backward", "gradient", "scale"))
             assert int(row["stores_in_loops"]) >= writes, about
         if row["tile"] in ("pair", "crowded"):
-            assert int(row["registers"]) <= 64, about  # 1024 threads on an SM
+            assert int(row["registers"]) <= 64, about  # 1024 threads fit on an SM
 
 
 def test_the_sample_has_every_kernel_and_divergence(compiled):
-    found = {(row["kernel"], row["divergence"]) for row in compiled}
+    compiled_for = {(row["kernel"], row["divergence"]) for row in compiled}
     for kernel in ("forward", "forward_backward", "forward_backward, stats", "backward", "slice values"):
-        assert {(kernel, divergence) for divergence in DIVERGENCES} <= found
+        assert {(kernel, divergence) for divergence in DIVERGENCES} <= compiled_for
     for kernel in ("log_sum_exps", "slice totals", "combine slices, stats", "collect rows, stats", "scale", "span ids"):
-        assert (kernel, "any") in found
+        assert (kernel, "any") in compiled_for
     for kernel in ("forward, stats", "forward_backward", "forward_backward, stats", "backward"):
-        assert (f"top-k {kernel}", "any") in found
+        assert (f"top-k {kernel}", "any") in compiled_for
     assert {row["capped"] for row in compiled} == {"", "both"}
 
 
 def test_sizes_do_not_recompile():
-    """Trap 8: one compilation for all N and V of a tile and a dtype, whatever divides them; strides and addresses too."""
+    """One compilation per tile and dtype serves all N, V, strides and addresses, whatever divides them."""
     done = run_compiling("-m", "tests.sadkernels.triton.count_compilations")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
-        "forward_backward": 1 + 2,  # the index, then the short and the long tile
+        "forward_backward": 1 + 2,  # the index; the kernel on the short and on the long tile
         "backward": 1 + 2,
         "scale": 2,
-        "forward_backward out of phase": 2,  # the teacher's rows begin elsewhere in their groups than the student's
-        "slices": 3,  # totals, values, and what combines them; one tile
-        "span_ids": 2,  # the ids, the masks
-        "top-k": 2 * 2,  # lists of up to 16 and up to 64 columns on the short and the long tile
+        "forward_backward out of phase": 2,  # the teacher's rows have another phase than the student's
+        "slices": 3,  # totals, values, combination; one tile
+        "span_ids": 2,  # ids, masks
+        "top-k": 2 * 2,  # k up to 16 and up to 64, on the short and on the long tile
     }

@@ -1,4 +1,4 @@
-"""The index of the rows that are read, and the grid that walks it."""
+"""The index of the rows to read, and the grid that walks it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from sadkernels.divergence import DivergenceConfig
-from sadkernels.triton import span_kl, span_kl_launches
+from sadkernels.triton import span_kl
+from sadkernels.triton.launch import Launch
 from sadkernels.triton.supervised_rows import collect_rows_kernel
 
 BLOCK = 16
 
 
 def _collect(kinds: torch.Tensor, weights: torch.Tensor | None, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The index and the outputs, all in guarded buffers, on blocks so small that N needs several."""
+    """Returns the index and the outputs. Guards surround the buffers, and the block is so small that N needs several."""
     n = kinds.numel()
     buffers = [torch.full((size + 8,), 7, dtype=dtype, device=device) for size, dtype in _sizes(n)]
     rows, value, state, entropies, argmax = buffers
@@ -36,7 +37,7 @@ def _sizes(n: int) -> list[tuple[int, torch.dtype]]:
 
 @pytest.mark.parametrize("n", [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 3])
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0], ids=["none", "some", "all"])
-def test_rows_that_are_read_come_first_and_in_order(n, share, device):
+def test_rows_to_read_come_first_and_in_order(n, share, device):
     kinds = (torch.rand(n) < share).to(torch.uint8) * 2
     weights = torch.where(torch.rand(n) < 0.5, 0.0, torch.tensor([-1.0, torch.nan])[torch.arange(n) % 2])
     for w in (None, weights):
@@ -45,16 +46,16 @@ def test_rows_that_are_read_come_first_and_in_order(n, share, device):
         count = int(rows[n])
         assert rows[:count].tolist() == read.nonzero().flatten().tolist()
         assert rows[count:n].tolist() == (~read).nonzero().flatten().tolist()[::-1]
-        for output in outputs:  # zeros for rows that are not read, nothing for the others
+        for output in outputs:  # zeros on rows that are not read; the other rows are untouched
             assert torch.equal(output.view(-1, n), torch.where(read, 7, 0).to(output.dtype).expand(output.numel() // n, n))
 
 
 def test_every_program_walks_several_rows(device, monkeypatch):
-    """More rows than programs, in a number that they do not share out evenly, next to rows that are not read."""
+    """There are more rows than programs, in a number that the programs cannot share evenly; some rows are not read."""
     n, v = 11, 40
     launched = []
-    run = span_kl_launches.Launch.run
-    monkeypatch.setattr(span_kl_launches.Launch, "run", lambda self, at: (launched.append(self.programs), run(self, at)))
+    run = Launch.run
+    monkeypatch.setattr(Launch, "run", lambda self, device: (launched.append(self.programs), run(self, device)))
     s, t = torch.randn(n, v, device=device), torch.randn(n, v, device=device)
     for kinds in (torch.arange(n) % 3, torch.zeros(n), torch.ones(n)):
         kinds = kinds.to(torch.uint8).to(device)
@@ -68,7 +69,7 @@ def test_every_program_walks_several_rows(device, monkeypatch):
         assert launched == [1, 2] * 3
 
 
-def test_no_rows_at_all(device):
+def test_no_rows(device):
     s, kinds = torch.empty(0, 5, device=device), torch.empty(0, dtype=torch.uint8, device=device)
     config = DivergenceConfig(5)
     values = span_kl.forward(s, s, kinds, config, stats=True)

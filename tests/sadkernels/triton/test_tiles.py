@@ -1,4 +1,4 @@
-"""The tile and the grid follow from the length of the rows and from the card."""
+"""The choice of tile and grid from the length of the rows and the GPU."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sadkernels.triton import tiles
 FP32, BF16 = torch.float32, torch.bfloat16
 CUDA = torch.device("cuda")
 A100, A6000, RTX4090, H200 = (
-    tiles._Card(108, 40 << 20, False),
-    tiles._Card(84, 6 << 20, True),
-    tiles._Card(128, 72 << 20, True),
-    tiles._Card(132, 60 << 20, False),
+    tiles._Gpu(108, 40 << 20, False),
+    tiles._Gpu(84, 6 << 20, True),
+    tiles._Gpu(128, 72 << 20, True),
+    tiles._Gpu(132, 60 << 20, False),
 )
 
 
 @pytest.mark.parametrize(
-    "card, columns, dtype, lean, name, programs",
+    "gpu, columns, dtype, fits_64_registers, name, programs",
     [
-        (H200, 50257, BF16, True, "pair", 264),  # 27 MB to be read again
+        (H200, 50257, BF16, True, "pair", 264),  # 27 MB to read again
         (H200, 151936, BF16, True, "crowded", 132),  # two programs per SM would hold 80 MB
         (H200, 151936, BF16, False, "roomy", 132),
         (H200, 1000, BF16, True, "short", 1056),
@@ -28,23 +28,23 @@ A100, A6000, RTX4090, H200 = (
         (A100, 151936, BF16, True, "crowded", 108),
         (RTX4090, 50257, BF16, True, "pair", 256),
         (RTX4090, 151936, BF16, True, "crowded", 128),
-        (RTX4090, 151936, FP32, True, "crowded", 86),  # its memory does not feed more, so L2 may decide
+        (RTX4090, 151936, FP32, True, "crowded", 86),  # memory cannot feed more programs, so L2 limits their number
         (A6000, 8192, BF16, True, "pair", 168),
         (A6000, 50257, BF16, True, "crowded", 43),
-        (A6000, 151936, BF16, True, "crowded", 84),  # half of the SMs would miss L2 as well
+        (A6000, 151936, BF16, True, "crowded", 84),  # even half of the SMs would exceed L2
     ],
 )
-def test_rows_in_flight_fit_l2_where_they_can(card, columns, dtype, lean, name, programs, monkeypatch):
-    monkeypatch.setattr(tiles, "_card", lambda device: card)
-    grid = tiles.two_pass_grid(columns, dtype, dtype, lean, CUDA)
+def test_rows_in_flight_fit_in_l2_if_possible(gpu, columns, dtype, fits_64_registers, name, programs, monkeypatch):
+    monkeypatch.setattr(tiles, "_gpu", lambda device: gpu)
+    grid = tiles.two_pass_grid(columns, dtype, dtype, fits_64_registers, CUDA)
     assert (grid.tile.name, grid.programs) == (name, programs)
 
 
 @pytest.mark.parametrize("student", [FP32, BF16], ids=str)
 @pytest.mark.parametrize("teacher", [FP32, BF16], ids=str)
-@pytest.mark.parametrize("lean", [True, False])
-def test_threads_of_a_tile_fit_an_sm(student, teacher, lean):
-    for tile in tiles.two_pass_tiles(student, teacher, lean).values():
-        threads = 32 * tile.warps * tile.per_processor
+@pytest.mark.parametrize("fits_64_registers", [True, False])
+def test_the_programs_of_a_tile_fit_on_an_sm(student, teacher, fits_64_registers):
+    for tile in tiles.two_pass_tiles(student, teacher, fits_64_registers).values():
+        threads = 32 * tile.warps * tile.per_sm
         assert threads * tile.registers <= 65536 and threads >= 512
         assert tile.group * min(student.itemsize, teacher.itemsize) == 16

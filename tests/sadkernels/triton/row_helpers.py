@@ -1,4 +1,4 @@
-"""Rows in guarded buffers, rows cut into slices, and what kernels make of them against the reference."""
+"""Helpers: rows in guarded buffers, rows split into slices, and comparisons with the reference."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sadkernels.divergence import RowValues
 from sadkernels.triton import tiles
 
 
-def cut_into(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """Lets the launchers cut every row into slices of `columns` columns (a multiple of 8), each on the narrowest tile."""
-    monkeypatch.setattr(tiles, "_wide", lambda found: found["short"])
+def split_rows_into(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Makes the launchers split every row into slices of `columns` columns (a multiple of 8), on the narrowest tile."""
+    monkeypatch.setattr(tiles, "_wide", lambda available: available["short"])
     monkeypatch.setattr(
         tiles, "slice_rows", lambda n_rows, all_columns, grid: tiles.Slices(-(-all_columns // columns), columns)
     )
 
 
 def rows_within(values: Tensor, offset: int, gap: int, guard: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`values` (N, V) as a view into a buffer of `guard`, `offset` elements into it and `gap` between rows; both."""
+    """Returns a buffer of `guard`, and a copy of `values` (N, V) in it: `offset` elements in, `gap` between rows."""
     n, v = values.shape
     buffer = torch.full((offset + n * (v + gap) + 16,), guard, dtype=values.dtype, device=device)
     rows = buffer.as_strided((n, v), (v + gap, 1), offset)
@@ -28,20 +28,22 @@ def rows_within(values: Tensor, offset: int, gap: int, guard: float, device: tor
 
 
 def assert_only_rows_written(buffer: Tensor, rows: Tensor, guard: float) -> None:
+    """Asserts that every element of `buffer` outside `rows` still holds `guard`."""
     inside = torch.zeros(buffer.shape, dtype=torch.bool, device=buffer.device)
     inside.as_strided(rows.shape, rows.stride(), rows.storage_offset()).fill_(True)
     assert (buffer[~inside] == guard).all()
 
 
 def assert_gradient(grad: Tensor, exact: Tensor) -> None:
+    """Asserts that a gradient matches the reference's in float64."""
     tolerance = torch.finfo(grad.dtype).eps / 2 + 1e-6  # one rounding, on a difference of two probabilities
     torch.testing.assert_close(grad.double().cpu(), exact, rtol=tolerance, atol=2e-6)
 
 
-def assert_values(found: RowValues, exact: RowValues) -> None:
-    """`found` against the reference's in float64, with statistics."""
-    torch.testing.assert_close(found.value.double().cpu(), exact.value, rtol=2e-6, atol=1e-7)
-    torch.testing.assert_close(found.state.double().cpu(), exact.state, rtol=2e-6, atol=1e-6)
-    torch.testing.assert_close(found.entropies.double().cpu(), exact.entropies, rtol=2e-6, atol=1e-6)
-    assert found.argmax.dtype == torch.int32
-    assert torch.equal(found.argmax.long().cpu(), exact.argmax)
+def assert_values(got: RowValues, exact: RowValues) -> None:
+    """Asserts that values, state and statistics match the reference's in float64."""
+    torch.testing.assert_close(got.value.double().cpu(), exact.value, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(got.state.double().cpu(), exact.state, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(got.entropies.double().cpu(), exact.entropies, rtol=2e-6, atol=1e-6)
+    assert got.argmax.dtype == torch.int32
+    assert torch.equal(got.argmax.long().cpu(), exact.argmax)

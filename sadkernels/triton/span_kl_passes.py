@@ -1,0 +1,241 @@
+"""The passes over a pair of rows, or over the same slice of both: totals, divergence, gradient.
+
+    totals_pass      shift and total of each softmax, and the argmax of each row; each row has its own groups
+    divergence_pass  sums of the divergence and of the statistics; for forward_kl also the gradient
+    gradient_pass    the gradient, once E_q[dlogp] is known
+
+The passes that compare both rows use the student's groups for the teacher too. Each pass runs in the opposite direction of
+the one before, so it starts with the columns that are still in the caches. The last pass that reads marks its loads
+evict-first. Each pass reads a block, and the edges, before it writes them, because the gradient may replace the student's
+logits in memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from sadkernels.triton.divergences import divergence_gradient, divergence_terms
+from sadkernels.triton.row_io import load_edges, load_groups, round_to, split_row, store_edges, store_groups
+from sadkernels.triton.softmax import (
+    NO_SHIFT,
+    add_block,
+    apply_softcap,
+    mean_log2,
+    merge_groups_and_edges,
+    probabilities,
+    row_argmax,
+    softcap_backward,
+    track_argmax,
+)
+
+
+class RowTotals(NamedTuple):
+    """Shift and total of a row or slice; with ARGMAX also its largest logit and the lowest column that has it."""
+
+    shift: tl.tensor
+    total: tl.tensor
+    best: tl.tensor
+    argmax: tl.tensor
+
+
+class RowSums(NamedTuple):
+    """Sums over the columns of a row or slice: divergence, E_q[dlogp], p log2 p, q log2 q."""
+
+    value: tl.tensor
+    mean_dlogp: tl.tensor
+    teacher_mean_log2: tl.tensor
+    student_mean_log2: tl.tensor
+
+
+class GradRow(NamedTuple):
+    """A row of the gradient by the student's logits: the derivative of the divergence by z / T, times weight * scale.
+
+    `pointer` is None if the pass writes no gradient.
+    """
+
+    pointer: tl.tensor
+    weight: tl.tensor  # derivative of the loss by the row's value
+    scale: tl.tensor  # derivative of z / T by the logit, without the soft cap's slope
+    ALIGNED: tl.constexpr  # whether the row's groups start at multiples of 16 bytes where the student's do
+
+
+@triton.jit
+def totals_pass(student, teacher, columns, ARGMAX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Returns the `RowTotals` of two `LogitRow`s, each read along its own aligned groups."""
+    s_parts = split_row(student.pointer, columns, GROUP)
+    t_parts = split_row(teacher.pointer, columns, GROUP)
+    s_edges = load_edges(student.pointer, s_parts)
+    t_edges = load_edges(teacher.pointer, t_parts)
+    s_shift = tl.full((GROUPS,), NO_SHIFT, tl.float32)
+    t_shift = tl.full((GROUPS,), NO_SHIFT, tl.float32)
+    s_total = tl.full((GROUPS,), 0.0, tl.float32)
+    t_total = tl.full((GROUPS,), 0.0, tl.float32)
+    if ARGMAX:
+        s_best = tl.full((GROUPS,), float("-inf"), tl.float32)
+        t_best = tl.full((GROUPS,), float("-inf"), tl.float32)
+        s_column = tl.full((GROUPS,), 0, tl.int32)
+        t_column = tl.full((GROUPS,), 0, tl.int32)
+    s_next = load_groups(student.pointer, s_parts, 0, True, "", GROUPS, GROUP)
+    t_next = load_groups(teacher.pointer, t_parts, 0, True, "", GROUPS, GROUP)
+    for block in range(tl.cdiv(tl.maximum(s_parts.n_groups, t_parts.n_groups), GROUPS)):
+        first = block * GROUPS
+        s = s_next.to(tl.float32)
+        t = t_next.to(tl.float32)
+        s_next = load_groups(student.pointer, s_parts, first + GROUPS, True, "", GROUPS, GROUP)
+        t_next = load_groups(teacher.pointer, t_parts, first + GROUPS, True, "", GROUPS, GROUP)
+        if ARGMAX:
+            s_top, s_best, s_column = track_argmax(s, s_parts.head, first, s_best, s_column, GROUPS, GROUP)
+            t_top, t_best, t_column = track_argmax(t, t_parts.head, first, t_best, t_column, GROUPS, GROUP)
+        s_exists = (first + tl.arange(0, GROUPS) < s_parts.n_groups)[:, None]
+        s = apply_softcap(s, student.tanh_scale, s_exists, student.CAPPED)
+        t_exists = (first + tl.arange(0, GROUPS) < t_parts.n_groups)[:, None]
+        t = apply_softcap(t, teacher.tanh_scale, t_exists, teacher.CAPPED)
+        if student.CAPPED or not ARGMAX:
+            s_top = tl.max(s, axis=1)
+        if teacher.CAPPED or not ARGMAX:
+            t_top = tl.max(t, axis=1)
+        s_shift, s_total = add_block(s, s_top, student.c, s_shift, s_total)
+        t_shift, t_total = add_block(t, t_top, teacher.c, t_shift, t_total)
+    s_row_best, s_argmax, t_row_best, t_argmax = 0.0, 0, 0.0, 0
+    if ARGMAX:
+        s_row_best, s_argmax = row_argmax(s_best, s_column, s_edges, s_parts.edge_column)
+        t_row_best, t_argmax = row_argmax(t_best, t_column, t_edges, t_parts.edge_column)
+    s_edges = apply_softcap(s_edges, student.tanh_scale, s_parts.edge_exists, student.CAPPED)
+    t_edges = apply_softcap(t_edges, teacher.tanh_scale, t_parts.edge_exists, teacher.CAPPED)
+    s_row_shift, s_row_total = merge_groups_and_edges(s_shift, s_total, s_edges, student.c)
+    t_row_shift, t_row_total = merge_groups_and_edges(t_shift, t_total, t_edges, teacher.c)
+    return (
+        RowTotals(s_row_shift, s_row_total, s_row_best, s_argmax),
+        RowTotals(t_row_shift, t_row_total, t_row_best, t_argmax),
+    )
+
+
+@triton.jit
+def _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio):
+    """Returns the exponents of both sides, q, p, and r = log q - log p of the columns s and t; r is NaN if q == p == 0."""
+    s_a, q = probabilities(s, student.c, s_softmax)
+    t_a, p = probabilities(t, teacher.c, t_softmax)
+    return s_a, t_a, q, p, tl.fma(s_a - t_a, 0.6931471805599453, log_total_ratio)  # ln 2
+
+
+@triton.jit
+def divergence_pass(
+    student,
+    teacher,
+    s_softmax,
+    t_softmax,
+    columns,
+    grad,
+    beta,
+    DIVERGENCE: tl.constexpr,
+    ENTROPIES: tl.constexpr,
+    GRAD_LATER: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Returns the `RowSums` of two `LogitRow`s; also writes the gradient of forward_kl if the `GradRow` has a pointer.
+
+    GRAD_LATER: a gradient pass follows, which reads the rows again and writes the gradient.
+    """
+    WRITE_GRAD: tl.constexpr = grad.pointer is not None and not GRAD_LATER
+    tl.static_assert(not WRITE_GRAD or DIVERGENCE == "forward_kl", "the gradient needs E_q[dlogp]")
+    EVICTION: tl.constexpr = "" if GRAD_LATER else "evict_first"
+    parts = split_row(student.pointer, columns, GROUP)
+    s_edges = load_edges(student.pointer, parts)
+    t_edges = load_edges(teacher.pointer, parts)
+    log_total_ratio = tl.log(s_softmax.inverse_total / t_softmax.inverse_total)
+    factor = grad.weight * grad.scale
+    value_sum = tl.full((GROUPS,), 0.0, tl.float32)
+    if DIVERGENCE == "jsd":
+        dlogp_sum = tl.full((GROUPS,), 0.0, tl.float32)
+    if ENTROPIES:
+        s_log2 = tl.log2(s_softmax.inverse_total)
+        t_log2 = tl.log2(t_softmax.inverse_total)
+        s_sum = tl.full((GROUPS,), 0.0, tl.float32)
+        t_sum = tl.full((GROUPS,), 0.0, tl.float32)
+    blocks = tl.cdiv(parts.n_groups, GROUPS)
+    first = (blocks - 1) * GROUPS
+    s_next = load_groups(student.pointer, parts, first, True, EVICTION, GROUPS, GROUP)
+    t_next = load_groups(teacher.pointer, parts, first, teacher.ALIGNED, EVICTION, GROUPS, GROUP)
+    for _ in range(blocks):
+        exists = (first + tl.arange(0, GROUPS) < parts.n_groups)[:, None]
+        s = apply_softcap(s_next, student.tanh_scale, exists, student.CAPPED)
+        t = apply_softcap(t_next, teacher.tanh_scale, exists, teacher.CAPPED)
+        s_next = load_groups(student.pointer, parts, first - GROUPS, True, EVICTION, GROUPS, GROUP)
+        t_next = load_groups(teacher.pointer, parts, first - GROUPS, teacher.ALIGNED, EVICTION, GROUPS, GROUP)
+        s_a, t_a, q, p, r = _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio)
+        terms, mean_dlogp_terms = divergence_terms(q, p, r, beta, DIVERGENCE)
+        value_sum += tl.sum(terms, axis=1)
+        if DIVERGENCE == "jsd":
+            dlogp_sum += tl.sum(mean_dlogp_terms, axis=1)
+        if WRITE_GRAD:
+            g = softcap_backward((q - p) * factor, s, student.CAPPED)
+            g = round_to(tl.where(grad.weight != 0.0, g, 0.0), grad.pointer.dtype.element_ty)
+            store_groups(grad.pointer, parts, first, g, grad.ALIGNED, GROUPS, GROUP)
+        if ENTROPIES:
+            s_sum += mean_log2(q, s_a, s_log2)
+            t_sum += mean_log2(p, t_a, t_log2)
+        first -= GROUPS
+    s = apply_softcap(s_edges, student.tanh_scale, parts.edge_exists, student.CAPPED)
+    t = apply_softcap(t_edges, teacher.tanh_scale, parts.edge_exists, teacher.CAPPED)
+    s_a, t_a, q, p, r = _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio)
+    terms, mean_dlogp_terms = divergence_terms(q, p, r, beta, DIVERGENCE)
+    value = tl.sum(value_sum, axis=0) + tl.sum(terms, axis=0)
+    mean_dlogp = 0.0
+    if DIVERGENCE == "jsd":
+        mean_dlogp = tl.sum(dlogp_sum, axis=0) + tl.sum(mean_dlogp_terms, axis=0)
+    elif DIVERGENCE == "reverse_kl":
+        mean_dlogp = value
+    if WRITE_GRAD:
+        g = softcap_backward((q - p) * factor, s, student.CAPPED)
+        g = round_to(tl.where(grad.weight != 0.0, g, 0.0), grad.pointer.dtype.element_ty)
+        store_edges(grad.pointer, parts, g)
+    s_mean_log2, t_mean_log2 = 0.0, 0.0
+    if ENTROPIES:
+        s_mean_log2 = tl.sum(s_sum, axis=0) + mean_log2(q, s_a, s_log2)
+        t_mean_log2 = tl.sum(t_sum, axis=0) + mean_log2(p, t_a, t_log2)
+    return RowSums(value, mean_dlogp, t_mean_log2, s_mean_log2)
+
+
+@triton.jit
+def gradient_pass(
+    student,
+    teacher,
+    s_softmax,
+    t_softmax,
+    columns,
+    grad,
+    mean_dlogp,
+    beta,
+    DIVERGENCE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Writes the gradient of the divergence to the `GradRow`."""
+    factor = grad.weight * grad.scale
+    parts = split_row(student.pointer, columns, GROUP)
+    s_edges = load_edges(student.pointer, parts)
+    t_edges = load_edges(teacher.pointer, parts)
+    log_total_ratio = tl.log(s_softmax.inverse_total / t_softmax.inverse_total)
+    s_next = load_groups(student.pointer, parts, 0, True, "evict_first", GROUPS, GROUP)
+    t_next = load_groups(teacher.pointer, parts, 0, teacher.ALIGNED, "evict_first", GROUPS, GROUP)
+    for block in range(tl.cdiv(parts.n_groups, GROUPS)):
+        first = block * GROUPS
+        exists = (first + tl.arange(0, GROUPS) < parts.n_groups)[:, None]
+        s = apply_softcap(s_next, student.tanh_scale, exists, student.CAPPED)
+        t = apply_softcap(t_next, teacher.tanh_scale, exists, teacher.CAPPED)
+        s_next = load_groups(student.pointer, parts, first + GROUPS, True, "evict_first", GROUPS, GROUP)
+        t_next = load_groups(teacher.pointer, parts, first + GROUPS, teacher.ALIGNED, "evict_first", GROUPS, GROUP)
+        _, _, q, p, r = _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio)
+        g = divergence_gradient(q, p, r, mean_dlogp, beta, DIVERGENCE)
+        g = round_to(softcap_backward(g * factor, s, student.CAPPED), grad.pointer.dtype.element_ty)
+        store_groups(grad.pointer, parts, first, g, grad.ALIGNED, GROUPS, GROUP)
+    s = apply_softcap(s_edges, student.tanh_scale, parts.edge_exists, student.CAPPED)
+    t = apply_softcap(t_edges, teacher.tanh_scale, parts.edge_exists, teacher.CAPPED)
+    _, _, q, p, r = _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio)
+    g = divergence_gradient(q, p, r, mean_dlogp, beta, DIVERGENCE)
+    g = round_to(softcap_backward(g * factor, s, student.CAPPED), grad.pointer.dtype.element_ty)
+    store_edges(grad.pointer, parts, g)

@@ -1,29 +1,22 @@
-// The kernels of one student dtype; every dtype has a source of its own, so that they compile at the same time.
+// The span divergences on an NVIDIA GPU: what the binding calls. Every pointer is to device memory; nothing is allocated and
+// nothing waits for the device. Errors of the runtime are thrown as std::runtime_error.
 #pragma once
 
 #include <cstdint>
 
+#include "runtime.h"
 #include "span_kl_params.h"
 
 namespace sad::cuda {
 
-struct Work;        // row_work.cuh
-struct TopkWork;  // topk_outcomes.cuh
+// Bytes of scratch memory that span_kl needs for `a` on this device; any 256-byte aligned memory will do.
+std::int64_t span_kl_scratch_bytes(const SpanKlParams& a, int device);
 
-enum Variant { lean, lean_stats, general, variants };  // see row_work.cuh; the last one can do anything
+// Everything that `a` has room for; the same bits on every run.
+void span_kl(const SpanKlParams& a, void* scratch, int device, Stream stream);
 
-struct Kernels {
-    using OfRows = void (*)(Work);
-    OfRows resident[variants], streamed[variants];
-    OfRows slice_totals[2], slice_values[2];  // without and with statistics
-    OfRows gradient[2];                       // general, lean
-    void (*listed[2])(TopkWork);            // general, lean
-    void (*scale)(Rows<void> grad, const std::uint8_t* kinds, const float* factor, int rows, int columns, int slices,
-                  int slice_columns);
-};
-
-Kernels float32_kernels();
-Kernels bfloat16_kernels();
-Kernels float16_kernels();
+// Multiplies the rows of grad (rows, columns) with kinds != 0 by the number at `factor`.
+void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad, const std::uint8_t* kinds,
+                const float* factor, int device, Stream stream);
 
 }  // namespace sad::cuda

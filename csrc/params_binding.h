@@ -1,4 +1,8 @@
-// The Python side of `SpanKlParams`, the same for every compiled backend: addresses, sizes and numbers by name.
+// Binds the structs of `params.h` to Python. Each class has a constructor that takes the fields by name:
+//
+//   SpanKlParams(rows=4, vocab=8, ..., grad=(address, dtype, inner, outer_stride, inner_stride), value=address)
+//
+// Python passes a pointer as an address, `Rows` as a tuple, and leaves out a pointer that is null.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -6,61 +10,123 @@
 
 #include <cstdint>
 #include <tuple>
-#include <utility>
+#include <type_traits>
 
-#include "span_kl_params.h"
+#include "params.h"
 
 namespace sad {
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
-using RowsTuple = std::tuple<Address, int, std::int64_t, std::int64_t, std::int64_t>;
-
-template <typename T>
-Rows<T> as_rows(const RowsTuple& t) {
-    return {reinterpret_cast<T*>(std::get<0>(t)), static_cast<Dtype>(std::get<1>(t)), std::get<2>(t), std::get<3>(t),
-            std::get<4>(t)};
-}
 
 template <typename T>
 T* as_pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Defines `name` in m: it calls run(params, own...), `names` being the Python names of the backend's own arguments.
-template <typename Result, typename... Own, typename... Names>
-void define_with_params(py::module_& m, const char* name, Result (*run)(const SpanKlParams&, Own...),
-                        const Names&... names) {
-    m.def(
-        name,
-        [run](std::int64_t rows, std::int64_t vocab, std::int64_t student_columns, const RowsTuple& student,
-              const RowsTuple& teacher, const RowsTuple& grad, std::pair<float, float> scales, std::pair<float, float> caps,
-              int divergence, float beta, float temperature, Address kinds, Address weights, Address lse_given,
-              Address state_given, Address value, Address state, Address entropies, Address argmax, Own... own) {
-            const SpanKlParams params{rows,
-                                      vocab,
-                                      student_columns,
-                                      {as_rows<const void>(student), scales.first, caps.first},
-                                      {as_rows<const void>(teacher), scales.second, caps.second},
-                                      as_rows<void>(grad),
-                                      static_cast<Divergence>(divergence),
-                                      beta,
-                                      temperature,
-                                      as_pointer<const std::uint8_t>(kinds),
-                                      as_pointer<const float>(weights),
-                                      as_pointer<const float>(lse_given),
-                                      as_pointer<const float>(state_given),
-                                      as_pointer<float>(value),
-                                      as_pointer<float>(state),
-                                      as_pointer<float>(entropies),
-                                      as_pointer<std::int32_t>(argmax)};
-            const py::gil_scoped_release released;
-            return run(params, own...);
-        },
-        py::kw_only(), py::arg("rows"), py::arg("vocab"), py::arg("student_columns"), py::arg("student"), py::arg("teacher"),
-        py::arg("grad"), py::arg("scales"), py::arg("caps"), py::arg("divergence"), py::arg("beta"), py::arg("temperature"),
-        py::arg("kinds"), py::arg("weights"), py::arg("lse_given"), py::arg("state_given"), py::arg("value"),
-        py::arg("state"), py::arg("entropies"), py::arg("argmax"), names...);
+// How Python passes a value of type T: the type that pybind11 converts, and the conversion from it.
+template <typename T, typename = void>
+struct FromPython {
+    using type = T;
+    static T convert(T value) { return value; }
+};
+template <typename T>
+struct FromPython<T, std::enable_if_t<std::is_enum_v<T>>> {
+    using type = int;
+    static T convert(int value) { return static_cast<T>(value); }
+};
+template <typename T>
+struct FromPython<T*> {
+    using type = Address;
+    static T* convert(Address value) { return as_pointer<T>(value); }
+};
+template <typename T>
+struct FromPython<Rows<T>> {
+    using type = std::tuple<Address, int, std::int64_t, std::int64_t, std::int64_t>;
+    static Rows<T> convert(const type& x) {
+        return {as_pointer<T>(std::get<0>(x)), static_cast<Dtype>(std::get<1>(x)), std::get<2>(x), std::get<3>(x),
+                std::get<4>(x)};
+    }
+};
+template <>
+struct FromPython<Logits> {
+    using type = std::tuple<FromPython<Rows<const void>>::type, float, float>;
+    static Logits convert(const type& x) {
+        return {FromPython<Rows<const void>>::convert(std::get<0>(x)), std::get<1>(x), std::get<2>(x)};
+    }
+};
+
+// A field of `Params` and its Python name.
+template <typename Params, typename T>
+struct Field {
+    const char* name;
+    T Params::* member;
+
+    auto argument() const {
+        if constexpr (std::is_pointer_v<T> || std::is_same_v<T, Rows<void>>) {
+            return py::arg_v(name, typename FromPython<T>::type{});  // null unless given
+        } else {
+            return py::arg(name);
+        }
+    }
+};
+template <typename Params, typename T>
+Field<Params, T> field(const char* name, T Params::* member) {
+    return {name, member};
 }
+
+// Defines the class `name` with a constructor that takes `fields`. It is local to the module, because both extensions define
+// the same structs.
+template <typename Params, typename... T>
+void bind_struct(py::module_& m, const char* name, const Field<Params, T>&... fields) {
+    const auto construct = [fields...](const typename FromPython<T>::type&... values) {
+        Params params{};
+        ((params.*fields.member = FromPython<T>::convert(values)), ...);
+        return params;
+    };
+    py::class_<Params>(m, name, py::module_local()).def(py::init(construct), py::kw_only(), fields.argument()...);
+}
+
+// clang-format off
+inline void bind_params(py::module_& m) {
+    bind_struct(m, "SpanKlParams",
+                field("rows", &SpanKlParams::rows),
+                field("vocab", &SpanKlParams::vocab),
+                field("student_columns", &SpanKlParams::student_columns),
+                field("student", &SpanKlParams::student),
+                field("teacher", &SpanKlParams::teacher),
+                field("grad", &SpanKlParams::grad),
+                field("divergence", &SpanKlParams::divergence),
+                field("beta", &SpanKlParams::beta),
+                field("temperature", &SpanKlParams::temperature),
+                field("kinds", &SpanKlParams::kinds),
+                field("weights", &SpanKlParams::weights),
+                field("lse_given", &SpanKlParams::lse_given),
+                field("state_given", &SpanKlParams::state_given),
+                field("value", &SpanKlParams::value),
+                field("state", &SpanKlParams::state),
+                field("entropies", &SpanKlParams::entropies),
+                field("argmax", &SpanKlParams::argmax));
+    bind_struct(m, "TopkSpanKlParams",
+                field("base", &TopkSpanKlParams::base),
+                field("k", &TopkSpanKlParams::k),
+                field("columns", &TopkSpanKlParams::columns),
+                field("log_p", &TopkSpanKlParams::log_p),
+                field("log_tail", &TopkSpanKlParams::log_tail),
+                field("labels", &TopkSpanKlParams::labels),
+                field("alpha", &TopkSpanKlParams::alpha));
+    bind_struct(m, "SpanIdsParams",
+                field("batch", &SpanIdsParams::batch),
+                field("tokens", &SpanIdsParams::tokens),
+                field("offsets", &SpanIdsParams::offsets),
+                field("starts", &SpanIdsParams::starts),
+                field("ends", &SpanIdsParams::ends),
+                field("kinds", &SpanIdsParams::kinds),
+                field("row_splits", &SpanIdsParams::row_splits),
+                field("ids", &SpanIdsParams::ids),
+                field("m_r", &SpanIdsParams::m_r),
+                field("m_a", &SpanIdsParams::m_a));
+}
+// clang-format on
 
 }  // namespace sad

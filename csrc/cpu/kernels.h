@@ -1,19 +1,26 @@
-// The span divergences on the CPU: what the binding calls.
+// The CPU kernels, as the binding calls them. They know pointers and sizes, no framework. Results have the same bits for any
+// number of threads.
 #pragma once
 
 #include <cstdint>
 
-#include "span_kl_params.h"
+#include "params.h"
 
 namespace sad::cpu {
 
-struct Kernels;  // of one instruction set, see dispatch.h
+struct RowPasses;  // the passes compiled for one instruction set, see dispatch.h
 
-// Everything that `a` has room for, on up to `threads` threads; the same bits for any number of them.
-void span_kl(const SpanKlParams& a, const Kernels& kernels, int threads);
+// Computes every output whose pointer is not null, on at most `threads` threads.
+void span_kl(const SpanKlParams& params, const RowPasses& passes, int threads);
 
-// Multiplies the rows of grad (rows, columns) with kinds != 0 by factor.
+// Computes every output whose pointer is not null, on at most `threads` threads.
+void topk_span_kl(const TopkSpanKlParams& topk, const RowPasses& passes, int threads);
+
+// Multiplies the rows of grad (rows, columns) with kinds != 0 by `factor`.
 void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad, const std::uint8_t* kinds, float factor,
-                const Kernels& kernels, int threads);
+                const RowPasses& passes, int threads);
+
+// Writes the label of every token, on at most `threads` threads; short batches run on one thread.
+void span_ids_from_offsets(const SpanIdsParams& params, int threads);
 
 }  // namespace sad::cpu

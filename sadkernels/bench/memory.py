@@ -45,7 +45,7 @@ def _on_gpu(forward: Callable[[], Tensor], backward: Callable[[Tensor], object],
 def _resident_set(forward: Callable[[], Tensor], backward: Callable[[Tensor], object]) -> Usage:
     """By the process's resident set, whose peak the kernel keeps: the allocator of the CPU keeps no book."""
     if extension.missing("cpu") is None:
-        extension.load("cpu").Buffer.forget()  # what an earlier call left would be there already, and not show in the peak
+        extension.load("cpu").Buffer.clear_cache()  # what an earlier call left would be there already, and not show in the peak
     base = _resident()
     (_PROCESS / "clear_refs").write_text("5")  # the peak starts anew
     loss = forward()

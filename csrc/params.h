@@ -84,10 +84,10 @@ struct TopkSpanKlParams {
     // all columns, and over the columns that are neither in the top k nor the label. `entropies` and `argmax` are (rows).
     SpanKlParams base;
     std::int64_t k;  // columns per row; may be 0
-    const std::int32_t*
-        columns;            // (rows, k) ascending; entries from `vocab` on are absent; the first of equal entries counts
-    const float* log_p;     // (rows, k)
-    const float* log_tail;  // (rows) log p_tail
+    // (rows, k) ascending; entries from `vocab` on are absent; the first of equal entries counts
+    const std::int32_t* columns;
+    const float* log_p;          // (rows, k)
+    const float* log_tail;       // (rows) log p_tail
     const std::int32_t* labels;  // (rows) less than vocab; null requires alpha = 1
     float alpha;
 };

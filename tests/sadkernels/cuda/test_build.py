@@ -117,7 +117,7 @@ def test_a_wheel_with_cuda_imports_without_a_driver(tmp_path, nvcc):
     assert done.stdout == "['sm_86'] False True True\n"
     if readelf := shutil.which("readelf"):
         needed = subprocess.run([readelf, "-d", str(library)], capture_output=True, text=True, check=True).stdout
-        assert "libcudart" not in needed and "libcuda.so" not in needed  # the runtime is linked statically, the driver is loaded at run time
+        assert "libcudart" not in needed and "libcuda.so" not in needed  # linked statically; loaded at run time
 
 
 def test_no_kernel_spills(tmp_path, nvcc):

@@ -1,7 +1,7 @@
 """Runs tests of the emulated kernels under sanitizers: no access out of bounds, no undefined behaviour, no data race.
 
-Each test starts a process with kernels compiled for one sanitizer. ThreadSanitizer reports a missing `__syncthreads` as a data
-race between two threads.
+Each test starts a process with kernels compiled for one sanitizer. ThreadSanitizer reports a missing `__syncthreads` as a
+data race between two threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OPTIONS = {
     ASAN: {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
     TSAN: {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66:halt_on_error=1"},
 }
-PRELOADED = {ASAN: ("libasan.so", "libstdc++.so"), TSAN: ("libtsan.so",)}  # libstdc++: the sanitizer intercepts its exceptions
+PRELOADED = {ASAN: ("libasan.so", "libstdc++.so"), TSAN: ("libtsan.so",)}  # libstdc++: for its exceptions
 FOUND_BY_TSAN = 66
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sanitizers are preloaded as on Linux")

@@ -63,8 +63,8 @@ struct Field {
     T Params::* member;
 
     auto argument() const {
-        if constexpr (std::is_pointer_v<T> || std::is_same_v<T, Rows<void>>) {
-            return py::arg_v(name, typename FromPython<T>::type{});  // null unless given
+        if constexpr (std::is_pointer_v<T>) {
+            return py::arg_v(name, Address{0});  // null unless given
         } else {
             return py::arg(name);
         }

@@ -1,4 +1,4 @@
-// What `span_kl.cpp` and `topk_span_kl.cpp` share: the number of useful threads, and gradients that are 0.
+// Shared by `span_kl.cpp` and `topk_span_kl.cpp`: the number of useful threads, and gradients that are 0.
 #pragma once
 
 #include <algorithm>

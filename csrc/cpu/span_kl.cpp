@@ -1,5 +1,4 @@
-// Distributes rows and pieces of rows over threads, and merges the results of the pieces. The vector code is in
-// row_passes.h.
+// Distributes rows and their pieces over threads, and merges the results. The vector code is in row_passes.h.
 #include <algorithm>
 #include <cmath>
 #include <vector>

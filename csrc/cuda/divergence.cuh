@@ -34,8 +34,8 @@ __device__ __forceinline__ float kl_term(float a, float b, float r) {
     return fabsf(r) < 0.5f ? a * (r * r) * near : far;
 }
 
-// log(m / q) and log(m / p) with m = beta p + (1 - beta) q. The ratio to the larger of p and q is a
-// log1p of e^-|r| - 1, and the other ratio differs by |r|.
+// log(m / q) and log(m / p) with m = beta p + (1 - beta) q. To the larger of p and q, the log-ratio is a log1p of e^-|r|
+// - 1. The other log-ratio differs from it by |r|.
 struct LogMixtureRatios {
     float student, teacher;
 };

@@ -208,7 +208,7 @@ class TopkRow {
     float label_logit_ = -infinite;
     TopkSoftmax softmax_;
     float log2_inverse_, log2_q_tail_, log_p_tail_;
-    float weight_;    // of the row, times dz / dx at the scaled logit
+    float weight_;    // the weight of the row, times scale / T
     float ce_share_;  // the factor of the cross-entropy
 };
 

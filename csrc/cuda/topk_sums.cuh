@@ -76,7 +76,7 @@ struct Window {
 // The results of the first pass.
 template <bool Argmax>
 struct FirstPassSums {
-    ExpSum rest;  // over the columns that are neither in the top k nor the label; the argmax is over all columns
+    ExpSum rest;                  // over the columns outside the top k that are not the label; the argmax is over all
     float topk_shift, topk_sum;   // over the top-k columns
     int num_topk, label_in_topk;  // top-k columns that count, and how many of them are the label (0 or 1)
 

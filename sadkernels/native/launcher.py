@@ -1,4 +1,4 @@
-"""The parts of a launch that both extensions share: allocate the outputs, build the parameters, call the kernel once.
+"""The part of a launch that both extensions share: allocate the outputs, build the parameters, call the kernel once.
 
 `sadkernels.reference` defines every function here: the modules `span_kl`, `topk_span_kl` and `span_ids`.
 """
@@ -20,17 +20,21 @@ from sadkernels.topk import TopkTarget, TopkValues
 Kernel = Callable[[ModuleType, Any, torch.device], None]
 """Calls a kernel of an extension with a parameter struct, for tensors on a device."""
 
+_OUTPUTS = ("value", "state", "entropies", "argmax")  # the kernels' names for the fields of RowValues and TopkValues
 
-class SpanKlLauncher:
-    """The functions of `span_kl` on one extension.
+
+class Launcher:
+    """The functions of `span_kl` or `topk_span_kl` on one extension.
 
     Args:
         name: The extension, "cpu" or "cuda".
-        kernel: Calls `span_kl` of the extension.
+        kernel: Calls the kernel.
+        pack: Makes the parameter struct: `params.span_kl_params` or `params.topk_span_kl_params`.
+        new_values: Allocates the outputs: `new_row_values` or `new_topk_values`.
     """
 
-    def __init__(self, name: str, kernel: Kernel) -> None:
-        self._name, self._kernel = name, kernel
+    def __init__(self, name: str, kernel: Kernel, pack: Callable[..., Any], new_values: Callable[..., Any]) -> None:
+        self._name, self._kernel, self._pack, self._new_values = name, kernel, pack, new_values
 
     def log_sum_exps(self, student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig) -> Tensor:
         """See `sadkernels.reference.span_kl.log_sum_exps`."""
@@ -41,22 +45,23 @@ class SpanKlLauncher:
     def forward(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | TopkTarget,
         kinds: Tensor,
         config: DivergenceConfig,
         *,
         stats: bool,
         lse: Tensor | None = None,
-    ) -> RowValues:
-        """See `sadkernels.reference.span_kl.forward`."""
-        lse = None if lse is None else lse.contiguous()
-        state = torch.empty((3, kinds.numel()), device=student.device)
-        return self._values(student, teacher, kinds, config, None, {"lse_given": lse}, state, stats)
+    ) -> RowValues | TopkValues:
+        """See `forward` of the reference module. `lse` is for `span_kl` only."""
+        values = self._new_values(kinds, stats=stats, state=True)
+        vectors = dict(zip(_OUTPUTS, values), lse_given=None if lse is None else lse.contiguous())
+        self._launch(student, teacher, kinds, config, None, vectors)
+        return values
 
     def backward(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | TopkTarget,
         kinds: Tensor,
         state: Tensor,
         weights: Tensor,
@@ -64,133 +69,61 @@ class SpanKlLauncher:
         *,
         grad: Tensor,
     ) -> None:
-        """See `sadkernels.reference.span_kl.backward`."""
-        inputs = {"state_given": state.contiguous(), "weights": weights.contiguous()}
-        self._launch(student, teacher, kinds, config, grad, inputs)
+        """See `backward` of the reference module."""
+        vectors = {"state_given": state.contiguous(), "weights": weights.contiguous()}
+        self._launch(student, teacher, kinds, config, grad, vectors)
 
     def forward_backward(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | TopkTarget,
         kinds: Tensor,
         weights: Tensor,
         config: DivergenceConfig,
         *,
         stats: bool,
         grad: Tensor,
-    ) -> RowValues:
-        """Runs `forward` and `backward` in one call. The result has no state."""
-        return self._values(student, teacher, kinds, config, grad, {"weights": weights.contiguous()}, None, stats)
-
-    def _values(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        kinds: Tensor,
-        config: DivergenceConfig,
-        grad: Tensor | None,
-        inputs: dict[str, Tensor | None],
-        state: Tensor | None,
-        stats: bool,
-    ) -> RowValues:
-        n, device = kinds.numel(), student.device
-        value = torch.empty(n, device=device)
-        entropies = torch.empty((2, n), device=device) if stats else None
-        argmax = torch.empty((2, n), dtype=torch.int32, device=device) if stats else None
-        vectors = {**inputs, "value": value, "state": state, "entropies": entropies, "argmax": argmax}
+    ) -> RowValues | TopkValues:
+        """Runs `forward` and `backward` in one call. The result of `span_kl` has no state."""
+        values = self._new_values(kinds, stats=stats, state=False)
+        vectors = dict(zip(_OUTPUTS, values), weights=weights.contiguous())
         self._launch(student, teacher, kinds, config, grad, vectors)
-        return RowValues(value, state, entropies, argmax)
+        return values
 
     def _launch(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | TopkTarget,
         kinds: Tensor,
         config: DivergenceConfig,
         grad: Tensor | None,
         vectors: dict[str, Tensor | None],
     ) -> None:
         extension = load(self._name)
-        struct = params.span_kl_params(extension, student, teacher, kinds, config, grad, vectors)
+        struct = self._pack(extension, student, teacher, kinds, config, grad, vectors)
         self._kernel(extension, struct, student.device)
 
 
-class TopkSpanKlLauncher:
-    """The functions of `topk_span_kl` on one extension.
+def new_row_values(kinds: Tensor, *, stats: bool, state: bool) -> RowValues:
+    """Allocates the outputs of `span_kl` for N rows."""
+    n, device = kinds.numel(), kinds.device
+    return RowValues(
+        torch.empty(n, device=device),
+        torch.empty((3, n), device=device) if state else None,
+        torch.empty((2, n), device=device) if stats else None,
+        torch.empty((2, n), dtype=torch.int32, device=device) if stats else None,
+    )
 
-    Args:
-        name: The extension, "cpu" or "cuda".
-        kernel: Calls `topk_span_kl` of the extension.
-    """
 
-    def __init__(self, name: str, kernel: Kernel) -> None:
-        self._name, self._kernel = name, kernel
-
-    def forward(
-        self, student: Tensor, target: TopkTarget, kinds: Tensor, config: DivergenceConfig, *, stats: bool
-    ) -> TopkValues:
-        """See `sadkernels.reference.topk_span_kl.forward`."""
-        return self._values(student, target, kinds, config, None, {}, stats)
-
-    def backward(
-        self,
-        student: Tensor,
-        target: TopkTarget,
-        kinds: Tensor,
-        state: Tensor,
-        weights: Tensor,
-        config: DivergenceConfig,
-        *,
-        grad: Tensor,
-    ) -> None:
-        """See `sadkernels.reference.topk_span_kl.backward`."""
-        inputs = {"state_given": state.contiguous(), "weights": weights.contiguous()}
-        self._launch(student, target, kinds, config, grad, inputs)
-
-    def forward_backward(
-        self,
-        student: Tensor,
-        target: TopkTarget,
-        kinds: Tensor,
-        weights: Tensor,
-        config: DivergenceConfig,
-        *,
-        stats: bool,
-        grad: Tensor,
-    ) -> TopkValues:
-        """See `sadkernels.reference.topk_span_kl.forward_backward`."""
-        return self._values(student, target, kinds, config, grad, {"weights": weights.contiguous()}, stats)
-
-    def _values(
-        self,
-        student: Tensor,
-        target: TopkTarget,
-        kinds: Tensor,
-        config: DivergenceConfig,
-        grad: Tensor | None,
-        inputs: dict[str, Tensor | None],
-        stats: bool,
-    ) -> TopkValues:
-        n, device = kinds.numel(), student.device
-        value, state = torch.empty(n, device=device), torch.empty((2, n), device=device)
-        entropy = torch.empty(n, device=device) if stats else None
-        argmax = torch.empty(n, dtype=torch.int32, device=device) if stats else None
-        vectors = {**inputs, "value": value, "state": state, "entropies": entropy, "argmax": argmax}
-        self._launch(student, target, kinds, config, grad, vectors)
-        return TopkValues(value, state, entropy, argmax)
-
-    def _launch(
-        self,
-        student: Tensor,
-        target: TopkTarget,
-        kinds: Tensor,
-        config: DivergenceConfig,
-        grad: Tensor | None,
-        vectors: dict[str, Tensor | None],
-    ) -> None:
-        extension = load(self._name)
-        base = params.span_kl_params(extension, student, student, kinds, config, grad, vectors)  # no teacher logits
-        self._kernel(extension, params.topk_span_kl_params(extension, base, target), student.device)
+def new_topk_values(kinds: Tensor, *, stats: bool, state: bool) -> TopkValues:
+    """Allocates the outputs of `topk_span_kl` for N rows. They always have a state."""
+    n, device = kinds.numel(), kinds.device
+    return TopkValues(
+        torch.empty(n, device=device),
+        torch.empty((2, n), device=device),
+        torch.empty(n, device=device) if stats else None,
+        torch.empty(n, dtype=torch.int32, device=device) if stats else None,
+    )
 
 
 def span_ids_from_offsets(
@@ -203,11 +136,11 @@ def span_ids_from_offsets(
     row_splits: Tensor,
     masks: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """See `sadkernels.reference.span_ids.span_ids_from_offsets`; `name` and `kernel` as in the launchers."""
+    """See `sadkernels.reference.span_ids.span_ids_from_offsets`; `name` and `kernel` as in `Launcher`."""
     extension = load(name)
     offsets, starts, ends, kinds, row_splits = (x.contiguous() for x in (offsets, starts, ends, kinds, row_splits))
     dtype, names = (torch.bool, ("m_r", "m_a")) if masks else (torch.uint8, ("ids",))
     outputs = {x: torch.empty(offsets.shape[:-1], dtype=dtype, device=offsets.device) for x in names}
     spans = {"starts": starts, "ends": ends, "kinds": kinds, "row_splits": row_splits}
-    kernel(extension, params.span_ids_params(extension, offsets, **spans, **outputs), offsets.device)
+    kernel(extension, params.span_ids_params(extension, offsets, spans | outputs), offsets.device)
     return tuple(outputs.values()) if masks else outputs["ids"]

@@ -62,25 +62,35 @@ def span_kl_params(
     )
 
 
-def topk_span_kl_params(extension: ModuleType, base: Any, target: TopkTarget) -> Any:
-    """Returns `TopkSpanKlParams` from `SpanKlParams` and the target. The target must outlive the kernel's launch."""
+def topk_span_kl_params(
+    extension: ModuleType,
+    student: Tensor,
+    target: TopkTarget,
+    kinds: Tensor,
+    config: DivergenceConfig,
+    grad: Tensor | None,
+    vectors: dict[str, Tensor | None],
+) -> Any:
+    """Returns `TopkSpanKlParams`. All tensors must outlive the kernel's launch; the arguments are as in `span_kl_params`."""
+    columns, log_p, log_tail, labels, alpha = target
     return extension.TopkSpanKlParams(
-        base=base,
-        k=target.columns.shape[1],
-        alpha=target.alpha,
-        **_addresses(
-            {"columns": target.columns, "log_p": target.log_p, "log_tail": target.log_tail, "labels": target.labels}
-        ),
+        base=span_kl_params(extension, student, student, kinds, config, grad, vectors),  # the teacher is not read
+        k=columns.shape[1],
+        columns=columns.data_ptr(),
+        log_p=log_p.data_ptr(),
+        log_tail=log_tail.data_ptr(),
+        labels=0 if labels is None else labels.data_ptr(),
+        alpha=alpha,
     )
 
 
-def span_ids_params(extension: ModuleType, offsets: Tensor, **tensors: Tensor | None) -> Any:
+def span_ids_params(extension: ModuleType, offsets: Tensor, tensors: dict[str, Tensor]) -> Any:
     """Returns `SpanIdsParams`. All tensors must be contiguous and outlive the kernel's launch.
 
     Args:
         extension: The extension that defines the struct.
         offsets: (B, T, 2) int64.
-        tensors: The other inputs and the outputs, by field name; None or absent for a null pointer.
+        tensors: The other inputs and the outputs, by field name.
     """
     batch, tokens, _ = offsets.shape
     return extension.SpanIdsParams(batch=batch, tokens=tokens, offsets=offsets.data_ptr(), **_addresses(tensors))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sadkernels.native import params
 from sadkernels.native.extension import load
-from sadkernels.native.launcher import SpanKlLauncher
+from sadkernels.native.launcher import Launcher, new_row_values
 
 _MIN_CACHED_BYTES = 1 << 20
 
@@ -57,6 +57,6 @@ def _kernel(extension: ModuleType, struct: Any, device: torch.device) -> None:
     extension.span_kl(struct, torch.get_num_threads(), instruction_set())
 
 
-_launcher = SpanKlLauncher("cpu", _kernel)
+_launcher = Launcher("cpu", _kernel, params.span_kl_params, new_row_values)
 log_sum_exps, forward, backward = _launcher.log_sum_exps, _launcher.forward, _launcher.backward
 forward_backward = _launcher.forward_backward

@@ -30,6 +30,7 @@ def unusable(device: torch.device) -> str | None:
 
 @functools.cache
 def _no_device() -> str | None:
+    """Returns why no launch is possible on any device, with the remedy, or None."""
     extension = load("cuda")
     driver, runtime = extension.driver_version(), extension.runtime_version()
     if torch.version.hip is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sadkernels.native import params
 from sadkernels.native.cuda.device import placement
 from sadkernels.native.extension import load
-from sadkernels.native.launcher import SpanKlLauncher
+from sadkernels.native.launcher import Launcher, new_row_values
 
 
 def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -43,6 +43,6 @@ def _kernel(extension: ModuleType, struct: Any, device: torch.device) -> None:
     extension.span_kl(struct, scratch.data_ptr(), index, stream)
 
 
-_launcher = SpanKlLauncher("cuda", _kernel)
+_launcher = Launcher("cuda", _kernel, params.span_kl_params, new_row_values)
 log_sum_exps, forward, backward = _launcher.log_sum_exps, _launcher.forward, _launcher.backward
 forward_backward = _launcher.forward_backward

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from sadkernels.native import params
 from sadkernels.native.cuda.device import placement
 from sadkernels.native.cuda.span_kl import new_logits
-from sadkernels.native.launcher import TopkSpanKlLauncher
+from sadkernels.native.launcher import Launcher, new_topk_values
 
 __all__ = ["backward", "forward", "forward_backward", "new_logits"]
 
@@ -21,5 +22,5 @@ def _kernel(extension: ModuleType, struct: Any, device: torch.device) -> None:
     extension.topk_span_kl(struct, scratch.data_ptr(), index, stream)
 
 
-_launcher = TopkSpanKlLauncher("cuda", _kernel)
+_launcher = Launcher("cuda", _kernel, params.topk_span_kl_params, new_topk_values)
 forward, backward, forward_backward = _launcher.forward, _launcher.backward, _launcher.forward_backward

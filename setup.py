@@ -1,14 +1,17 @@
-"""Builds the compiled extensions; everything else about the package is in pyproject.toml.
+"""Builds the compiled extensions. All metadata of the package is in pyproject.toml.
 
-The extensions know raw pointers, neither PyTorch nor its headers, so they build in pip's isolated environment and fit
-every PyTorch. Each source has flags of its own (one file per instruction set, one tool per language), hence ninja.
+The extensions take raw pointers and do not include PyTorch. So they build in pip's isolated environment and work with every
+version of PyTorch. The build uses ninja, because source files have flags of their own (one file per instruction set) and
+different compilers.
 
 Environment:
-    SAD_BUILD_CPU, SAD_BUILD_CUDA: 0 leaves the extension out, 1 makes its absence an error, auto (the default) builds it
-        where a compiler is found and says so where none is.
-    CXX: the C++ compiler. MAX_JOBS: parallel compilations.
-    CUDA_HOME or CUDA_PATH: the CUDA toolkit; else nvcc on the PATH, else /usr/local/cuda.
-    TORCH_CUDA_ARCH_LIST: as for PyTorch's extensions, such as "8.6" or "8.0;9.0+PTX"; else every architecture supported.
+    SAD_BUILD_CPU, SAD_BUILD_CUDA: 0 skips the extension, 1 fails if it cannot be built, auto (default) builds it if a
+        compiler is found and prints a message if not.
+    CXX: The C++ compiler.
+    MAX_JOBS: The number of parallel compilations.
+    CUDA_HOME or CUDA_PATH: The CUDA toolkit. By default nvcc on the PATH, then /usr/local/cuda.
+    TORCH_CUDA_ARCH_LIST: The GPU architectures, as for PyTorch's extensions: "8.6" or "8.0;9.0+PTX". By default all that
+        are supported.
 """
 
 import os
@@ -44,11 +47,11 @@ OLDEST_CUDA_ARCHITECTURE = 80
 
 
 class Unavailable(Exception):
-    """What an extension needs is not on this machine."""
+    """This machine lacks something that an extension needs."""
 
 
-def asked_for(variable: str) -> str:
-    """ "0", "1" or "auto"."""
+def build_choice(variable: str) -> str:
+    """Returns the value of an environment variable: "0", "1" or "auto"."""
     value = os.environ.get(variable, "auto").lower()
     if value not in ("0", "1", "auto"):
         sys.exit(f"{variable}: expected 0, 1 or auto, got {value!r}")
@@ -56,7 +59,7 @@ def asked_for(variable: str) -> str:
 
 
 def find_nvcc() -> str:
-    """The CUDA compiler; what it includes and links it knows by itself, wherever it is installed."""
+    """Returns the path of nvcc, which finds its own headers and libraries."""
     if not sys.platform.startswith("linux"):
         raise Unavailable(f"CUDA kernels are built on Linux, this is {sys.platform}")
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
@@ -69,10 +72,10 @@ def find_nvcc() -> str:
 
 
 def cuda_targets(nvcc: str) -> list[str]:
-    """Machine code and PTX to make, such as ["sm_80", "sm_90", "compute_90"]: what is wanted, as far as nvcc knows it."""
+    """Returns the targets to compile for, such as ["sm_80", "sm_90", "compute_90"]: the wanted ones that nvcc supports."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-    known = {int(number) for number in re.findall(r"sm_(\d+)", listed)}
+    output = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    known = {int(number) for number in re.findall(r"sm_(\d+)", output)}
     binaries, ptx, dropped = [], [], []
     for word in re.split(r"[;,\s]+", wanted or CUDA_ARCHITECTURES):
         parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", word)
@@ -87,19 +90,19 @@ def cuda_targets(nvcc: str) -> list[str]:
     if not binaries:
         raise Unavailable(f"TORCH_CUDA_ARCH_LIST={wanted!r} has no version from 8.0 on that {nvcc} can compile for")
     if dropped:
-        print(f"CUDA architectures left out, as this nvcc or these kernels do not have them: {' '.join(dropped)}")
-    if not wanted and not ptx:  # an older nvcc: PTX of the newest that it has carries the kernels to newer cards
+        print(f"CUDA architectures skipped, because this nvcc or these kernels do not support them: {' '.join(dropped)}")
+    if not wanted and not ptx:  # an older nvcc: PTX of its newest architecture supports newer GPUs
         ptx = binaries[-1:]
     return [*(f"sm_{x}" for x in dict.fromkeys(binaries)), *(f"compute_{x}" for x in dict.fromkeys(ptx))]
 
 
 def gencode(targets: list[str]) -> list[str]:
-    """nvcc's flags for `cuda_targets`."""
+    """Returns nvcc's flags for `cuda_targets`."""
     return [f"-gencode=arch=compute_{target.partition('_')[2]},code={target}" for target in targets]
 
 
 class NativeExtension(Extension):
-    """An extension with a ninja file of its own."""
+    """An extension that ninja builds."""
 
     def __init__(self, name: str, folder: Path, sources: list[Path], required: bool) -> None:
         relative = [str(path.relative_to(ROOT)) for path in sources]
@@ -108,10 +111,13 @@ class NativeExtension(Extension):
         self.required = required
 
     def write(self, n: ninja_syntax.Writer, target: Path) -> None:
+        """Writes the ninja file that builds the library `target`."""
         raise NotImplementedError
 
 
 class CpuExtension(NativeExtension):
+    """The CPU kernels, with one source file per instruction set."""
+
     def __init__(self, required: bool) -> None:
         sources = [path for path in sorted((CSRC / "cpu").glob("*.cpp")) if X86 or path.name not in ISA_FLAGS]
         super().__init__("sadkernels.native._cpu", CSRC / "cpu", sources, required)
@@ -130,10 +136,10 @@ class CpuExtension(NativeExtension):
 
 
 class CudaExtension(NativeExtension):
-    """Linked with the static runtime: it imports without a driver, and with every build of PyTorch.
+    """The CUDA kernels, linked with the static CUDA runtime. They import without a driver and with every build of PyTorch.
 
     Raises:
-        Unavailable: There is no nvcc, or none of the wanted architectures can be compiled for.
+        Unavailable: There is no nvcc, or it supports none of the wanted architectures.
     """
 
     def __init__(self, required: bool) -> None:
@@ -159,12 +165,12 @@ class CudaExtension(NativeExtension):
 
 
 class NinjaBuild(build_ext):
-    """Compiles through a ninja file; an editable install keeps its objects and compiles what changed, headers included."""
+    """Builds the extensions with ninja. An editable install keeps the object files and compiles only what changed."""
 
     def build_extension(self, ext: NativeExtension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        kept = ROOT / "build" / f"editable-{sys.implementation.cache_tag}"  # setuptools' own is deleted in between
+        kept = ROOT / "build" / f"editable-{sys.implementation.cache_tag}"  # setuptools deletes its own build folder
         build = ((kept if getattr(self, "editable_mode", False) else Path(self.build_temp)) / ext.name).resolve()
         build.mkdir(parents=True, exist_ok=True)
         with open(build / "build.ninja", "w") as stream:
@@ -190,20 +196,21 @@ class NinjaBuild(build_ext):
 
 
 def remove_from_source_tree(name: str) -> None:
-    """An older build must not pass for this one."""
+    """Removes a library that an older build left in the source tree."""
     for stale in ROOT.joinpath(*name.split(".")[:-1]).glob(f"{name.rpartition('.')[2]}.*.so"):
         stale.unlink()
 
 
 def extensions() -> list[NativeExtension]:
+    """Returns the extensions that this machine can build."""
     found = []
     for variable, make in (("SAD_BUILD_CPU", CpuExtension), ("SAD_BUILD_CUDA", CudaExtension)):
-        if (asked := asked_for(variable)) == "0":
+        if (choice := build_choice(variable)) == "0":
             continue
         try:
-            found.append(make(required=asked == "1"))
+            found.append(make(required=choice == "1"))
         except Unavailable as reason:
-            if asked == "1":
+            if choice == "1":
                 sys.exit(f"{variable}=1: {reason}")
             print(f"The package is built without its CUDA kernels: {reason}")
     return found

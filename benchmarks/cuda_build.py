@@ -1,10 +1,10 @@
-"""What nvcc makes of every CUDA kernel, for every architecture, without a GPU.
+"""Reports the registers and spills of every CUDA kernel on every architecture, without a GPU.
 
     python benchmarks/cuda_build.py [--arch 80 90] [--out FILE]
 
-Compiles each file of `csrc/cuda` with the flags of `setup.py`, once per architecture, and writes what the assembler says:
-registers, spilled bytes, static shared memory and the stack of every kernel, and the seconds that the file took. Exits with
-1 when a kernel spills.
+Compiles each file of `csrc/cuda` with the flags of `setup.py`, once per architecture. Writes the assembler's report for
+every kernel (registers, spilled bytes, static shared memory, stack) and the build time of the file in seconds. Exits with 1
+if a kernel spills.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness import RESULTS, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import setup  # noqa: E402  where nvcc is and with which flags it is called
+import setup  # noqa: E402  for the path and the flags of nvcc
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 _KERNEL = re.compile(
@@ -36,7 +36,7 @@ _KERNEL = re.compile(
 
 
 def parse(report: str) -> Iterator[dict[str, object]]:
-    """The kernels in what `nvcc -Xptxas -v` prints."""
+    """Yields the kernels in the output of `nvcc -Xptxas -v`."""
     for found in _KERNEL.finditer(report):
         shared = re.search(r"(\d+) bytes smem", found["rest"])
         yield {
@@ -49,7 +49,7 @@ def parse(report: str) -> Iterator[dict[str, object]]:
 
 
 def short_names(mangled: list[str]) -> list[str]:
-    """`gradient_kernel<Bfloat16, true>` for what the assembler calls `_ZN3sad4cuda...`."""
+    """Returns demangled names, such as `gradient_kernel<Bfloat16, true>` for `_ZN3sad4cuda...`."""
     done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
     names = []
     for line in done.stdout.splitlines():
@@ -59,7 +59,7 @@ def short_names(mangled: list[str]) -> list[str]:
 
 
 def compile_one(nvcc: str, source: Path, architecture: int) -> list[dict[str, object]]:
-    """Rows of the CSV, one per kernel of `source`."""
+    """Returns the rows of the CSV file, one per kernel of `source`."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, *setup.NVCC_FLAGS, *setup.gencode([f"sm_{architecture}"]), "-Xptxas=-v", "-c", str(source)]
@@ -97,7 +97,7 @@ def main() -> int:
         )
     write_csv(options.out, rows)
     spilling = sum(row["spilled_bytes"] > 0 for row in rows)
-    print(f"{len(rows)} kernels, {spilling} that spill; {options.out}")
+    print(f"{len(rows)} kernels, {spilling} with spills; {options.out}")
     return 1 if spilling else 0
 
 

@@ -1,4 +1,4 @@
-// The 16-bit floating-point formats as storage, and their conversion without special instructions.
+// Storage types for the 16-bit floating-point formats, and conversions that need no special instructions.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +52,7 @@ inline void from_float(float x, Float16& out) {  // round to nearest even
         half = 0x7c00;
     } else if (magnitude >= 0x38800000) {  // normal
         half = (magnitude - ((127 - 15) << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-    } else {  // subnormal: adding 1/2 puts the units of 2^-24 into the last bits of the sum, rounded
+    } else {  // subnormal: adding 1/2 rounds to the units of 2^-24, which become the last bits of the sum
         half = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000;
     }
     out.bits = static_cast<std::uint16_t>(sign | half);

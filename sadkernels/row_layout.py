@@ -17,9 +17,8 @@ class RowLayout(NamedTuple):
 
 def row_layout(x: Tensor) -> RowLayout | None:
     """The layout of the rows of `x` (..., V), or None if its leading dimensions need more than two strides."""
-    if x.dim() == 2:  # fast path
-        rows = x.shape[0]
-        return RowLayout(max(rows, 1), 0, x.stride(0) if rows != 1 else 0)
+    if x.is_contiguous() and (columns := x.shape[-1]) and (rows := x.numel() // columns) > 1:
+        return RowLayout(rows, 0, columns)  # the result of the code below, faster
     groups: list[tuple[int, int]] = []  # (size, stride), innermost first; neighbors are merged if their strides allow it
     for size, stride in reversed(list(zip(x.shape[:-1], x.stride()[:-1]))):
         if size == 1:

@@ -1,24 +1,24 @@
-// Rows in blocks. The passes compute on float32 and on what two rows of one dtype are stored as; whatever else there is,
-// mixed dtypes and capped logits, becomes a block of float32 in the first-level cache before.
+// Rows in blocks. A pass reads the rows in the dtype that they are stored in if both sides share it. Logits of mixed dtypes
+// and capped logits are first converted, block by block, to float32 in the L1 cache.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
-#include "span_kl.h"
+#include "kernels.h"
 #include "vec_math.h"
 
 namespace sad::cpu {
 namespace {
 
-constexpr std::int64_t block_columns = 2048;  // 8 KB of float32: two sides and a gradient stay in the first-level cache
+constexpr std::int64_t block_columns = 2048;  // 8 KB of float32: two sides and a gradient fit the L1 cache
 
 struct BlockBuffer {
     alignas(64) float lanes[block_columns];
 };
 
-// Calls f(i, count) for the columns [0, n), vectors first: `count` is Vec::width but for a last partial vector.
+// Calls f(i, count) for the vectors of columns [0, n). `count` is Vec::width, except for a last partial vector.
 template <typename F>
 inline void for_vectors(std::int64_t n, const F& f) {
     std::int64_t i = 0;
@@ -43,38 +43,39 @@ inline void convert(const From* from, std::int64_t n, To* to) {
     for_vectors(n, [&](std::int64_t i, int count) { store(load(from + i, count), to + i, count); });
 }
 
-// What both sides of a row can be read as without a buffer: their dtype, or float32 where they differ or are capped.
-inline Dtype direct_dtype(const Side& student, const Side& teacher) {
+// Returns the dtype that a pass reads: the dtype of both sides, or float32 if the dtypes differ or a side has a cap.
+inline Dtype pass_dtype(const Logits& student, const Logits& teacher) {
     const bool alike = student.rows.dtype == teacher.rows.dtype && student.cap == 0.0f && teacher.cap == 0.0f;
     return alike ? student.rows.dtype : Dtype::float32;
 }
 
-// Calls f with a value of the type that `dtype` names.
+// Calls f with a value of the C++ type of `dtype`.
 template <typename F>
 inline auto with_type(Dtype dtype, const F& f) {
     return dtype == Dtype::bfloat16 ? f(Bfloat16{}) : dtype == Dtype::float16 ? f(Float16{}) : f(float{});
 }
 
-// One side's row, and the factor that makes exponents of base 2 from what `read` returns.
-class SideReader {
+// Reads one row of logits. `factor` times the values that `read` returns are base-2 exponents.
+class LogitReader {
  public:
-    SideReader(const Side& side, std::int64_t row, float temperature)
+    LogitReader(const Logits& side, std::int64_t row, float temperature)
         : dtype_(side.rows.dtype),
           capped_(side.cap != 0.0f),
           data_(side.rows.data),
           offset_(side.rows.offset(row)),
-          inside_(capped_ ? side.scale / side.cap : 1.0f),
+          tanh_scale_(capped_ ? side.scale / side.cap : 1.0f),
           factor_(static_cast<float>((capped_ ? side.cap : side.scale) * log2e / temperature)) {}
 
     bool is_capped() const { return capped_; }
     float factor() const { return factor_; }
 
-    // Columns [begin, begin + n) of what `factor` multiplies, as T: the row itself, or float32 in `buffer`.
+    // Returns the logits of columns [begin, begin + n), or their tanh if the side has a cap: a pointer into the row, or into
+    // `buffer` after a conversion to float32.
     template <typename T>
     const T* read(std::int64_t begin, std::int64_t n, BlockBuffer& buffer) const {
         if constexpr (std::is_same_v<T, float>) {
-            const float* x = given(begin, n, buffer);
-            return capped_ ? cap(x, n, buffer) : x;
+            const float* x = as_float32(begin, n, buffer);
+            return capped_ ? tanh_of(x, n, buffer) : x;
         } else {
             (void)n, (void)buffer;
             return stored<T>(begin);
@@ -86,15 +87,15 @@ class SideReader {
     }
 
  private:
-    const float* given(std::int64_t begin, std::int64_t n, BlockBuffer& buffer) const {
+    const float* as_float32(std::int64_t begin, std::int64_t n, BlockBuffer& buffer) const {
         if (dtype_ == Dtype::float32) return stored<float>(begin);
         with_type(dtype_, [&](auto element) { convert(stored<decltype(element)>(begin), n, buffer.lanes); });
         return buffer.lanes;
     }
-    const float* cap(const float* x, std::int64_t n, BlockBuffer& buffer) const {
-        const Vec inside = Vec::set(inside_);
-        for_vectors(n,
-                    [&](std::int64_t i, int count) { store(tanh(load(x + i, count) * inside), buffer.lanes + i, count); });
+    const float* tanh_of(const float* x, std::int64_t n, BlockBuffer& buffer) const {
+        const Vec tanh_scale = Vec::set(tanh_scale_);
+        for_vectors(
+            n, [&](std::int64_t i, int count) { store(tanh(load(x + i, count) * tanh_scale), buffer.lanes + i, count); });
         return buffer.lanes;
     }
 
@@ -102,10 +103,10 @@ class SideReader {
     bool capped_;
     const void* data_;
     std::int64_t offset_;
-    float inside_, factor_;
+    float tanh_scale_, factor_;
 };
 
-// The gradient's row, written where it belongs, or by way of a buffer of float32.
+// Writes one row of the gradient, directly or through a float32 buffer. A pass fills `block`, then calls `finish`.
 class GradWriter {
  public:
     GradWriter(const Rows<void>& grad, std::int64_t row)

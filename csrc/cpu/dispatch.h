@@ -1,93 +1,97 @@
-// The passes over a piece of a row, once per instruction set, and the choice of one at run time.
+// The passes over a piece of a row, compiled once per instruction set, and the choice of an instruction set at run time.
+// Exponents are base 2: a = z log2(e) / T.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "span_kl.h"
+#include "kernels.h"
 
 namespace sad::cpu {
 
-// What a pass learns about one side of a piece: the sum of 2^(a - shift), a = z log2(e) / T.
-struct Summary {
+// A sum of 2^(a - shift) over columns.
+struct ExpSum {
     double sum = 0.0;
     float shift = 0.0f;
 };
 
-// The largest logit as given, and the lowest column that has it.
-struct Best {
+// The largest logit (before scale and cap), and the lowest column that has it.
+struct Argmax {
     float logit;
     std::int64_t column;
 };
 
-// What the comparison of a piece adds to its row.
-struct Sums {
-    double value = 0.0, pull = 0.0;  // the divergence, E_q[G]
+// Sums over columns: the divergence, E_q[G] and the entropies in nats.
+struct DivergenceSums {
+    double value = 0.0, mean_dlogp = 0.0;
     double teacher_entropy = 0.0, student_entropy = 0.0;
 };
 
-// Columns [begin, end) of a row whose log-sum-exps (base 2) are known.
+// Columns [begin, end) of a row.
 struct Piece {
     std::int64_t row, begin, end;
 };
-struct LogSums {
+
+// The log-sum-exps of a row, base 2.
+struct LogSumExps {
     double student, teacher;
 };
 
-// Columns left out of a pass, ascending.
-struct Taken {
+// Columns that a pass leaves out, in ascending order.
+struct ExcludedColumns {
     const std::int32_t *begin, *end;
 };
 
-struct Kernels {
+// The passes compiled for one instruction set.
+struct RowPasses {
     const char* isa;
     bool supported;
-    Summary (*summarize)(const SpanKlParams&, const Side&, Piece);
-    Best (*best_column)(const SpanKlParams&, const Side&, Piece);
-    // The divergence and, for `forward` only, its gradient if `with_grad`.
-    Sums (*compare)(const SpanKlParams&, Piece, LogSums, bool with_grad);
-    void (*gradient)(const SpanKlParams&, Piece, LogSums, double pull);
+    ExpSum (*sum_exps)(const SpanKlParams&, const Logits&, Piece);
+    Argmax (*find_argmax)(const SpanKlParams&, const Logits&, Piece);
+    // Sums the divergence. With `with_grad`, which only the forward KL supports, writes the gradient too.
+    DivergenceSums (*sum_divergence)(const SpanKlParams&, Piece, LogSumExps, bool with_grad);
+    void (*gradient)(const SpanKlParams&, Piece, LogSumExps, double mean_dlogp);
     void (*scale)(Rows<void> grad, std::int64_t row, std::int64_t columns, float factor);
-    // Of the student alone: the sum without some columns; the entropy in nats; and the gradient sign 2^(a - log_divisor),
-    // times dz / dx without the scale.
-    Summary (*summarize_others)(const SpanKlParams&, Piece, Taken);
-    double (*entropy)(const SpanKlParams&, Piece, double log_sum);
-    void (*spread)(const SpanKlParams&, Piece, double log_divisor, float sign);
+    // The passes below read the student only.
+    ExpSum (*sum_exps_except)(const SpanKlParams&, Piece, ExcludedColumns);
+    double (*entropy)(const SpanKlParams&, Piece, double log_sum_exp);  // in nats
+    // Writes the gradient sign 2^(a - log_divisor), times dz / dx without the scale.
+    void (*write_scaled_softmax)(const SpanKlParams&, Piece, double log_divisor, float sign);
 };
 
-Kernels portable_kernels();
+RowPasses portable_passes();
 #if defined(SAD_X86)
-Kernels avx2_kernels();
-Kernels avx512_kernels();
-Kernels avx512_bf16_kernels();
+RowPasses avx2_passes();
+RowPasses avx512_passes();
+RowPasses avx512_bf16_passes();
 #endif
 
-// Best first; "portable" is always there and always supported.
-inline const std::vector<Kernels>& all_kernels() {
-    static const std::vector<Kernels> all = [] {
-        std::vector<Kernels> list;
+// Returns the passes of all instruction sets in this build, best first. "portable" is always present and supported.
+inline const std::vector<RowPasses>& all_row_passes() {
+    static const std::vector<RowPasses> all = [] {
+        std::vector<RowPasses> list;
 #if defined(SAD_X86)
         const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        list.push_back(avx512_bf16_kernels());
+        list.push_back(avx512_bf16_passes());
         list.back().supported = avx512 && __builtin_cpu_supports("avx512bf16");
-        list.push_back(avx512_kernels());
+        list.push_back(avx512_passes());
         list.back().supported = avx512;
-        list.push_back(avx2_kernels());
+        list.push_back(avx2_passes());
         list.back().supported =
             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
-        list.push_back(portable_kernels());
+        list.push_back(portable_passes());
         list.back().supported = true;
         return list;
     }();
     return all;
 }
 
-// The kernels of the named instruction set, or the best supported for ""; null where there is none.
-inline const Kernels* kernels_for(const std::string& isa) {
-    for (const Kernels& k : all_kernels()) {
-        if (k.supported && (isa.empty() || isa == k.isa)) return &k;
+// Returns the passes of the named instruction set, or of the best supported one for ""; null if this processor has none.
+inline const RowPasses* row_passes_for(const std::string& isa) {
+    for (const RowPasses& passes : all_row_passes()) {
+        if (passes.supported && (isa.empty() || isa == passes.isa)) return &passes;
     }
     return nullptr;
 }

@@ -1,9 +1,9 @@
-// The passes over a piece of a row in terms of `Vec`; included once per instruction set, after the header that defines it.
+// The passes over a piece of a row. Each instruction set includes this file once, after the header that defines `Vec`.
 //
-// Exponents are base 2, so that exp((z - lse) / T) is one multiply-add, one subtraction and 2^x. The first pass, block by
-// block, finds the log-sum-exps; the second, while the rows are still in the cache, the divergence and the gradient of
-// forward_kl; the others' gradient needs the row's E_q[G] first and is a third. Sums over a block are float, sums over
-// blocks double, always in the same order.
+// Exponents are base 2, so that exp((z - lse) / T) is one multiply-add, one subtraction and 2^x. The first pass computes the
+// log-sum-exps. The second pass computes the divergence while the rows are in the cache, and the gradient of the forward KL.
+// The gradients of reverse KL and JSD need E_q[G] of the row, so they are a third pass. Sums over a block are float, sums
+// over blocks are double, always in the same order.
 #pragma once
 
 #include <algorithm>
@@ -15,15 +15,15 @@
 #endif
 
 #include "blocks.h"
-#include "columns.h"
 #include "dispatch.h"
+#include "divergence.h"
 
 namespace sad::cpu {
 namespace {
 
 constexpr float inf = std::numeric_limits<float>::infinity();
 
-// Results below 2^-126 become 0 while this lives: an assist for every denormal probability would cost 100 cycles each.
+// Flushes results below 2^-126 to 0 during its lifetime, because each denormal result costs about 100 cycles.
 class FlushDenormals {
 #if defined(__SSE2__)
  public:
@@ -39,31 +39,31 @@ class FlushDenormals {
 };
 
 template <typename T>
-inline float largest(const T* x, std::int64_t n) {
-    Vec most = Vec::set(-inf);
-    for_vectors(n, [&](std::int64_t i, int count) { most = max(load(x + i, count), most); });
-    return reduce_max(most);
+inline float max_of(const T* x, std::int64_t n) {
+    Vec top = Vec::set(-inf);
+    for_vectors(n, [&](std::int64_t i, int count) { top = max(load(x + i, count), top); });
+    return reduce_max(top);
 }
 
-// How far above its shift, in powers of two, a sum may go: floats have room for more, but an exponent of 4 is rounded to
-// 2e-7, one of 40 to 2e-6.
+// The largest exponent above the shift of a sum. A float could hold larger powers, but the rounding error grows with the
+// exponent: 2e-7 at 4, 2e-6 at 40.
 constexpr float headroom = 4.0f;
 
 struct BlockSum {
-    float best, sum;
+    float max, sum;
 };
 
-// The largest of x and the sum of 2^(factor x - shift), in one go: reading from memory and computing overlap.
+// Returns the maximum of x and the sum of 2^(factor x - shift). One loop for both overlaps memory reads and arithmetic.
 template <typename T>
 inline BlockSum sum_block(const T* x, std::int64_t n, float factor, float shift) {
-    Vec best = Vec::set(-inf), sum = Vec::set(0.0f);
+    Vec top = Vec::set(-inf), sum = Vec::set(0.0f);
     const Vec scale = Vec::set(factor), minus_shift = Vec::set(-shift);
     for_vectors(n, [&](std::int64_t i, int count) {
         const Vec column = load(x + i, count);
-        best = max(column, best);
+        top = max(column, top);
         sum = sum + exp2(fma(column, scale, minus_shift));
     });
-    return {reduce_max(best), reduce_add(sum)};
+    return {reduce_max(top), reduce_add(sum)};
 }
 
 template <typename T>
@@ -71,23 +71,23 @@ std::int64_t find(const T* x, std::int64_t n, float value) {
     return std::find_if(x, x + n, [value](T element) { return to_float(element) == value; }) - x;
 }
 
-// The sum over a piece whose blocks read(begin, n) returns, each asked for once and in order.
+// Returns the sum over a piece. read(begin, n) returns a block and is called once per block, in order.
 template <typename T, typename Read>
-Summary summarize_blocks(float factor, Piece piece, const Read& read) {
-    Summary result;
-    bool empty = true;  // nothing but -inf so far
+ExpSum sum_exps_of_blocks(float factor, Piece piece, const Read& read) {
+    ExpSum result;
+    bool empty = true;  // all logits so far are -inf
     for (std::int64_t begin = piece.begin; begin < piece.end; begin += block_columns) {
         const std::int64_t n = std::min(block_columns, piece.end - begin);
         const T* x = read(begin, n);
         BlockSum block{-inf, 0.0f};
         if (empty) {
-            block.best = largest(x, n);
+            block.max = max_of(x, n);
         } else {
             block = sum_block(x, n, factor, result.shift);
         }
-        if (empty || factor * block.best - result.shift > headroom) {
-            if (block.best > -inf) {
-                const float shift = factor * block.best;
+        if (empty || factor * block.max - result.shift > headroom) {
+            if (block.max > -inf) {
+                const float shift = factor * block.max;
                 if (!empty) result.sum *= std::exp2(static_cast<double>(result.shift) - shift);
                 result.shift = shift;
                 empty = false;
@@ -100,138 +100,142 @@ Summary summarize_blocks(float factor, Piece piece, const Read& read) {
 }
 
 template <typename T>
-Summary summarize_as(const SpanKlParams& a, const Side& side, Piece piece) {
-    const SideReader reader(side, piece.row, a.temperature);
+ExpSum sum_exps_as(const SpanKlParams& params, const Logits& side, Piece piece) {
+    const LogitReader reader(side, piece.row, params.temperature);
     BlockBuffer buffer;
-    return summarize_blocks<T>(reader.factor(), piece, [&](std::int64_t begin, std::int64_t n) {
+    return sum_exps_of_blocks<T>(reader.factor(), piece, [&](std::int64_t begin, std::int64_t n) {
         return reader.template read<T>(begin, n, buffer);
     });
 }
 
-Summary summarize(const SpanKlParams& a, const Side& side, Piece piece) {
+ExpSum sum_exps(const SpanKlParams& params, const Logits& side, Piece piece) {
     const FlushDenormals flush;
-    return with_type(direct_dtype(side, side),
-                     [&](auto element) { return summarize_as<decltype(element)>(a, side, piece); });
+    return with_type(pass_dtype(side, side),
+                     [&](auto element) { return sum_exps_as<decltype(element)>(params, side, piece); });
 }
 
-Best best_column(const SpanKlParams& a, const Side& side, Piece piece) {
-    const SideReader reader(side, piece.row, a.temperature);
+Argmax find_argmax(const SpanKlParams& params, const Logits& side, Piece piece) {
+    const LogitReader reader(side, piece.row, params.temperature);
     return with_type(side.rows.dtype, [&](auto element) {
-        Best best{-inf, piece.begin};
+        Argmax best{-inf, piece.begin};
         for (std::int64_t begin = piece.begin; begin < piece.end; begin += block_columns) {
             const std::int64_t n = std::min(block_columns, piece.end - begin);
             const auto* x = reader.template stored<decltype(element)>(begin);
-            const float top = largest(x, n);
+            const float top = max_of(x, n);
             if (top > best.logit) best = {top, begin + find(x, n, top)};
         }
         return best;
     });
 }
 
-// factor x - sum, with the sum in two floats, so that the difference keeps its digits.
+// factor x - log_sum_exp, base 2. Two floats hold the log-sum-exp, so that the difference keeps its precision.
 struct LogProbability {
-    LogProbability(float c, double sum)
+    LogProbability(float c, double log_sum_exp)
         : factor(Vec::set(c)),
-          high(Vec::set(-static_cast<float>(sum))),
-          low(Vec::set(static_cast<float>(sum - static_cast<float>(sum)))) {}
+          high(Vec::set(-static_cast<float>(log_sum_exp))),
+          low(Vec::set(static_cast<float>(log_sum_exp - static_cast<float>(log_sum_exp)))) {}
     Vec operator()(Vec x) const { return fma(x, factor, high) - low; }
     Vec factor, high, low;
 };
 
-// Two sides with their log-sum-exps.
-class Pair {
+// Student and teacher logits of a row, and their log-probabilities.
+class RowPair {
  public:
-    Pair(const SpanKlParams& a, std::int64_t row, LogSums sums)
-        : student(a.student, row, a.temperature),
-          teacher(a.teacher, row, a.temperature),
-          q_(student.factor(), sums.student),
-          p_(teacher.factor(), sums.teacher) {}
+    RowPair(const SpanKlParams& params, std::int64_t row, LogSumExps log_sum_exps)
+        : student(params.student, row, params.temperature),
+          teacher(params.teacher, row, params.temperature),
+          q_(student.factor(), log_sum_exps.student),
+          p_(teacher.factor(), log_sum_exps.teacher) {}
 
     Vec log_q(Vec s) const { return q_(s); }
     Vec log_p(Vec t) const { return p_(t); }
 
-    SideReader student, teacher;
+    LogitReader student, teacher;
 
  private:
     LogProbability q_, p_;
 };
 
 template <typename T, Divergence D, bool WithGrad, bool WithStats>
-Sums compare_as(const SpanKlParams& a, Piece piece, LogSums log_sums) {
-    static_assert(D == Divergence::forward || !WithGrad, "the others' gradient needs E_q[G] first");
-    const Pair pair(a, piece.row, log_sums);
-    const GradWriter writer(a.grad, piece.row);
-    const float scale = WithGrad ? a.weights[piece.row] / a.temperature * a.student.scale : 0.0f;
+DivergenceSums sum_divergence_as(const SpanKlParams& params, Piece piece, LogSumExps log_sum_exps) {
+    static_assert(D == Divergence::forward || !WithGrad, "the gradients of reverse and jsd need E_q[G] first");
+    const RowPair pair(params, piece.row, log_sum_exps);
+    const GradWriter writer(params.grad, piece.row);
+    const float scale = WithGrad ? params.weights[piece.row] / params.temperature * params.student.scale : 0.0f;
     const Vec zero = Vec::set(0.0f), weight = Vec::set(scale);
-    const bool slope = WithGrad && pair.student.is_capped();
-    Sums sums;
+    const bool capped = WithGrad && pair.student.is_capped();
+    DivergenceSums sums;
     BlockBuffer s_buffer, t_buffer, g_buffer;
     for (std::int64_t begin = piece.begin; begin < piece.end; begin += block_columns) {
         const std::int64_t n = std::min(block_columns, piece.end - begin);
         const T* s = pair.student.template read<T>(begin, n, s_buffer);
         const T* t = pair.teacher.template read<T>(begin, n, t_buffer);
         T* grad = WithGrad ? writer.block<T>(begin, g_buffer) : nullptr;
-        Vec value = zero, pull = zero, entropy_s = zero, entropy_t = zero;
-        const auto column_at = [&](std::int64_t i, int count, bool with_slope) {
+        Vec value = zero, mean_dlogp = zero, entropy_s = zero, entropy_t = zero;
+        const auto column_at = [&](std::int64_t i, int count, bool with_cap) {
             const Vec log_q = pair.log_q(load(s + i, count)), log_p = pair.log_p(load(t + i, count));  // base 2
             const Vec q = exp2(log_q), p = exp2(log_p);
-            const Column c = column<D>(p, q, log_q - log_p, a.beta);
+            const ColumnTerms c = column_terms<D>(p, q, log_q - log_p, params.beta);
             value = value + c.value;
-            if constexpr (D == Divergence::jsd) pull = pull + c.pull_value;
+            if constexpr (D == Divergence::jsd) mean_dlogp = mean_dlogp + c.mean_dlogp_term;
             if constexpr (WithStats) {
                 entropy_s = entropy_s - select(equal(q, zero), zero, q * log_q);
                 entropy_t = entropy_t - select(equal(p, zero), zero, p * log_p);
             }
             if constexpr (WithGrad) {
                 Vec g = weight * (q - p);
-                if (with_slope) {
+                if (with_cap) {
                     const Vec th = load(s + i, count);
                     g = g * (Vec::set(1.0f) - th * th);
                 }
                 store(g, grad + i, count);
             }
         };
-        if (slope) {
+        if (capped) {
             for_vectors(n, [&](std::int64_t i, int count) { column_at(i, count, true); });
         } else {
             for_vectors(n, [&](std::int64_t i, int count) { column_at(i, count, false); });
         }
         if (WithGrad) writer.finish<T>(begin, n, g_buffer);
         sums.value += reduce_add(value);
-        if (D == Divergence::jsd) sums.pull += reduce_add(pull);
+        if (D == Divergence::jsd) sums.mean_dlogp += reduce_add(mean_dlogp);
         if (WithStats) {
             sums.teacher_entropy += reduce_add(entropy_t) * ln2;
             sums.student_entropy += reduce_add(entropy_s) * ln2;
         }
     }
-    if (D == Divergence::reverse) sums.pull = sums.value;
+    if (D == Divergence::reverse) sums.mean_dlogp = sums.value;
     return sums;
 }
 
 template <typename T>
-Sums compare_stored(const SpanKlParams& a, Piece piece, LogSums log_sums, bool with_grad) {
+DivergenceSums sum_divergence_stored(const SpanKlParams& params, Piece piece, LogSumExps log_sum_exps, bool with_grad) {
     constexpr auto forward = Divergence::forward, reverse = Divergence::reverse, jsd = Divergence::jsd;
-    const bool stats = a.entropies != nullptr;
-    const auto run = a.divergence == reverse
-                         ? (stats ? compare_as<T, reverse, false, true> : compare_as<T, reverse, false, false>)
-                     : a.divergence == jsd ? (stats ? compare_as<T, jsd, false, true> : compare_as<T, jsd, false, false>)
-                     : stats ? (with_grad ? compare_as<T, forward, true, true> : compare_as<T, forward, false, true>)
-                             : (with_grad ? compare_as<T, forward, true, false> : compare_as<T, forward, false, false>);
-    return run(a, piece, log_sums);
+    const bool stats = params.entropies != nullptr;
+    const auto run =
+        params.divergence == reverse
+            ? (stats ? sum_divergence_as<T, reverse, false, true> : sum_divergence_as<T, reverse, false, false>)
+        : params.divergence == jsd
+            ? (stats ? sum_divergence_as<T, jsd, false, true> : sum_divergence_as<T, jsd, false, false>)
+        : stats ? (with_grad ? sum_divergence_as<T, forward, true, true> : sum_divergence_as<T, forward, false, true>)
+                : (with_grad ? sum_divergence_as<T, forward, true, false> : sum_divergence_as<T, forward, false, false>);
+    return run(params, piece, log_sum_exps);
 }
 
-Sums compare(const SpanKlParams& a, Piece piece, LogSums log_sums, bool with_grad) {
+DivergenceSums sum_divergence(const SpanKlParams& params, Piece piece, LogSumExps log_sum_exps, bool with_grad) {
     const FlushDenormals flush;
-    return with_type(direct_dtype(a.student, a.teacher),
-                     [&](auto element) { return compare_stored<decltype(element)>(a, piece, log_sums, with_grad); });
+    return with_type(pass_dtype(params.student, params.teacher), [&](auto element) {
+        return sum_divergence_stored<decltype(element)>(params, piece, log_sum_exps, with_grad);
+    });
 }
 
 template <typename T, Divergence D>
-void gradient_as(const SpanKlParams& a, Piece piece, LogSums log_sums, double pull) {
-    const Pair pair(a, piece.row, log_sums);
-    const GradWriter writer(a.grad, piece.row);
-    const Vec zero = Vec::set(0.0f), weight = Vec::set(a.weights[piece.row] / a.temperature * a.student.scale);
-    const Vec mean = Vec::set(static_cast<float>(pull));
+void gradient_as(const SpanKlParams& params, Piece piece, LogSumExps log_sum_exps, double mean_dlogp) {
+    const RowPair pair(params, piece.row, log_sum_exps);
+    const GradWriter writer(params.grad, piece.row);
+    const Vec zero = Vec::set(0.0f),
+              weight = Vec::set(params.weights[piece.row] / params.temperature * params.student.scale);
+    const Vec mean = Vec::set(static_cast<float>(mean_dlogp));
     BlockBuffer s_buffer, t_buffer, g_buffer;
     for (std::int64_t begin = piece.begin; begin < piece.end; begin += block_columns) {
         const std::int64_t n = std::min(block_columns, piece.end - begin);
@@ -243,8 +247,8 @@ void gradient_as(const SpanKlParams& a, Piece piece, LogSums log_sums, double pu
             const Vec q = exp2(log_q), p = exp2(log_p);
             Vec g = q - p;
             if constexpr (D != Divergence::forward) {
-                const Vec from_mean = column<D>(p, q, log_q - log_p, a.beta).pull - mean;
-                g = select(equal(q, zero), zero, q * from_mean);
+                const Vec centered = column_terms<D>(p, q, log_q - log_p, params.beta).dlogp - mean;
+                g = select(equal(q, zero), zero, q * centered);
             }
             g = weight * g;
             if (pair.student.is_capped()) {
@@ -257,20 +261,20 @@ void gradient_as(const SpanKlParams& a, Piece piece, LogSums log_sums, double pu
     }
 }
 
-void gradient(const SpanKlParams& a, Piece piece, LogSums log_sums, double pull) {
+void gradient(const SpanKlParams& params, Piece piece, LogSumExps log_sum_exps, double mean_dlogp) {
     const FlushDenormals flush;
-    with_type(direct_dtype(a.student, a.teacher), [&](auto element) {
+    with_type(pass_dtype(params.student, params.teacher), [&](auto element) {
         using T = decltype(element);
-        const auto run = a.divergence == Divergence::reverse ? gradient_as<T, Divergence::reverse>
-                         : a.divergence == Divergence::jsd   ? gradient_as<T, Divergence::jsd>
-                                                             : gradient_as<T, Divergence::forward>;
-        run(a, piece, log_sums, pull);
+        const auto run = params.divergence == Divergence::reverse ? gradient_as<T, Divergence::reverse>
+                         : params.divergence == Divergence::jsd   ? gradient_as<T, Divergence::jsd>
+                                                                  : gradient_as<T, Divergence::forward>;
+        run(params, piece, log_sum_exps, mean_dlogp);
     });
 }
 
 template <typename T>
-void scale_columns(T* grad, std::int64_t columns, float by) {
-    const Vec factor = Vec::set(by);
+void scale_columns(T* grad, std::int64_t columns, float number) {
+    const Vec factor = Vec::set(number);
     for_vectors(columns, [&](std::int64_t i, int count) { store(load(grad + i, count) * factor, grad + i, count); });
 }
 

@@ -1,11 +1,12 @@
 #include "vec_avx512.h"
-// The order matters: the passes are written in terms of Vec.
+// Keep this order: the passes use the Vec that the header above defines.
 #include "topk_passes.h"
 
 namespace sad::cpu {
 
-Kernels avx512_kernels() {
-    return {"avx512", false, summarize, best_column, compare, gradient, scale, summarize_others, entropy, spread};
+RowPasses avx512_passes() {
+    return {"avx512", false, sum_exps,        find_argmax, sum_divergence,
+            gradient, scale, sum_exps_except, entropy,     write_scaled_softmax};
 }
 
 }  // namespace sad::cpu

@@ -1,11 +1,12 @@
 #include "vec_portable.h"
-// The order matters: the passes are written in terms of Vec.
+// Keep this order: the passes use the Vec that the header above defines.
 #include "topk_passes.h"
 
 namespace sad::cpu {
 
-Kernels portable_kernels() {
-    return {"portable", false, summarize, best_column, compare, gradient, scale, summarize_others, entropy, spread};
+RowPasses portable_passes() {
+    return {"portable", false, sum_exps,        find_argmax, sum_divergence,
+            gradient,   scale, sum_exps_except, entropy,     write_scaled_softmax};
 }
 
 }  // namespace sad::cpu

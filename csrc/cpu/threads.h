@@ -1,7 +1,8 @@
-// Parallel loops with the number of threads given by the caller.
+// Parallel loops in which the caller decides the number of threads.
 //
-// The threads are made for the call and joined before it returns: up to 100 us each, little against the rows they
-// work on, and no pool survives a fork into a DataLoader worker (where an OpenMP region would wait forever).
+// Each call starts its threads and joins them before it returns. A start costs up to 100 us, which is little compared to the
+// work on the rows. There is no thread pool, because a pool does not survive a fork into a DataLoader worker (an OpenMP
+// region would wait forever there).
 #pragma once
 
 #include <algorithm>
@@ -12,29 +13,29 @@
 
 namespace sad::cpu {
 
-// Calls `work` on the calling thread and on up to `threads` - 1 others.
+// Calls `work` on the calling thread and on at most `threads` - 1 others.
 template <typename Work>
-void on_threads(std::int64_t threads, const Work& work) {
+void run_on_threads(std::int64_t threads, const Work& work) {
     std::vector<std::thread> helpers;
     try {
         for (std::int64_t i = 1; i < threads; ++i) helpers.emplace_back(work);
-    } catch (...) {  // no more threads to be had: those that started share the work
+    } catch (...) {  // the system has no more threads: the ones that started share the work
     }
     work();
     for (auto& helper : helpers) helper.join();
 }
 
-// Hands out the chunks of [0, n), each once, to whoever asks.
+// The chunks of [0, n). Each chunk is processed once, by one of the threads that call `process`.
 class Chunks {
  public:
     Chunks(std::int64_t n, std::int64_t chunk) : n_(n), chunk_(std::max<std::int64_t>(chunk, 1)) {}
 
     std::int64_t count() const { return (n_ + chunk_ - 1) / chunk_; }
 
-    // Calls body(begin, end) for chunks until none is left. Which thread takes which is left open, so `body` must write only
-    // what belongs to its chunk.
+    // Calls body(begin, end) until no chunk is left. Any thread may get any chunk, so `body` must write only the results of
+    // its chunk.
     template <typename Body>
-    void take(const Body& body) {
+    void process(const Body& body) {
         for (std::int64_t begin; (begin = next_.fetch_add(chunk_)) < n_;) body(begin, std::min(begin + chunk_, n_));
     }
 
@@ -46,19 +47,19 @@ class Chunks {
 template <typename Body>
 void parallel_for(std::int64_t n, std::int64_t chunk, int threads, const Body& body) {
     Chunks chunks(n, chunk);
-    on_threads(std::min<std::int64_t>(threads, chunks.count()), [&] { chunks.take(body); });
+    run_on_threads(std::min<std::int64_t>(threads, chunks.count()), [&] { chunks.process(body); });
 }
 
-// Work in stages, [0, n) in each: merge(stage) follows the last body(stage, i) and precedes the first of the next stage. A
-// stage waits for the work of the one before, not for threads: whoever is there takes it, and who starts late holds up
-// nobody.
+// `count` stages of [0, n) each. merge(stage) runs after the last body(stage, i) and before the first body of the next
+// stage. A stage waits until the work of the stage before is done. It does not wait for threads, so a thread that starts
+// late delays no other.
 class Stages {
  public:
     Stages(int count, std::int64_t n) : n_(n), progress_(static_cast<std::size_t>(n > 0 ? count : 0)) {}
 
-    // Takes part until all stages are done.
+    // Works on the stages until all are done. Every participating thread calls it.
     template <typename Body, typename Merge>
-    void take(const Body& body, const Merge& merge) {
+    void process(const Body& body, const Merge& merge) {
         for (int stage = 0; stage < static_cast<int>(progress_.size()); ++stage) {
             while (begun_.load(std::memory_order_acquire) < stage) std::this_thread::yield();
             Progress& progress = progress_[static_cast<std::size_t>(stage)];

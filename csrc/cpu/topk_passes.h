@@ -1,5 +1,5 @@
-// The passes over a row some of whose columns are taken out, in terms of `Vec`; included once per instruction set, after
-// row_passes.h.
+// The passes of the top-k losses over the student's row. Each instruction set includes this file once, after the header that
+// defines `Vec`.
 #pragma once
 
 #include <algorithm>
@@ -10,30 +10,30 @@ namespace sad::cpu {
 namespace {
 
 template <typename T>
-Summary summarize_others_as(const SpanKlParams& a, Piece piece, Taken taken) {
-    const SideReader reader(a.student, piece.row, a.temperature);
+ExpSum sum_exps_except_as(const SpanKlParams& params, Piece piece, ExcludedColumns excluded) {
+    const LogitReader reader(params.student, piece.row, params.temperature);
     BlockBuffer buffer;
     alignas(64) T others[block_columns];
-    const std::int32_t* next = taken.begin;
-    return summarize_blocks<T>(reader.factor(), piece, [&](std::int64_t begin, std::int64_t n) -> const T* {
+    const std::int32_t* next = excluded.begin;
+    return sum_exps_of_blocks<T>(reader.factor(), piece, [&](std::int64_t begin, std::int64_t n) -> const T* {
         const T* x = reader.template read<T>(begin, n, buffer);
-        if (next == taken.end || *next >= begin + n) return x;
+        if (next == excluded.end || *next >= begin + n) return x;
         std::copy(x, x + n, others);
-        for (; next != taken.end && *next < begin + n; ++next) from_float(-inf, others[*next - begin]);
+        for (; next != excluded.end && *next < begin + n; ++next) from_float(-inf, others[*next - begin]);
         return others;
     });
 }
 
-Summary summarize_others(const SpanKlParams& a, Piece piece, Taken taken) {
+ExpSum sum_exps_except(const SpanKlParams& params, Piece piece, ExcludedColumns excluded) {
     const FlushDenormals flush;
-    return with_type(direct_dtype(a.student, a.student),
-                     [&](auto element) { return summarize_others_as<decltype(element)>(a, piece, taken); });
+    return with_type(pass_dtype(params.student, params.student),
+                     [&](auto element) { return sum_exps_except_as<decltype(element)>(params, piece, excluded); });
 }
 
 template <typename T>
-double entropy_as(const SpanKlParams& a, Piece piece, double log_sum) {
-    const SideReader reader(a.student, piece.row, a.temperature);
-    const LogProbability log_probability(reader.factor(), log_sum);
+double entropy_as(const SpanKlParams& params, Piece piece, double log_sum_exp) {
+    const LogitReader reader(params.student, piece.row, params.temperature);
+    const LogProbability log_probability(reader.factor(), log_sum_exp);
     const Vec zero = Vec::set(0.0f);
     double total = 0.0;
     BlockBuffer buffer;
@@ -50,17 +50,17 @@ double entropy_as(const SpanKlParams& a, Piece piece, double log_sum) {
     return total * ln2;
 }
 
-double entropy(const SpanKlParams& a, Piece piece, double log_sum) {
+double entropy(const SpanKlParams& params, Piece piece, double log_sum_exp) {
     const FlushDenormals flush;
-    return with_type(direct_dtype(a.student, a.student),
-                     [&](auto element) { return entropy_as<decltype(element)>(a, piece, log_sum); });
+    return with_type(pass_dtype(params.student, params.student),
+                     [&](auto element) { return entropy_as<decltype(element)>(params, piece, log_sum_exp); });
 }
 
 template <typename T>
-void spread_as(const SpanKlParams& a, Piece piece, double log_divisor, float sign) {
-    const SideReader reader(a.student, piece.row, a.temperature);
-    const GradWriter writer(a.grad, piece.row);
-    const LogProbability share(reader.factor(), log_divisor);
+void write_scaled_softmax_as(const SpanKlParams& params, Piece piece, double log_divisor, float sign) {
+    const LogitReader reader(params.student, piece.row, params.temperature);
+    const GradWriter writer(params.grad, piece.row);
+    const LogProbability log2_of(reader.factor(), log_divisor);
     const Vec signed_one = Vec::set(sign);
     BlockBuffer buffer, g_buffer;
     for (std::int64_t begin = piece.begin; begin < piece.end; begin += block_columns) {
@@ -69,7 +69,7 @@ void spread_as(const SpanKlParams& a, Piece piece, double log_divisor, float sig
         T* grad = writer.template block<T>(begin, g_buffer);
         for_vectors(n, [&](std::int64_t i, int count) {
             const Vec column = load(x + i, count);
-            Vec g = signed_one * exp2(share(column));
+            Vec g = signed_one * exp2(log2_of(column));
             if (reader.is_capped()) g = g * (Vec::set(1.0f) - column * column);
             store(g, grad + i, count);
         });
@@ -77,10 +77,10 @@ void spread_as(const SpanKlParams& a, Piece piece, double log_divisor, float sig
     }
 }
 
-void spread(const SpanKlParams& a, Piece piece, double log_divisor, float sign) {
+void write_scaled_softmax(const SpanKlParams& params, Piece piece, double log_divisor, float sign) {
     const FlushDenormals flush;
-    with_type(direct_dtype(a.student, a.student),
-              [&](auto element) { spread_as<decltype(element)>(a, piece, log_divisor, sign); });
+    with_type(pass_dtype(params.student, params.student),
+              [&](auto element) { write_scaled_softmax_as<decltype(element)>(params, piece, log_divisor, sign); });
 }
 
 }  // namespace

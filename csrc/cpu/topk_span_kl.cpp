@@ -1,76 +1,76 @@
-// Rows against listed columns and labels: a few numbers a row in double, the rest by passes over its columns. Plain C++: no
-// vectors here. Everything is in powers of two: an exponent is z log2(e) / T.
-#include "topk_span_kl.h"
-
+// The losses against top-k columns and labels. A row's k columns and its label are computed here in double. The passes of
+// topk_passes.h process all other columns. Exponents are base 2: z log2(e) / T.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "dispatch.h"
 #include "half.h"
+#include "kernels.h"
+#include "row_tasks.h"
 #include "threads.h"
-#include "zeros.h"
 
 namespace sad::cpu {
 namespace {
 
-constexpr std::int64_t columns_per_thread = 500'000;  // as in span_kl.cpp
-constexpr double nothing = -HUGE_VAL;
+constexpr double minus_inf = -HUGE_VAL;
 
-// log2(2^x + ...), in the order of the calls; -inf of nothing, NaN as soon as there is one.
-class LogSum {
+// log2 of a sum of powers 2^x, added in the order of the calls. An empty sum is -inf. A NaN makes the sum NaN.
+class Log2Sum {
  public:
     void add(double x) {
         if (x > shift_) {
-            sum_ = shift_ == nothing ? sum_ : sum_ * std::exp2(shift_ - x);
+            sum_ = shift_ == minus_inf ? sum_ : sum_ * std::exp2(shift_ - x);
             shift_ = x;
         }
-        if (x != nothing) sum_ += std::exp2(x - (shift_ == nothing ? 0.0 : shift_));
+        if (x != minus_inf) sum_ += std::exp2(x - (shift_ == minus_inf ? 0.0 : shift_));
     }
-    double log2() const { return (shift_ == nothing ? 0.0 : shift_) + std::log2(sum_); }
+    double log2() const { return (shift_ == minus_inf ? 0.0 : shift_) + std::log2(sum_); }
 
  private:
-    double shift_ = nothing, sum_ = 0.0;
+    double shift_ = minus_inf, sum_ = 0.0;
 };
 
-// a (expm1(r) - r), r = log b - log a; b where a == 0, +inf where b == 0 < a.
+// a (expm1(r) - r) with r = log b - log a: b if a == 0, +inf if b == 0 < a.
 double kl_term(double a, double b, double r) {
     if (std::fabs(r) < 0.5) return a * std::max(0.0, std::expm1(r) - r);
     return a == 0.0 ? b : b - a - a * r;
 }
 
-// An outcome of its own: a listed column, or the label.
+// One of the top-k columns, or the label.
 struct Entry {
     std::int32_t column = 0;
-    double log2_p = nothing;
-    double exponent = nothing, slope = 1.0;  // slope: dz / dx without the scale
+    double log2_p = minus_inf;
+    double exponent = minus_inf;
+    double slope = 1.0;  // dz / dx without the scale
     double q = 0.0;
 };
 
-class RowInWork {
+// The computation of one supervised row.
+class TopkRowTask {
  public:
-    RowInWork(const TopkSpanKlParams& params, const Kernels& kernels) : p_(params), a_(params.base), k_(kernels) {}
+    TopkRowTask(const TopkSpanKlParams& topk, const RowPasses& passes) : topk_(topk), params_(topk.base), passes_(passes) {}
 
     void run(std::int64_t n) {
         n_ = n;
-        list();
-        sum();
-        if (a_.value) write_values();
-        if (!a_.grad.data) return;
-        const bool with_grad = a_.weights[n] != 0.0f;
+        collect_entries();
+        compute_log_sum_exps();
+        if (params_.value) write_values();
+        if (!params_.grad.data) return;
+        const bool with_grad = params_.weights[n] != 0.0f;
         if (with_grad) write_gradient();
-        fill_zeros(a_, n, with_grad ? a_.vocab : 0);
+        zero_gradient(params_, n, with_grad ? params_.vocab : 0);
     }
 
  private:
-    Piece whole() const { return {n_, 0, a_.vocab}; }
+    Piece whole() const { return {n_, 0, params_.vocab}; }
     bool has_label() const { return label_ >= 0; }
-    bool label_in_list() const { return label_at_ < entries_.size(); }
-    double share_of_label() const { return has_label() ? 1.0 - p_.alpha : 0.0; }
+    bool label_in_topk() const { return label_index_ < entries_.size(); }
+    double cross_entropy_share() const { return has_label() ? 1.0 - topk_.alpha : 0.0; }
 
-    // After the sum, which has brought the row into the cache.
+    // Computes exponent and slope of an entry. Runs after the sum over the row, when the row is in the cache.
     void read(Entry& e) const {
-        const Side& side = a_.student;
+        const Logits& side = params_.student;
         const std::int64_t at = side.rows.offset(n_) + e.column;
         const auto logit = [&](auto type) {
             return static_cast<double>(to_float(static_cast<const decltype(type)*>(side.rows.data)[at]));
@@ -79,7 +79,7 @@ class RowInWork {
         const double x = dtype == Dtype::bfloat16  ? logit(Bfloat16{})
                          : dtype == Dtype::float16 ? logit(Float16{})
                                                    : logit(float{});
-        const double per_z = log2e / a_.temperature;
+        const double per_z = log2e / params_.temperature;
         e.exponent = x * side.scale * per_z;
         if (side.cap == 0.0f) return;
         const double th = std::tanh(x * side.scale / side.cap);
@@ -87,48 +87,49 @@ class RowInWork {
         e.slope = 1.0 - th * th;
     }
 
-    // What is listed, and what is taken out of the sum of all others.
-    void list() {
+    // Collects the top-k columns and the label, which the sum over the other columns leaves out.
+    void collect_entries() {
         entries_.clear();
-        taken_.clear();
-        label_ = p_.labels ? p_.labels[n_] : -1;
-        label_at_ = static_cast<std::size_t>(p_.listed);
-        for (std::int64_t i = n_ * p_.listed; i < (n_ + 1) * p_.listed; ++i) {
-            const std::int32_t column = p_.columns[i];
-            if (column >= a_.vocab) break;
-            if (!taken_.empty() && taken_.back() == column) continue;
-            if (column == label_) label_at_ = entries_.size();
-            entries_.push_back({column, p_.log_p[i] * log2e});
-            taken_.push_back(column);
+        excluded_.clear();
+        label_ = topk_.labels ? topk_.labels[n_] : -1;
+        label_index_ = static_cast<std::size_t>(topk_.k);
+        for (std::int64_t i = n_ * topk_.k; i < (n_ + 1) * topk_.k; ++i) {
+            const std::int32_t column = topk_.columns[i];
+            if (column >= params_.vocab) break;
+            if (!excluded_.empty() && excluded_.back() == column) continue;
+            if (column == label_) label_index_ = entries_.size();
+            entries_.push_back({column, topk_.log_p[i] * log2e});
+            excluded_.push_back(column);
         }
-        has_tail_ = static_cast<std::int64_t>(entries_.size()) < a_.vocab;
-        if (has_label() && !label_in_list()) {
-            alone_ = {label_, nothing};
-            taken_.insert(std::lower_bound(taken_.begin(), taken_.end(), label_), label_);
+        has_tail_ = static_cast<std::int64_t>(entries_.size()) < params_.vocab;
+        if (has_label() && !label_in_topk()) {
+            label_entry_ = {label_, minus_inf};
+            excluded_.insert(std::lower_bound(excluded_.begin(), excluded_.end(), label_), label_);
         }
     }
 
-    void sum() {
-        LogSum all, tail;
-        if (a_.state_given) {
-            rest_ = a_.state_given[a_.rows + n_] * log2e;
+    void compute_log_sum_exps() {
+        Log2Sum all, tail;
+        if (params_.state_given) {
+            rest_ = params_.state_given[params_.rows + n_] * log2e;
         } else {
-            const Summary others = k_.summarize_others(a_, whole(), {taken_.data(), taken_.data() + taken_.size()});
+            const ExpSum others =
+                passes_.sum_exps_except(params_, whole(), {excluded_.data(), excluded_.data() + excluded_.size()});
             rest_ = others.shift + std::log2(others.sum);
         }
         for (Entry& e : entries_) read(e);
         tail.add(rest_);
-        if (has_label() && !label_in_list()) {
-            read(alone_);
-            tail.add(alone_.exponent);
+        if (has_label() && !label_in_topk()) {
+            read(label_entry_);
+            tail.add(label_entry_.exponent);
         }
         tail_ = tail.log2();
         all.add(tail_);
         for (const Entry& e : entries_) all.add(e.exponent);
-        all_ = a_.state_given ? a_.state_given[n_] * log2e : all.log2();
+        all_ = params_.state_given ? params_.state_given[n_] * log2e : all.log2();
         for (Entry& e : entries_) e.q = std::exp2(e.exponent - all_);
-        alone_.q = std::exp2(alone_.exponent - all_);
-        log2_p_tail_ = p_.log_tail[n_] * log2e;
+        label_entry_.q = std::exp2(label_entry_.exponent - all_);
+        log2_p_tail_ = topk_.log_tail[n_] * log2e;
     }
 
     static double term(double log2_p, double log2_q) {
@@ -145,103 +146,105 @@ class RowInWork {
         if (!has_label()) return 0.0;
         double others = std::exp2(rest_ - all_);
         for (const Entry& e : entries_) others += e.column == label_ ? 0.0 : e.q;
-        const Entry& y = label_in_list() ? entries_[label_at_] : alone_;
+        const Entry& y = label_in_topk() ? entries_[label_index_] : label_entry_;
         return others + term(0.0, y.exponent - all_);
     }
 
     void write_values() const {
-        double value = p_.alpha > 0.0f ? p_.alpha * kl() : 0.0;
-        if (p_.labels) value += (1.0 - p_.alpha) * cross_entropy();
-        a_.value[n_] = static_cast<float>(value);
-        if (a_.state) {
-            a_.state[n_] = static_cast<float>(all_ * ln2);
-            a_.state[a_.rows + n_] = static_cast<float>(rest_ * ln2);
+        double value = topk_.alpha > 0.0f ? topk_.alpha * kl() : 0.0;
+        if (topk_.labels) value += (1.0 - topk_.alpha) * cross_entropy();
+        params_.value[n_] = static_cast<float>(value);
+        if (params_.state) {
+            params_.state[n_] = static_cast<float>(all_ * ln2);
+            params_.state[params_.rows + n_] = static_cast<float>(rest_ * ln2);
         }
-        if (a_.entropies) {
-            a_.entropies[n_] = static_cast<float>(k_.entropy(a_, whole(), all_));
-            a_.argmax[n_] = static_cast<std::int32_t>(k_.best_column(a_, a_.student, whole()).column);
+        if (params_.entropies) {
+            params_.entropies[n_] = static_cast<float>(passes_.entropy(params_, whole(), all_));
+            params_.argmax[n_] = static_cast<std::int32_t>(passes_.find_argmax(params_, params_.student, whole()).column);
         }
     }
 
-    // First the tail's columns and, wrongly, all others: q times a number. Then the others.
+    // Writes q times the factor of the tail to all columns, then overwrites the top-k columns and the label.
     void write_gradient() {
-        const double alpha = p_.alpha, of_label = share_of_label();
-        const double weight = static_cast<double>(a_.weights[n_]) / a_.temperature * a_.student.scale;
+        const double alpha = topk_.alpha, ce_share = cross_entropy_share();
+        const double weight = static_cast<double>(params_.weights[n_]) / params_.temperature * params_.student.scale;
         const double excess = log2_p_tail_ - (tail_ - all_);  // log2(p_tail / q_tail)
-        double factor = alpha + of_label - (alpha > 0.0 ? alpha * std::exp2(std::min(excess, 60.0)) : 0.0);
+        double factor = alpha + ce_share - (alpha > 0.0 ? alpha * std::exp2(std::min(excess, 60.0)) : 0.0);
         double log_factor = std::log2(std::fabs(factor));
-        if (alpha > 0.0 && excess > 60.0) log_factor = std::log2(alpha) + excess;  // and `factor` is negative
-        if (tail_ == nothing || factor == 0.0) {
-            fill_zeros(a_, n_, 0);
+        if (alpha > 0.0 && excess > 60.0) log_factor = std::log2(alpha) + excess;  // here `factor` is negative
+        if (tail_ == minus_inf || factor == 0.0) {
+            zero_gradient(params_, n_, 0);
         } else {
             const double log_divisor = all_ - log_factor - std::log2(std::fabs(weight));
-            k_.spread(a_, whole(), log_divisor, (factor < 0.0) == (weight < 0.0) ? 1.0f : -1.0f);
+            passes_.write_scaled_softmax(params_, whole(), log_divisor, (factor < 0.0) == (weight < 0.0) ? 1.0f : -1.0f);
         }
         for (const Entry& e : entries_) {
-            const double of_kl = alpha > 0.0 ? alpha * (e.q - std::exp2(e.log2_p)) : 0.0;
-            write(e, weight * (of_kl + of_label * (e.q - (e.column == label_ ? 1.0 : 0.0))));
+            const double kl_gradient = alpha > 0.0 ? alpha * (e.q - std::exp2(e.log2_p)) : 0.0;
+            write(e, weight * (kl_gradient + ce_share * (e.q - (e.column == label_ ? 1.0 : 0.0))));
         }
-        if (has_label() && !label_in_list()) {
-            double of_kl = 0.0;
-            if (alpha > 0.0 && alone_.exponent != nothing) {
-                of_kl = alpha * (alone_.q - std::exp2(log2_p_tail_ + alone_.exponent - tail_));
+        if (has_label() && !label_in_topk()) {
+            double kl_gradient = 0.0;
+            if (alpha > 0.0 && label_entry_.exponent != minus_inf) {
+                kl_gradient = alpha * (label_entry_.q - std::exp2(log2_p_tail_ + label_entry_.exponent - tail_));
             }
-            write(alone_, weight * (of_kl + of_label * (alone_.q - 1.0)));
+            write(label_entry_, weight * (kl_gradient + ce_share * (label_entry_.q - 1.0)));
         }
     }
 
     void write(const Entry& e, double g) const {
-        const std::int64_t at = a_.grad.offset(n_) + e.column;
+        const std::int64_t at = params_.grad.offset(n_) + e.column;
         const auto store = [&](auto type) {
-            from_float(static_cast<float>(g * e.slope), static_cast<decltype(type)*>(a_.grad.data)[at]);
+            from_float(static_cast<float>(g * e.slope), static_cast<decltype(type)*>(params_.grad.data)[at]);
         };
-        if (a_.grad.dtype == Dtype::bfloat16) {
+        if (params_.grad.dtype == Dtype::bfloat16) {
             store(Bfloat16{});
-        } else if (a_.grad.dtype == Dtype::float16) {
+        } else if (params_.grad.dtype == Dtype::float16) {
             store(Float16{});
         } else {
             store(float{});
         }
     }
 
-    const TopkSpanKlParams& p_;
-    const SpanKlParams& a_;
-    const Kernels& k_;
+    const TopkSpanKlParams& topk_;
+    const SpanKlParams& params_;
+    const RowPasses& passes_;
     std::int64_t n_ = 0;
-    std::vector<Entry> entries_;       // the listed columns
-    std::vector<std::int32_t> taken_;  // theirs and the label, ascending
+    std::vector<Entry> entries_;          // the top-k columns
+    std::vector<std::int32_t> excluded_;  // the top-k columns and the label, ascending
     std::int32_t label_ = -1;
-    std::size_t label_at_ = 0;
-    Entry alone_{};  // the label where it is not listed
+    std::size_t label_index_ = 0;  // index of the label in entries_; k or more if it is not in the top k
+    Entry label_entry_{};          // the label if it is not in the top k
     bool has_tail_ = false;
-    double rest_ = 0.0, tail_ = 0.0, all_ = 0.0, log2_p_tail_ = 0.0;  // log-sum-exps, and what the tail should have
+    // Log-sum-exps over all columns, over the columns outside the top k, and over those that are not the label either.
+    double all_ = 0.0, tail_ = 0.0, rest_ = 0.0;
+    double log2_p_tail_ = 0.0;
 };
 
-void leave_out(const SpanKlParams& a, std::int64_t n) {
-    if (a.value) a.value[n] = 0.0f;
-    if (a.state) a.state[n] = a.state[a.rows + n] = 0.0f;
-    if (a.entropies) a.entropies[n] = 0.0f, a.argmax[n] = 0;
-    if (a.grad.data) fill_zeros(a, n, 0);
+// Writes the outputs of a row that is not read.
+void zero_outputs(const SpanKlParams& params, std::int64_t n) {
+    if (params.value) params.value[n] = 0.0f;
+    if (params.state) params.state[n] = params.state[params.rows + n] = 0.0f;
+    if (params.entropies) params.entropies[n] = 0.0f, params.argmax[n] = 0;
+    if (params.grad.data) zero_gradient(params, n, 0);
 }
 
 }  // namespace
 
-void topk_span_kl(const TopkSpanKlParams& params, const Kernels& kernels, int threads) {
-    const SpanKlParams& a = params.base;
-    const std::int64_t read = a.rows - std::count(a.kinds, a.kinds + a.rows, 0);
-    const std::int64_t worth = 1 + (read * a.vocab + a.rows * a.vocab / 8) / columns_per_thread;
-    const std::int64_t rows_at_once = std::max<std::int64_t>(1, (1 << 16) / a.vocab);
-    threads = static_cast<int>(std::min<std::int64_t>(threads, worth));
-    parallel_for(a.rows, rows_at_once, threads, [&](std::int64_t begin, std::int64_t end) {
-        RowInWork row(params, kernels);
-        for (std::int64_t n = begin; n < end; ++n) {
-            if (a.kinds[n] == 0) {
-                leave_out(a, n);
-            } else {
-                row.run(n);
-            }
-        }
-    });
+void topk_span_kl(const TopkSpanKlParams& topk, const RowPasses& passes, int threads) {
+    const SpanKlParams& params = topk.base;
+    const std::int64_t read = params.rows - std::count(params.kinds, params.kinds + params.rows, 0);
+    const std::int64_t rows_at_once = std::max<std::int64_t>(1, (1 << 16) / params.vocab);
+    parallel_for(params.rows, rows_at_once, useful_threads(params, read, threads),
+                 [&](std::int64_t begin, std::int64_t end) {
+                     TopkRowTask row(topk, passes);
+                     for (std::int64_t n = begin; n < end; ++n) {
+                         if (params.kinds[n] == 0) {
+                             zero_outputs(params, n);
+                         } else {
+                             row.run(n);
+                         }
+                     }
+                 });
 }
 
 }  // namespace sad::cpu

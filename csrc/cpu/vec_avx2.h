@@ -25,7 +25,7 @@ struct Vec {
     }
     static Vec load(const Float16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 
-    // The first n < width elements; the other lanes hold -inf, the logit of a column that is not there.
+    // Loads the first n < width elements. The other lanes hold -inf, the logit of an absent column.
     template <typename T>
     static Vec load(const T* p, int n) {
         float lanes[width];
@@ -34,7 +34,7 @@ struct Vec {
     }
 
     void store(float* p) const { _mm256_storeu_ps(p, v); }
-    void store(Bfloat16* p) const {  // round to nearest even; a NaN keeps its sign and stays quiet
+    void store(Bfloat16* p) const {  // rounds to nearest even; a NaN becomes quiet and keeps its sign
         const __m256i bits = _mm256_castps_si256(v);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
         const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -59,7 +59,7 @@ struct Vec {
     friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
     friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
     friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
-    friend Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }  // like min: the second where either is NaN
+    friend Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }  // max and min return b if a or b is NaN
     friend Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
     friend Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
     friend Mask equal(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ); }
@@ -76,9 +76,10 @@ struct Vec {
         return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
     }
 
-    // Splits x into n + f with n whole and 0 <= f < 1; 2^x = polynomial(f) 2^n. Below 2^-126 the result is 0.
+    // With x = n + f, n an integer and 0 <= f < 1: `fraction` returns f, and times_pow2(m, x) returns m 2^n, or 0 if
+    // x < -126.
     static Vec fraction(Vec x) {
-        const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(lowest), x.v);  // this order keeps a NaN
+        const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(lowest), x.v);  // this order preserves a NaN
         return {_mm256_sub_ps(clamped, _mm256_floor_ps(clamped))};
     }
     static Vec times_pow2(Vec mantissa, Vec x) {
@@ -88,7 +89,7 @@ struct Vec {
         return {_mm256_andnot_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(lowest), _CMP_LT_OQ), result)};
     }
 
-    // A normal x > 0 is mantissa 2^exponent, with the mantissa in [2/3, 4/3).
+    // A normal x > 0 is mantissa(x) 2^exponent(x) with the mantissa in [2/3, 4/3).
     static Vec exponent(Vec x) {
         const __m256i bits = _mm256_castps_si256(_mm256_mul_ps(x.v, _mm256_set1_ps(1.5f)));
         return {_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127)))};

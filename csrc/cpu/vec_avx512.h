@@ -1,4 +1,4 @@
-// 16 floats in one AVX-512 register. Needs F, BW, DQ, VL; uses BF16 where that is compiled for.
+// 16 floats in one AVX-512 register. Needs F, BW, DQ and VL; uses BF16 if the compiler flags allow it.
 #pragma once
 
 #include <immintrin.h>
@@ -21,7 +21,7 @@ struct Vec {
     static Vec load(const Bfloat16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
     static Vec load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 
-    // The first n < width elements; the other lanes hold -inf, the logit of a column that is not there.
+    // Loads the first n < width elements. The other lanes hold -inf, the logit of an absent column.
     static Vec load(const float* p, int n) { return padded(_mm512_maskz_loadu_ps(lanes(n), p), n); }
     static Vec load(const Bfloat16* p, int n) { return padded(widen(_mm256_maskz_loadu_epi16(lanes(n), p)).v, n); }
     static Vec load(const Float16* p, int n) { return padded(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p)), n); }
@@ -42,7 +42,7 @@ struct Vec {
     friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
     friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
     friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
-    friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // like min: the second where either is NaN
+    friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // max and min return b if a or b is NaN
     friend Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
     friend Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
     friend Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
@@ -51,11 +51,12 @@ struct Vec {
     friend float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
     friend float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-    // Splits x into n + f with n whole and 0 <= f < 1; 2^x = polynomial(f) 2^n. -inf gives f = 0 and so 0.
+    // With x = n + f, n an integer and 0 <= f < 1: `fraction` returns f, and times_pow2(m, x) returns m 2^n. For x = -inf,
+    // f is 0 and the power is 0.
     static Vec fraction(Vec x) { return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
-    static Vec times_pow2(Vec mantissa, Vec x) { return {_mm512_scalef_ps(mantissa.v, x.v)}; }  // rounds x down itself
+    static Vec times_pow2(Vec mantissa, Vec x) { return {_mm512_scalef_ps(mantissa.v, x.v)}; }  // scalef rounds x down
 
-    // A normal x > 0 is mantissa 2^exponent, with the mantissa in [2/3, 4/3).
+    // A normal x > 0 is mantissa(x) 2^exponent(x) with the mantissa in [2/3, 4/3).
     static Vec exponent(Vec x) { return {_mm512_getexp_ps(_mm512_mul_ps(x.v, _mm512_set1_ps(1.5f)))}; }
     static Vec mantissa(Vec x) { return {_mm512_scalef_ps(x.v, _mm512_sub_ps(_mm512_setzero_ps(), exponent(x).v))}; }
 
@@ -68,9 +69,9 @@ struct Vec {
         const __m512i words = _mm512_castsi256_si512(bits);
         return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(to_high_words), words))};
     }
-    __m256i narrow() const {  // round to nearest even; a NaN is left as it is, quiet as arithmetic makes it
+    __m256i narrow() const {  // rounds to nearest even; a NaN is unchanged, because arithmetic made it quiet
 #if defined(__AVX512BF16__)
-        return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));  // one instruction for five; denormals become 0
+        return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));  // one instruction instead of five; denormals become 0
 #else
         const __m512i bits = _mm512_castps_si512(v);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -1,7 +1,7 @@
-// Elementary functions in terms of `Vec`; included after the header that defines it.
+// Elementary functions of `Vec`. The header that defines `Vec` is included before this one.
 #pragma once
 
-#include "span_kl.h"
+#include "kernels.h"
 
 namespace sad::cpu {
 namespace {
@@ -21,14 +21,14 @@ inline Vec expm1_minus_x_over_x2(Vec x) {  // (expm1(x) - x) / x^2, minimax on [
     return polynomial(x, 0.5f, 0.16666667f, 0.041665796f, 0.0083334521f, 0.0013981997f, 0.00019875632f);
 }
 
-inline Vec log(Vec x) {  // natural, of a normal x > 0: k ln 2 + f + f^2 P(f) with 1 + f in [2/3, 4/3), relative error 3e-8
+inline Vec log(Vec x) {  // natural, for a normal x > 0: k ln 2 + f + f^2 P(f) with 1 + f in [2/3, 4/3), relative error 3e-8
     const Vec k = Vec::exponent(x), f = Vec::mantissa(x) - Vec::set(1.0f);
     const Vec p = polynomial(f, -0.499999402f, 0.333331063f, -0.250075986f, 0.200160606f, -0.164193535f, 0.139209035f,
                              -0.153727246f, 0.143742029f);
     return fma(k, Vec::set(static_cast<float>(ln2)), fma(p, f * f, f));
 }
 
-inline Vec tanh(Vec x) {  // minimax up to 0.6, relative error 3e-10 before rounding; beyond, 1 - 2 / (1 + e^2x)
+inline Vec tanh(Vec x) {  // below 0.6 minimax with relative error 3e-10 before rounding, else 1 - 2 / (1 + e^2x)
     const Vec square = x * x;
     const Vec near =
         fma(polynomial(square, -0.33333328f, 0.13333111f, -0.053934231f, 0.021629198f, -0.0079931589f, 0.0019670301f),

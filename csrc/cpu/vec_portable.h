@@ -1,4 +1,4 @@
-// 8 floats as an array, for any processor; a compiler turns most of these loops into vector instructions.
+// 8 floats in an array, for any processor. Compilers vectorize most of these loops.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,7 @@ struct Vec {
     static Vec load(const T* p) {
         return load(p, width);
     }
-    // The first n elements; the other lanes hold -inf, the logit of a column that is not there.
+    // Loads the first n elements. The other lanes hold -inf, the logit of an absent column.
     template <typename T>
     static Vec load(const T* p, int n) {
         Vec r;
@@ -54,7 +54,7 @@ struct Vec {
     friend Vec operator/(Vec a, Vec b) {
         return each(a, b, [](float x, float y) { return x / y; });
     }
-    friend Vec max(Vec a, Vec b) {  // like min: the second where either is NaN, as the vector instructions do
+    friend Vec max(Vec a, Vec b) {  // max and min return b if a or b is NaN, as the vector instructions do
         return each(a, b, [](float x, float y) { return x > y ? x : y; });
     }
     friend Vec min(Vec a, Vec b) {
@@ -78,15 +78,16 @@ struct Vec {
         return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));
     }
     friend float reduce_max(Vec a) {
-        float most = a.v[0];
-        for (int i = 1; i < width; ++i) most = a.v[i] > most ? a.v[i] : most;
-        return most;
+        float top = a.v[0];
+        for (int i = 1; i < width; ++i) top = a.v[i] > top ? a.v[i] : top;
+        return top;
     }
 
-    // Splits x into n + f with n whole and 0 <= f < 1; 2^x = polynomial(f) 2^n. Below 2^-126 the result is 0.
+    // With x = n + f, n an integer and 0 <= f < 1: `fraction` returns f, and times_pow2(m, x) returns m 2^n, or 0 if
+    // x < -126.
     static Vec fraction(Vec x) {
         return each(x, x, [](float lane, float) {
-            const float clamped = lane < lowest ? lowest : lane;  // this order keeps a NaN
+            const float clamped = lane < lowest ? lowest : lane;  // this order preserves a NaN
             return clamped - std::floor(clamped);
         });
     }
@@ -99,7 +100,7 @@ struct Vec {
         });
     }
 
-    // A normal x > 0 is mantissa 2^exponent, with the mantissa in [2/3, 4/3).
+    // A normal x > 0 is mantissa(x) 2^exponent(x) with the mantissa in [2/3, 4/3).
     static Vec exponent(Vec x) {
         return each(x, x, [](float lane, float) { return static_cast<float>(exponent_of(lane)); });
     }

@@ -1,5 +1,5 @@
-// What device code needs of the hardware: 16-byte accesses, conversions, fast powers and logarithms, asynchronous copies to
-// shared memory, and clusters of blocks. The emulated twin of each is beside it; index arithmetic is nowhere here.
+// Hardware access of device code: 16-byte accesses, conversions, approximate powers and logarithms, asynchronous copies to
+// shared memory, and clusters of blocks. Each function has an emulated version for the host.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ namespace sad::cuda {
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int warp_width = 32;
 
-// 16 bytes, moved at once from or to an address divisible by 16.
-struct alignas(16) Word16 {
+// 16 bytes. Loads and stores need an address that is a multiple of 16.
+struct alignas(16) Bytes16 {
     std::uint32_t part[4];
 };
 
@@ -31,8 +31,8 @@ struct alignas(16) Word16 {
 
 inline unsigned char* dynamic_shared() { return emulation::here.mine->shared.get(); }
 
-inline float power_of_2(float x) { return std::exp2(x); }
-inline float log_of_2(float x) { return std::log2(x); }
+inline float exp2_approx(float x) { return std::exp2(x); }
+inline float log2_approx(float x) { return std::log2(x); }
 
 inline float widen(Bfloat16 x) { return to_float(x); }
 inline float widen(Float16 x) { return to_float(x); }
@@ -47,23 +47,23 @@ std::uint32_t narrow_two(float low, float high) {
     return narrow<T>(low).bits | static_cast<std::uint32_t>(narrow<T>(high).bits) << 16;
 }
 
-// Read once or twice soon, or written for nobody near: where in the caches it goes is left to the card.
+// Accesses with a cache hint: no thread reads the data again soon.
 template <typename T>
-inline T load_once(const T* p) {
+inline T load_streaming(const T* p) {
     return *p;
 }
 template <typename T>
-inline void store_once(T* p, const T& x) {
+inline void store_streaming(T* p, const T& x) {
     *p = x;
 }
 
-inline void copy_async(Word16* to, const void* from) { emulation::here.batches.back().push_back({to, from}); }
+inline void copy_async(Bytes16* to, const void* from) { emulation::here.batches.back().push_back({to, from}); }
 inline void commit_copies() { emulation::here.batches.emplace_back(); }
-template <int Left>  // until at most `Left` of the committed batches are still on their way
+template <int Left>  // waits until at most `Left` of the committed batches are pending
 inline void wait_for_copies() {
     auto& batches = emulation::here.batches;
     while (batches.size() > Left + 1) {
-        for (const auto& copy : batches.front()) std::memcpy(copy.to, copy.from, sizeof(Word16));
+        for (const auto& copy : batches.front()) std::memcpy(copy.to, copy.from, sizeof(Bytes16));
         batches.erase(batches.begin());
     }
 }
@@ -84,12 +84,12 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
     return bytes;
 }
 
-__device__ __forceinline__ float power_of_2(float x) {
+__device__ __forceinline__ float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-__device__ __forceinline__ float log_of_2(float x) {
+__device__ __forceinline__ float log2_approx(float x) {
     float y;
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
@@ -112,7 +112,7 @@ __device__ __forceinline__ Float16 narrow<Float16>(float x) {
     return {__half_as_ushort(__float2half_rn(x))};
 }
 template <typename T>
-__device__ __forceinline__ std::uint32_t narrow_two(float low, float high);  // one instruction
+__device__ __forceinline__ std::uint32_t narrow_two(float low, float high);  // one instruction for two conversions
 template <>
 __device__ __forceinline__ std::uint32_t narrow_two<Bfloat16>(float low, float high) {
     const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
@@ -124,17 +124,17 @@ __device__ __forceinline__ std::uint32_t narrow_two<Float16>(float low, float hi
     return __half_as_ushort(both.x) | static_cast<std::uint32_t>(__half_as_ushort(both.y)) << 16;
 }
 
-// Leaves first when room is needed in the caches.
-__device__ __forceinline__ Word16 load_once(const Word16* p) {
+// The caches evict this data first.
+__device__ __forceinline__ Bytes16 load_streaming(const Bytes16* p) {
     const uint4 x = __ldcs(reinterpret_cast<const uint4*>(p));
     return {{x.x, x.y, x.z, x.w}};
 }
-__device__ __forceinline__ void store_once(Word16* p, const Word16& x) {
+__device__ __forceinline__ void store_streaming(Bytes16* p, const Bytes16& x) {
     __stcs(reinterpret_cast<uint4*>(p), make_uint4(x.part[0], x.part[1], x.part[2], x.part[3]));
 }
 
-__device__ __forceinline__ void copy_async(Word16* to, const void* from) {
-    __pipeline_memcpy_async(to, from, sizeof(Word16));
+__device__ __forceinline__ void copy_async(Bytes16* to, const void* from) {
+    __pipeline_memcpy_async(to, from, sizeof(Bytes16));
 }
 __device__ __forceinline__ void commit_copies() { __pipeline_commit(); }
 template <int Left>
@@ -150,7 +150,7 @@ template <typename T>
 __device__ __forceinline__ const T* shared_of(const T* mine, unsigned rank) {
     return cooperative_groups::this_cluster().map_shared_rank(const_cast<T*>(mine), static_cast<int>(rank));
 }
-#else  // no clusters: a block is alone with its row
+#else  // without clusters, each block is a cluster of its own
 __device__ __forceinline__ unsigned cluster_rank() { return 0; }
 __device__ __forceinline__ unsigned cluster_blocks() { return 1; }
 __device__ __forceinline__ void cluster_sync() { __syncthreads(); }
@@ -164,19 +164,19 @@ __device__ __forceinline__ const T* shared_of(const T* mine, unsigned) {
 
 __device__ __forceinline__ float widen(float x) { return x; }
 
-// What one thread moves at once: 16 bytes of T.
+// A group: the 16 bytes of T that one thread accesses at once.
 template <typename T>
 struct Group {
     static constexpr int columns = 8;
-    static __device__ __forceinline__ void unpack(const Word16& w, float (&x)[8]) {
+    static __device__ __forceinline__ void unpack(const Bytes16& w, float (&x)[8]) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             x[2 * i] = widen(T{static_cast<std::uint16_t>(w.part[i] & 0xffff)});
             x[2 * i + 1] = widen(T{static_cast<std::uint16_t>(w.part[i] >> 16)});
         }
     }
-    static __device__ __forceinline__ Word16 pack(const float (&x)[8]) {
-        Word16 w;
+    static __device__ __forceinline__ Bytes16 pack(const float (&x)[8]) {
+        Bytes16 w;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             w.part[i] = narrow_two<T>(x[2 * i], x[2 * i + 1]);
@@ -188,9 +188,9 @@ struct Group {
 template <>
 struct Group<float> {
     static constexpr int columns = 4;
-    static __device__ __forceinline__ void unpack(const Word16& w, float (&x)[4]) { memcpy(x, &w, sizeof w); }
-    static __device__ __forceinline__ Word16 pack(const float (&x)[4]) {
-        Word16 w;
+    static __device__ __forceinline__ void unpack(const Bytes16& w, float (&x)[4]) { memcpy(x, &w, sizeof w); }
+    static __device__ __forceinline__ Bytes16 pack(const float (&x)[4]) {
+        Bytes16 w;
         memcpy(&w, x, sizeof w);
         return w;
     }

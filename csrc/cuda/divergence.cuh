@@ -1,28 +1,28 @@
-// One column of two distributions: what it adds to the divergence, and how the gradient pulls it. And soft caps.
+// The terms of one column in the divergence and in its gradient, and soft caps.
 #pragma once
 
 #include "device.cuh"
-#include "span_kl_params.h"
+#include "params.h"
 
 namespace sad::cuda {
 
 constexpr float ln2f = static_cast<float>(ln2), log2ef = static_cast<float>(log2e);
 
-// How logits become exponents of base 2: a = factor x, or factor tanh(inside x) with a cap.
+// Converts logits to base-2 exponents: a = factor x, or a = factor tanh(tanh_scale x) with a cap.
 struct Exponent {
-    float factor, inside;
+    float factor, tanh_scale;
     bool capped;
 };
 
-// The arithmetic of a launch, the same for all rows.
-struct Arithmetic {
+// The options of `SpanKlParams` in the form that the arithmetic uses.
+struct DivergenceConfig {
     Exponent student, teacher;
     Divergence divergence;
     float beta;
     float grad_scale;  // scale / T of the student
 };
 
-// a (expm1(r) - r), r = log b - log a: never negative, and exact at the edges: a == 0 gives b, b == 0 < a gives +inf.
+// a (expm1(r) - r) with r = log b - log a. Never negative, and exact at the edges: b if a == 0, +inf if b == 0 < a.
 __device__ __forceinline__ float kl_term(float a, float b, float r) {
     // (expm1(r) - r) / r^2 on [-1/2, 1/2]: minimax, relative error 2.4e-8
     float near = fmaf(r, 0.00019875629f, 0.0013981997f);
@@ -30,49 +30,52 @@ __device__ __forceinline__ float kl_term(float a, float b, float r) {
     near = fmaf(r, near, 0.041665796f);
     near = fmaf(r, near, 0.16666667f);
     near = fmaf(r, near, 0.5f);
-    const float far = a == 0.0f ? b : fmaf(-a, r, b - a);  // not `a > 0`: a NaN stays one
+    const float far = a == 0.0f ? b : fmaf(-a, r, b - a);  // not `a > 0`, which would drop a NaN
     return fabsf(r) < 0.5f ? a * (r * r) * near : far;
 }
 
-// log(m / q) and log(m / p), m = beta p + (1 - beta) q: the larger of p and q has a log1p of e^-|r| - 1 over it.
-struct MixtureOver {
+// log(m / q) and log(m / p) with m = beta p + (1 - beta) q. To the larger of p and q, the log-ratio is a log1p of e^-|r|
+// - 1. The other log-ratio differs from it by |r|.
+struct LogMixtureRatios {
     float student, teacher;
 };
-__device__ __forceinline__ MixtureOver log_mixture_over(float r, float beta) {
-    const float other = power_of_2(-fabsf(r) * log2ef) - 1.0f;
+__device__ __forceinline__ LogMixtureRatios log_mixture_ratios(float r, float beta) {
+    const float decay = exp2_approx(-fabsf(r) * log2ef) - 1.0f;
     const bool student_larger = r > 0.0f;
-    const float over_larger = log_of_2(fmaf(student_larger ? beta : 1.0f - beta, other, 1.0f)) * ln2f;
-    return {student_larger ? over_larger : over_larger - r, student_larger ? over_larger + r : over_larger};
+    const float to_larger = log2_approx(fmaf(student_larger ? beta : 1.0f - beta, decay, 1.0f)) * ln2f;
+    return {student_larger ? to_larger : to_larger - r, student_larger ? to_larger + r : to_larger};
 }
 
-struct Terms {
-    float value;  // of the divergence
-    float pull;   // of E_q[G]
+struct ColumnTerms {
+    float value;       // the term of the divergence
+    float mean_dlogp;  // the term of E_q[G]
 };
 
-// p and q, and r = log q - log p. `Forward` is known when compiling in the kernels that people use most.
+// Returns the terms from p, q and r = log q - log p. `Forward` is true in kernels that support the forward KL only.
 template <bool Forward>
-__device__ __forceinline__ Terms divergence_terms(float p, float q, float r, const Arithmetic& how) {
-    if (Forward || how.divergence == Divergence::forward) return {kl_term(p, q, r), 0.0f};
-    if (how.divergence == Divergence::reverse) {
+__device__ __forceinline__ ColumnTerms divergence_terms(float p, float q, float r, const DivergenceConfig& config) {
+    if (Forward || config.divergence == Divergence::forward) return {kl_term(p, q, r), 0.0f};
+    if (config.divergence == Divergence::reverse) {
         const float value = kl_term(q, p, -r);
         return {value, value};
     }
-    const MixtureOver over = log_mixture_over(r, how.beta);
-    const float m = fmaf(how.beta, p, (1.0f - how.beta) * q);
-    const float of_student = (1.0f - how.beta) * kl_term(q, m, over.student);
-    return {fmaf(how.beta, kl_term(p, m, over.teacher), of_student), of_student};
+    const LogMixtureRatios ratios = log_mixture_ratios(r, config.beta);
+    const float m = fmaf(config.beta, p, (1.0f - config.beta) * q);
+    const float student_term = (1.0f - config.beta) * kl_term(q, m, ratios.student);
+    return {fmaf(config.beta, kl_term(p, m, ratios.teacher), student_term), student_term};
 }
 
-// T times the derivative of the divergence by z_student.
+// Returns T times the derivative of the divergence by z_student.
 template <bool Forward>
-__device__ __forceinline__ float divergence_gradient(float p, float q, float r, float mean_pull, const Arithmetic& how) {
-    if (Forward || how.divergence == Divergence::forward) return q - p;
-    const float pull = how.divergence == Divergence::reverse ? r : (how.beta - 1.0f) * log_mixture_over(r, how.beta).student;
-    return q == 0.0f ? 0.0f : q * (pull - mean_pull);
+__device__ __forceinline__ float divergence_gradient(float p, float q, float r, float mean_dlogp,
+                                                     const DivergenceConfig& config) {
+    if (Forward || config.divergence == Divergence::forward) return q - p;
+    const float dlogp =
+        config.divergence == Divergence::reverse ? r : (config.beta - 1.0f) * log_mixture_ratios(r, config.beta).student;
+    return q == 0.0f ? 0.0f : q * (dlogp - mean_dlogp);
 }
 
-// tanh to a few units of the last place: minimax up to 0.6, beyond it 1 - 2 / (1 + e^2x).
+// tanh within a few units in the last place: minimax below 0.6, else 1 - 2 / (1 + e^2x).
 __device__ __forceinline__ float tanh_of(float x) {
     const float square = x * x;
     float near = fmaf(square, 0.0019670301f, -0.0079931589f);
@@ -81,20 +84,20 @@ __device__ __forceinline__ float tanh_of(float x) {
     near = fmaf(square, near, 0.13333111f);
     near = fmaf(square, near, -0.33333328f);
     const float magnitude = fabsf(x);
-    const float power = power_of_2(fminf(60.0f, magnitude * (2.0f * log2ef)));
+    const float power = exp2_approx(fminf(60.0f, magnitude * (2.0f * log2ef)));
     const float far = copysignf(1.0f - 2.0f / (1.0f + power), x);
     return magnitude < 0.6f ? fmaf(near * square, x, x) : x == x ? far : x;
 }
 
-// What `factor` multiplies: the logit or its tanh.
+// Returns what `factor` multiplies: the logit, or its tanh if there is a cap.
 template <bool Capless>
-__device__ __forceinline__ float as_compared(float x, const Exponent& e) {
-    return !Capless && e.capped ? tanh_of(x * e.inside) : x;
+__device__ __forceinline__ float exponent_input(float x, const Exponent& e) {
+    return !Capless && e.capped ? tanh_of(x * e.tanh_scale) : x;
 }
 
-// A gradient by z as one by the scaled logit; y is what `as_compared` gave.
+// Converts the gradient by z to the gradient by the scaled logit. y is the result of `exponent_input`.
 template <bool Capless>
-__device__ __forceinline__ float through_cap(float g, float y, const Exponent& e) {
+__device__ __forceinline__ float apply_cap_slope(float g, float y, const Exponent& e) {
     return !Capless && e.capped ? g * fmaf(-y, y, 1.0f) : g;
 }
 

@@ -1,7 +1,7 @@
-// CUDA kernels on the host, for tests: every thread of a block is a real thread, barriers and warp shuffles are barriers, so
-// that AddressSanitizer sees accesses out of bounds and ThreadSanitizer a missing __syncthreads. Blocks run one after the
-// other, the blocks of a cluster at the same time. Shared memory is dynamic only, as many bytes as the launch asked for, and
-// full of NaN when a block begins. Needs C++20.
+// Runs CUDA kernels on the host, for tests. Every CUDA thread is a thread, and barriers and warp shuffles are barriers. So
+// AddressSanitizer finds accesses out of bounds, and ThreadSanitizer finds a missing __syncthreads. Blocks run one after the
+// other, the blocks of a cluster at the same time. Shared memory has exactly the size that the launch requests and is filled
+// with NaN before each block. Needs C++20.
 #pragma once
 
 #include <algorithm>
@@ -44,11 +44,11 @@ struct Block {
             warps.push_back(std::make_unique<Warp>(std::min(warp_size, threads - first)));
         }
     }
-    void forget() { std::memset(shared.get(), 0xff, bytes); }
+    void fill_with_nan() { std::memset(shared.get(), 0xff, bytes); }
 
     std::barrier<> barrier;
     std::vector<std::unique_ptr<Warp>> warps;
-    std::unique_ptr<unsigned char[]> shared;  // the end of the allocation is where the launch said it is
+    std::unique_ptr<unsigned char[]> shared;
     std::size_t bytes;
 };
 
@@ -63,14 +63,14 @@ struct PendingCopy {
     const void* from;
 };
 
-// Where a thread is. Its asynchronous copies happen when it waits for them, not before, so that a missing wait shows.
+// The position and state of a thread. An asynchronous copy happens in the wait for it, so that a missing wait is noticed.
 struct Place {
     dim3 thread, block, block_size, grid;
     unsigned rank = 0;
     Cluster* cluster = nullptr;
     Block* mine = nullptr;
     Warp* warp = nullptr;
-    std::vector<std::vector<PendingCopy>> batches;  // committed ones, then the one in the making
+    std::vector<std::vector<PendingCopy>> batches;  // the committed batches, then the open one
 };
 
 inline thread_local Place here;
@@ -89,7 +89,7 @@ inline void run(dim3 grid, unsigned threads, std::size_t shared_bytes, unsigned 
                 here = {dim3{t}, {}, dim3{threads}, grid, rank, &cluster, &mine, mine.warps[t / warp_size].get(), {{}}};
                 for (unsigned y = 0; y < grid.y; ++y) {
                     for (unsigned first = 0; first < grid.x; first += cluster_size) {
-                        if (t == 0) mine.forget();
+                        if (t == 0) mine.fill_with_nan();
                         cluster.barrier.arrive_and_wait();
                         here.block = {first + rank, y, 0};
                         kernel();
@@ -104,7 +104,7 @@ inline void run(dim3 grid, unsigned threads, std::size_t shared_bytes, unsigned 
 }
 
 template <typename T>
-T exchange(T value, unsigned from_lane) {
+T reducer(T value, unsigned from_lane) {
     static_assert(sizeof(T) <= 8);
     Warp& warp = *here.warp;
     std::memcpy(&warp.lanes[here.thread.x % warp_size], &value, sizeof value);
@@ -130,10 +130,10 @@ inline void __syncthreads() { sad::cuda::emulation::here.mine->barrier.arrive_an
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-    return sad::cuda::emulation::exchange(value, (threadIdx.x % 32) ^ static_cast<unsigned>(mask));
+    return sad::cuda::emulation::reducer(value, (threadIdx.x % 32) ^ static_cast<unsigned>(mask));
 }
 template <typename T>
 T __shfl_up_sync(unsigned, T value, unsigned by) {
     const unsigned lane = threadIdx.x % 32;
-    return sad::cuda::emulation::exchange(value, lane < by ? lane : lane - by);
+    return sad::cuda::emulation::reducer(value, lane < by ? lane : lane - by);
 }

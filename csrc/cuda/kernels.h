@@ -1,29 +1,31 @@
-// The kernels of one student dtype; every dtype has a source of its own, so that they compile at the same time.
+// The CUDA kernels, as the binding calls them. Every pointer is to device memory. The functions allocate nothing and never
+// synchronize with the device. Results have the same bits on every run. Errors of the CUDA runtime are std::runtime_error.
 #pragma once
 
 #include <cstdint>
 
-#include "span_kl_params.h"
+#include "params.h"
+#include "runtime.h"
 
 namespace sad::cuda {
 
-struct Work;        // row_work.cuh
-struct TopkWork;  // topk_outcomes.cuh
+// Returns the bytes of scratch memory that `span_kl` needs on this device. The memory must be 256-byte aligned.
+std::int64_t span_kl_scratch_bytes(const SpanKlParams& params, int device);
 
-enum Variant { lean, lean_stats, general, variants };  // see row_work.cuh; the last one can do anything
+// Computes every output whose pointer is not null.
+void span_kl(const SpanKlParams& params, void* scratch, int device, Stream stream);
 
-struct Kernels {
-    using OfRows = void (*)(Work);
-    OfRows resident[variants], streamed[variants];
-    OfRows slice_totals[2], slice_values[2];  // without and with statistics
-    OfRows gradient[2];                       // general, lean
-    void (*listed[2])(TopkWork);            // general, lean
-    void (*scale)(Rows<void> grad, const std::uint8_t* kinds, const float* factor, int rows, int columns, int slices,
-                  int slice_columns);
-};
+// Returns the bytes of scratch memory that `topk_span_kl` needs.
+std::int64_t topk_span_kl_scratch_bytes(const TopkSpanKlParams& topk);
 
-Kernels float32_kernels();
-Kernels bfloat16_kernels();
-Kernels float16_kernels();
+// Computes every output whose pointer is not null.
+void topk_span_kl(const TopkSpanKlParams& topk, void* scratch, int device, Stream stream);
+
+// Multiplies the rows of grad (rows, columns) with kinds != 0 by the number at `factor`.
+void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad, const std::uint8_t* kinds,
+                const float* factor, int device, Stream stream);
+
+// Writes the label of every token, in one launch per batch.
+void span_ids_from_offsets(const SpanIdsParams& params, int device, Stream stream);
 
 }  // namespace sad::cuda

@@ -1,7 +1,7 @@
-#include "kernels.cuh"
+#include "instantiate.cuh"
 
 namespace sad::cuda {
 
-Kernels bfloat16_kernels() { return kernels_for<Bfloat16>(); }
+KernelTable bfloat16_kernels() { return instantiate<Bfloat16>(); }
 
 }  // namespace sad::cuda

@@ -1,7 +1,7 @@
-#include "kernels.cuh"
+#include "instantiate.cuh"
 
 namespace sad::cuda {
 
-Kernels float16_kernels() { return kernels_for<Float16>(); }
+KernelTable float16_kernels() { return instantiate<Float16>(); }
 
 }  // namespace sad::cuda

@@ -1,7 +1,7 @@
-#include "kernels.cuh"
+#include "instantiate.cuh"
 
 namespace sad::cuda {
 
-Kernels float32_kernels() { return kernels_for<float>(); }
+KernelTable float32_kernels() { return instantiate<float>(); }
 
 }  // namespace sad::cuda

@@ -1,87 +1,87 @@
-// The kernels for whole rows, on grids that stay: a block (or cluster) takes a row, then the next of its own.
+// The kernels for whole rows, on persistent grids: each block (or cluster) processes one row after the other.
+// launch_plan.h defines streamed and resident rows, and chooses between them.
 #pragma once
 
-#include "row_work.cuh"
+#include "row_task.cuh"
 
 namespace sad::cuda {
 
-// --- rows that are read from memory, or L2, once a pass
-
+// Reads the groups of a streamed row. The methods are the passes over a row: the second pass is the last of two, or it is
+// followed by a third.
 template <typename S>
 struct StreamedGroups {
-    const PairInMemory<S>& pair;
+    const RowPair<S>& pair;
 
     template <typename F>
     __device__ __forceinline__ void first(const F& f) const {
-        walk<false, false>(pair, f);
+        for_each_group<false, false>(pair, f);
     }
     template <typename F>
-    __device__ __forceinline__ void middle(const F& f) const {
-        walk<true, false>(pair, f);
+    __device__ __forceinline__ void second_of_three(const F& f) const {
+        for_each_group<true, false>(pair, f);
     }
     template <typename F>
-    __device__ __forceinline__ void last(const F& f) const {
-        walk<true, true>(pair, f);
+    __device__ __forceinline__ void second_of_two(const F& f) const {
+        for_each_group<true, true>(pair, f);
     }
     template <typename F>
-    __device__ __forceinline__ void final(const F& f) const {
-        walk<false, true>(pair, f);
+    __device__ __forceinline__ void third(const F& f) const {
+        for_each_group<false, true>(pair, f);
     }
 };
 
 template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(512, Lean && !Stats ? 2 : 1) streamed_rows_kernel(const Work w) {
-    Exchange exchange;
-    const int read = w.index[w.a.rows];
+__global__ void __launch_bounds__(512, Lean && !Stats ? 2 : 1) streamed_rows_kernel(const LaunchArgs args) {
+    Reducer reducer;
+    const int read = args.index[args.params.rows];
     for (int position = static_cast<int>(blockIdx.x); position < read; position += static_cast<int>(gridDim.x)) {
-        const std::int64_t row = w.index[position];
-        const PairInMemory<S> pair = pair_of<S, Lean>(w, row, 0, static_cast<int>(w.a.vocab));
+        const std::int64_t row = args.index[position];
+        const RowPair<S> pair = pair_of<S, Lean>(args, row, 0, static_cast<int>(args.params.vocab));
         StreamedGroups<S> groups{pair};
-        work_on_row<S, Lean, Stats>(w, row, pair, groups, exchange);
+        process_row<S, Lean, Stats>(args, row, pair, groups, reducer);
     }
-    clear_unread_rows<S>(w, read);
+    zero_unread_rows<S>(args, read);
 }
-
-// --- rows that stay in shared memory between passes, of one block or spread over a cluster
-//
-// Every thread copies the groups that it will read itself, so copies need no barrier. While the last pass works through a
-// row, the groups of the next one take the places of those it has done with. They come in quarters: the first pass over the
-// next row begins when the first quarter is there.
 
 constexpr int quarters = 4;
 
+// Reads the groups of a resident row, with the same methods as `StreamedGroups`.
+//
+// Every thread copies the groups that it reads itself, so the copies need no barrier. During the last pass over a row, each
+// group of the next row replaces the group that the thread has just processed. The copies are committed in quarters, so that
+// the first pass over the next row starts when its first quarter has arrived.
 template <typename S>
 struct ResidentGroups {
-    Word16* student;
-    Word16* teacher;
-    int slots;         // of this block, for each side
-    int begin, count;  // of the row: the groups that are here
-    PairInMemory<S> next;
+    Bytes16* student;
+    Bytes16* teacher;
+    int slots;         // groups per side that this block holds
+    int begin, count;  // the groups of the row in this block: [begin, begin + count)
+    RowPair<S> next;
     int next_begin, next_count;
 
-    __device__ __forceinline__ static int share(const Cut& cut) {
-        return (cut.groups + static_cast<int>(cluster_blocks()) - 1) / static_cast<int>(cluster_blocks());
+    __device__ __forceinline__ static int groups_per_block(const GroupLayout& layout) {
+        return (layout.groups + static_cast<int>(cluster_blocks()) - 1) / static_cast<int>(cluster_blocks());
     }
-    // The row after this one; none if there is none.
-    __device__ __forceinline__ void expect(const PairInMemory<S>& row) {
+    // Sets the row whose groups replace those of the current row.
+    __device__ __forceinline__ void set_next_row(const RowPair<S>& row) {
         next = row;
-        const int each = share(row.cut), rank = static_cast<int>(cluster_rank());
-        next_begin = min(rank * each, row.cut.groups);
-        next_count = min(each, row.cut.groups - next_begin);
+        const int per_block = groups_per_block(row.layout), rank = static_cast<int>(cluster_rank());
+        next_begin = min(rank * per_block, row.layout.groups);
+        next_count = min(per_block, row.layout.groups - next_begin);
     }
-    __device__ __forceinline__ void expect_none() { next_count = 0; }
+    __device__ __forceinline__ void set_no_next_row() { next_count = 0; }
     __device__ __forceinline__ void advance() {
         begin = next_begin;
         count = next_count;
     }
 
-    template <bool Arriving, bool Refill, typename F>
-    __device__ __forceinline__ void walk_slots(const F& f) {
+    template <bool WaitForCopies, bool Refill, typename F>
+    __device__ __forceinline__ void for_each_slot(const F& f) {
         const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-        const int rounds = (slots + threads - 1) / threads;
+        const int iterations = (slots + threads - 1) / threads;
 #pragma unroll 1
         for (int quarter = 0; quarter < quarters; ++quarter) {
-            if (Arriving) {
+            if (WaitForCopies) {
                 switch (quarter) {
                     case 0:
                         wait_for_copies<3>();
@@ -96,12 +96,12 @@ struct ResidentGroups {
                         wait_for_copies<0>();
                 }
             }
-            const int end = min((quarter + 1) * rounds / quarters * threads, slots);
+            const int end = min((quarter + 1) * iterations / quarters * threads, slots);
 #pragma unroll 1
-            for (int slot = quarter * rounds / quarters * threads + thread; slot < end; slot += threads) {
-                if (slot < count) f(begin + slot, Words{student[slot], teacher[slot]});
+            for (int slot = quarter * iterations / quarters * threads + thread; slot < end; slot += threads) {
+                if (slot < count) f(begin + slot, PairBytes{student[slot], teacher[slot]});
                 if (Refill && slot < next_count) {
-                    const int column = next.cut.template column_of_group<S>(next_begin + slot);
+                    const int column = next.layout.template column_of_group<S>(next_begin + slot);
                     copy_async(student + slot, next.student + column);
                     copy_async(teacher + slot, static_cast<const S*>(next.teacher.first) + column);
                 }
@@ -112,50 +112,50 @@ struct ResidentGroups {
 
     template <typename F>
     __device__ __forceinline__ void first(const F& f) {
-        walk_slots<true, false>(f);
+        for_each_slot<true, false>(f);
     }
     template <typename F>
-    __device__ __forceinline__ void middle(const F& f) {
-        walk_slots<false, false>(f);
+    __device__ __forceinline__ void second_of_three(const F& f) {
+        for_each_slot<false, false>(f);
     }
     template <typename F>
-    __device__ __forceinline__ void last(const F& f) {
-        walk_slots<false, true>(f);
+    __device__ __forceinline__ void second_of_two(const F& f) {
+        for_each_slot<false, true>(f);
     }
     template <typename F>
-    __device__ __forceinline__ void final(const F& f) {
-        walk_slots<false, true>(f);
+    __device__ __forceinline__ void third(const F& f) {
+        for_each_slot<false, true>(f);
     }
 };
 
 template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(Lean && !Stats ? 1024 : 512, 1) resident_rows_kernel(const Work w) {
-    Exchange exchange;
-    Word16* const shared = reinterpret_cast<Word16*>(dynamic_shared() + sizeof(Board));
+__global__ void __launch_bounds__(Lean && !Stats ? 1024 : 512, 1) resident_rows_kernel(const LaunchArgs args) {
+    Reducer reducer;
+    Bytes16* const shared = reinterpret_cast<Bytes16*>(dynamic_shared() + sizeof(ReductionBuffer));
     ResidentGroups<S> groups{};
     groups.student = shared;
-    groups.teacher = shared + w.slots;
-    groups.slots = w.slots;
-    const int read = w.index[w.a.rows], vocab = static_cast<int>(w.a.vocab);
+    groups.teacher = shared + args.slots;
+    groups.slots = args.slots;
+    const int read = args.index[args.params.rows], vocab = static_cast<int>(args.params.vocab);
     const int clusters = static_cast<int>(gridDim.x / cluster_blocks());
     int position = static_cast<int>(blockIdx.x / cluster_blocks());
     if (position < read) {
-        groups.expect(pair_of<S, Lean>(w, w.index[position], 0, vocab));
-        groups.template walk_slots<false, true>([](int, const Words&) {});  // nothing is here yet: it only fills
+        groups.set_next_row(pair_of<S, Lean>(args, args.index[position], 0, vocab));
+        groups.template for_each_slot<false, true>([](int, const PairBytes&) {});  // only fills the slots
     }
     for (; position < read; position += clusters) {
-        const std::int64_t row = w.index[position];
-        const PairInMemory<S> pair = groups.next;
+        const std::int64_t row = args.index[position];
+        const RowPair<S> pair = groups.next;
         groups.advance();
         if (position + clusters < read) {
-            groups.expect(pair_of<S, Lean>(w, w.index[position + clusters], 0, vocab));
+            groups.set_next_row(pair_of<S, Lean>(args, args.index[position + clusters], 0, vocab));
         } else {
-            groups.expect_none();
+            groups.set_no_next_row();
         }
-        work_on_row<S, Lean, Stats>(w, row, pair, groups, exchange);
+        process_row<S, Lean, Stats>(args, row, pair, groups, reducer);
     }
-    clear_unread_rows<S>(w, read);
-    cluster_sync();  // nobody leaves while others may read what it put up
+    zero_unread_rows<S>(args, read);
+    cluster_sync();  // keeps shared memory alive until the other blocks have read it
 }
 
 }  // namespace sad::cuda

@@ -1,27 +1,28 @@
-// A pair of rows in memory, or one, and how a block walks it 16 bytes per thread and side.
+// A row or a pair of rows in global memory, and the loop of a block over it, 16 bytes per thread and side.
 //
-// Rows of GPT-2's 50257 bfloat16 columns begin at any even address, wide accesses only at multiples of 16. So a row is
+// A row may start at any address (50257 bfloat16 columns are an odd number of them), but 16-byte accesses need an address
+// that is a multiple of 16. So a row is split at such addresses:
 //
-//   edge columns   fewer than a group before the first such address, and fewer than a group at the end: one thread each
-//   groups         of 16 bytes: everything the loops touch
+//   groups         of 16 bytes; the loops process them
+//   edge columns   fewer than one group before the first group and fewer than one after the last; one thread per column
 //
-// The student's row rules. A teacher row that does not begin as far from such an address, or is of another dtype, is read
-// column by column: right, but slow. No address outside of a row is touched.
+// The student's row determines the split. A teacher row that is aligned differently, or has another dtype, is read column by
+// column, which is slower. No access leaves the row.
 #pragma once
 
 #include "device.cuh"
-#include "span_kl_params.h"
+#include "params.h"
 
 namespace sad::cuda {
 
-// A row cut at 16-byte boundaries.
-struct Cut {
-    int head;    // columns before the first group
-    int groups;  // whole groups
-    int edges;   // columns that are in no group
+// The split of a row into groups and edge columns.
+struct GroupLayout {
+    int head;    // edge columns before the first group
+    int groups;  // 16-byte groups
+    int edges;   // all edge columns
 
     template <typename S>
-    static __device__ __forceinline__ Cut of(const S* row, int columns) {
+    static __device__ __forceinline__ GroupLayout of(const S* row, int columns) {
         constexpr int size = Group<S>::columns;
         const auto element = reinterpret_cast<std::uintptr_t>(row) / sizeof(S);
         const int head = min(static_cast<int>((size - element % size) % size), columns);
@@ -39,11 +40,11 @@ struct Cut {
 };
 
 template <typename S>
-__device__ __forceinline__ const Word16* word_at(const S* p) {
-    return reinterpret_cast<const Word16*>(p);
+__device__ __forceinline__ const Bytes16* group_at(const S* p) {
+    return reinterpret_cast<const Bytes16*>(p);
 }
 
-// A teacher's row of any dtype.
+// A row of the teacher, of any dtype.
 struct TeacherRow {
     const void* first;
     Dtype dtype;
@@ -60,71 +61,71 @@ __device__ __forceinline__ const void* row_of(const Rows<const void>& rows, std:
 }
 
 // The same group of both sides.
-struct Words {
-    Word16 student, teacher;
+struct PairBytes {
+    Bytes16 student, teacher;
 };
 
-// Two rows, or the same slice of both, in global memory.
+// The rows of both sides, or the same slice of both.
 template <typename S>
-struct PairInMemory {
-    using Fetched = Words;
+struct RowPair {
+    using Fetched = PairBytes;
 
     const S* student;
     TeacherRow teacher;
-    bool teacher_wide;  // the teacher's groups begin where the student's do
-    Cut cut;
+    bool teacher_aligned;  // 16-byte groups start at the same columns on both sides
+    GroupLayout layout;
 
     template <bool Last>
-    __device__ __forceinline__ Words fetch(int group) const {
-        const int column = cut.column_of_group<S>(group);
-        Words words;
-        const Word16* s = word_at(student + column);
-        words.student = Last ? load_once(s) : *s;
-        if (teacher_wide) {
-            const Word16* t = word_at(static_cast<const S*>(teacher.first) + column);
-            words.teacher = Last ? load_once(t) : *t;
+    __device__ __forceinline__ PairBytes fetch(int group) const {
+        const int column = layout.column_of_group<S>(group);
+        PairBytes bytes;
+        const Bytes16* s = group_at(student + column);
+        bytes.student = Last ? load_streaming(s) : *s;
+        if (teacher_aligned) {
+            const Bytes16* t = group_at(static_cast<const S*>(teacher.first) + column);
+            bytes.teacher = Last ? load_streaming(t) : *t;
         }
-        return words;
+        return bytes;
     }
-    __device__ __forceinline__ void unpack(const Words& words, int group, float (&s)[Group<S>::columns],
+    __device__ __forceinline__ void unpack(const PairBytes& bytes, int group, float (&s)[Group<S>::columns],
                                            float (&t)[Group<S>::columns]) const {
-        Group<S>::unpack(words.student, s);
-        if (teacher_wide) {
-            Group<S>::unpack(words.teacher, t);
+        Group<S>::unpack(bytes.student, s);
+        if (teacher_aligned) {
+            Group<S>::unpack(bytes.teacher, t);
         } else {
-            const int column = cut.column_of_group<S>(group);
+            const int column = layout.column_of_group<S>(group);
 #pragma unroll
             for (int i = 0; i < Group<S>::columns; ++i) t[i] = teacher.at(column + i);
         }
     }
 };
 
-// One row, or a slice of it, in global memory.
+// The row of one side, or a slice of it.
 template <typename S>
-struct RowInMemory {
-    using Fetched = Word16;
+struct SingleRow {
+    using Fetched = Bytes16;
 
     const S* first;
-    Cut cut;
+    GroupLayout layout;
 
     template <bool Last>
-    __device__ __forceinline__ Word16 fetch(int group) const {
-        const Word16* word = word_at(first + cut.column_of_group<S>(group));
-        return Last ? load_once(word) : *word;
+    __device__ __forceinline__ Bytes16 fetch(int group) const {
+        const Bytes16* bytes = group_at(first + layout.column_of_group<S>(group));
+        return Last ? load_streaming(bytes) : *bytes;
     }
 };
 
-// The edge column of this thread, read before anything of the row is written: the gradient may lie where the logits are.
-struct Edge {
+// The edge column of this thread. It is read before any write to the row, because the gradient may overwrite the logits.
+struct EdgeColumn {
     bool exists;
     int column;
     float s, t;
 
     template <typename S>
-    static __device__ __forceinline__ Edge of(const PairInMemory<S>& pair) {
-        Edge edge{static_cast<int>(threadIdx.x) < pair.cut.edges, 0, 0.0f, 0.0f};
+    static __device__ __forceinline__ EdgeColumn of(const RowPair<S>& pair) {
+        EdgeColumn edge{static_cast<int>(threadIdx.x) < pair.layout.edges, 0, 0.0f, 0.0f};
         if (edge.exists) {
-            edge.column = pair.cut.template column_of_edge<S>(static_cast<int>(threadIdx.x));
+            edge.column = pair.layout.template column_of_edge<S>(static_cast<int>(threadIdx.x));
             edge.s = widen(pair.student[edge.column]);
             edge.t = pair.teacher.at(edge.column);
         }
@@ -132,51 +133,51 @@ struct Edge {
     }
 };
 
-// Calls f(group, words) for this thread's groups, with the next ones on their way while f computes. A pass that runs against
-// the one before it begins with what that one left in the caches; the `Last` one leaves nothing there.
-template <bool Backwards, bool Last, typename Source, typename F>
-__device__ __forceinline__ void walk(const Source& source, const F& f) {
+// Calls f(group, bytes) for the groups of this thread, and fetches the next group while f computes. A backward pass after a
+// forward pass starts with the groups that are still in the caches. `Last` means that no later pass reads the row.
+template <bool Backward, bool Last, typename Source, typename F>
+__device__ __forceinline__ void for_each_group(const Source& source, const F& f) {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    const int mine = source.cut.groups > thread ? (source.cut.groups - thread - 1) / threads + 1 : 0;
-    const int step = Backwards ? -threads : threads;
-    int group = Backwards ? thread + (mine - 1) * threads : thread;
+    const int mine = source.layout.groups > thread ? (source.layout.groups - thread - 1) / threads + 1 : 0;
+    const int step = Backward ? -threads : threads;
+    int group = Backward ? thread + (mine - 1) * threads : thread;
     typename Source::Fetched next;
     if (mine > 0) next = source.template fetch<Last>(group);
     for (int i = 0; i < mine; ++i, group += step) {
-        const typename Source::Fetched words = next;
+        const typename Source::Fetched bytes = next;
         if (i + 1 < mine) next = source.template fetch<Last>(group + step);
-        f(group, words);
+        f(group, bytes);
     }
 }
 
-// Where the gradient of a row goes.
+// A row of the gradient.
 template <typename S>
 struct GradientRow {
-    S* first;   // null: nowhere
-    bool wide;  // its groups begin where the student's do
-    Cut cut;
+    S* first;      // null: no gradient
+    bool aligned;  // 16-byte groups start at the same columns as the student's
+    GroupLayout layout;
 
     __device__ __forceinline__ void store(int group, const float (&g)[Group<S>::columns]) const {
-        S* p = first + cut.column_of_group<S>(group);
-        if (wide) {
-            store_once(reinterpret_cast<Word16*>(p), Group<S>::pack(g));
+        S* p = first + layout.column_of_group<S>(group);
+        if (aligned) {
+            store_streaming(reinterpret_cast<Bytes16*>(p), Group<S>::pack(g));
         } else {
 #pragma unroll
             for (int i = 0; i < Group<S>::columns; ++i) p[i] = narrow<S>(g[i]);
         }
     }
-    __device__ __forceinline__ void store(const Edge& edge, float g) const { first[edge.column] = narrow<S>(g); }
+    __device__ __forceinline__ void store(const EdgeColumn& edge, float g) const { first[edge.column] = narrow<S>(g); }
 };
 
-// Zeros into `columns` columns from `first` on, by the whole block.
+// Writes zeros to `columns` columns from `first` on. All threads of the block call it.
 template <typename S>
 __device__ __forceinline__ void fill_zeros(S* first, int columns) {
-    const Cut cut = Cut::of(first, columns);
+    const GroupLayout layout = GroupLayout::of(first, columns);
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    for (int group = thread; group < cut.groups; group += threads) {
-        store_once(reinterpret_cast<Word16*>(first + cut.column_of_group<S>(group)), Word16{});
+    for (int group = thread; group < layout.groups; group += threads) {
+        store_streaming(reinterpret_cast<Bytes16*>(first + layout.column_of_group<S>(group)), Bytes16{});
     }
-    if (thread < cut.edges) first[cut.column_of_edge<S>(thread)] = narrow<S>(0.0f);
+    if (thread < layout.edges) first[layout.column_of_edge<S>(thread)] = narrow<S>(0.0f);
 }
 
 }  // namespace sad::cuda

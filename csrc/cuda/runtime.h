@@ -1,5 +1,5 @@
-// The CUDA runtime as the kernels use it: launches, the card's figures, and what hides architectures from them.
-// With SAD_EMULATED it is `emulation.h`, which runs the same kernels on the host. Device code includes `device.cuh` besides.
+// The CUDA runtime as the launches use it: GPU properties, the current device and kernel launches. With SAD_EMULATED, the
+// emulation of `emulation.h` replaces the runtime and runs the same kernels on the host.
 #pragma once
 
 #include <cstddef>
@@ -16,19 +16,19 @@
 
 namespace sad::cuda {
 
-struct Card {
-    int processors;
+struct Gpu {
+    int sms;
     int arch;  // 90 for compute capability 9.0
     std::int64_t l2_bytes;
-    std::int64_t block_shared_bytes;      // the most that one block may have
-    std::int64_t processor_shared_bytes;  // what the blocks of an SM share
-    int block_threads;                    // the most that one block may have
+    std::int64_t block_shared_bytes;  // maximum per block
+    std::int64_t sm_shared_bytes;     // per SM
+    int max_block_threads;
 };
 
-struct Launch {
+struct LaunchShape {
     unsigned blocks, threads;
     std::size_t shared_bytes;
-    unsigned cluster;  // blocks that share a row; 1 for none
+    unsigned cluster;  // blocks per cluster; 1 without clusters
     unsigned blocks_y = 1;
 };
 
@@ -36,12 +36,12 @@ struct Launch {
 
 using Stream = void*;
 
-// What the emulated card is like; tests set it to reach every plan.
-inline Card& emulated_card() {
-    static Card card{2, 90, 50 << 20, 232448, 233472, 64};
-    return card;
+// The properties of the emulated GPU. Tests set them to reach every launch plan.
+inline Gpu& emulated_gpu() {
+    static Gpu gpu{2, 90, 50 << 20, 232448, 233472, 64};
+    return gpu;
 }
-inline const Card& card(int) { return emulated_card(); }
+inline const Gpu& gpu(int) { return emulated_gpu(); }
 
 class DeviceGuard {
  public:
@@ -50,7 +50,7 @@ class DeviceGuard {
 };
 
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), const Launch& shape, Stream, Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream, Arguments... arguments) {
     emulation::run({shape.blocks, shape.blocks_y}, shape.threads, shape.shared_bytes, shape.cluster,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
@@ -61,11 +61,11 @@ using Stream = cudaStream_t;
 
 inline void check(cudaError_t error, const char* call) {
     if (error == cudaSuccess) return;
-    cudaGetLastError();  // so that the next call of anyone does not report it again
+    cudaGetLastError();  // clears the error, so that the next CUDA call does not report it again
     throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(error));
 }
 
-inline Card read_card(int device) {
+inline Gpu read_gpu(int device) {
     const auto of = [&](cudaDeviceAttr which) {
         int value = 0;
         check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
@@ -79,18 +79,18 @@ inline Card read_card(int device) {
             of(cudaDevAttrMaxThreadsPerBlock)};
 }
 
-inline const Card& card(int device) {  // throws std::out_of_range for a device that is not there
-    static const std::vector<Card> cards = [] {
+inline const Gpu& gpu(int device) {  // throws std::out_of_range for a device that does not exist
+    static const std::vector<Gpu> cards = [] {
         int count = 0;
         check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
-        std::vector<Card> found;
-        for (int i = 0; i < count; ++i) found.push_back(read_card(i));
+        std::vector<Gpu> found;
+        for (int i = 0; i < count; ++i) found.push_back(read_gpu(i));
         return found;
     }();
     return cards.at(static_cast<std::size_t>(device));
 }
 
-// Makes `device` current, and what was current before afterwards.
+// Makes `device` current during its lifetime, then restores the previous device.
 class DeviceGuard {
  public:
     explicit DeviceGuard(int device) {
@@ -106,7 +106,7 @@ class DeviceGuard {
 };
 
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), const Launch& shape, Stream stream, Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream, Arguments... arguments) {
     if (shape.shared_bytes > 48 * 1024) {
         check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(shape.shared_bytes)),

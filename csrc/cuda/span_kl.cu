@@ -1,98 +1,105 @@
-// Which kernels run one after the other, and where their scratch memory lies.
-#include "operands.h"
-#include "plan.h"
+// The launches of the span divergences: which kernels run, in which order, and the layout of their scratch memory.
+#include "dispatch.h"
+#include "kernels.h"
+#include "launch_plan.h"
 #include "slice_kernels.cuh"
-#include "span_kl.h"
 #include "supervised_rows.cuh"
 
 namespace sad::cuda {
 namespace {
 
-static_assert(sizeof(Board) == board_bytes);
+static_assert(sizeof(ReductionBuffer) == reduction_buffer_bytes);
 
-// What of `a` decides the kernels, and the plan that follows.
-struct Decision {
-    bool stats, teacher_wide, grad_wide, lean, gradient_only;
-    Plan plan;               // of the rows, where they are compared
-    Plan gradient;           // of the gradient that comes after
-    bool gradient_later;     // a kernel of its own
-    std::int64_t shares;     // numbers that every slice leaves behind, in 4-byte words
-    std::int64_t own_state;  // log-sum-exps and E_q[G] for the gradient that comes after, in 4-byte words
+// The kernels and the scratch memory of one call. Sizes are in 4-byte words.
+struct SpanKlPlan {
+    bool stats, teacher_aligned, grad_aligned, lean;
+    bool gradient_only;        // the call has `state_given`
+    bool separate_gradient;    // the gradient has a kernel of its own
+    LaunchPlan divergence;     // the kernels that compute the divergence
+    LaunchPlan gradient;       // the separate gradient kernel
+    std::int64_t index_words;  // the index of rows
+    std::int64_t slice_words;  // the partial results of the slices
+    std::int64_t state_words;  // the state for a separate gradient, if the call has no `state`
 
-    Decision(const SpanKlParams& a, int device) {
-        stats = a.argmax != nullptr;
-        const bool capless = a.student.cap == 0.0f && a.teacher.cap == 0.0f;
-        teacher_wide = same_phase(a.student.rows, a.teacher.rows);
-        grad_wide = a.grad.data && same_phase(a.student.rows, a.grad);
-        lean = capless && a.divergence == Divergence::forward && teacher_wide && (grad_wide || !a.grad.data);
-        gradient_only = a.state_given != nullptr;
-        const int element = size_of(a.student.rows.dtype);
-        const RowWork work{
-            a.rows,       a.vocab,       16 / element, element + size_of(a.teacher.rows.dtype), a.value && !a.lse_given,
-            teacher_wide, lean && !stats};
-        const Card& on = card(device);
-        plan = plan_rows(on, work);
-        RowWork once = work;
-        once.narrow_kernel = lean;
-        gradient = plan_one_pass(on, once);
-        gradient_later = gradient_only || (plan.way == Way::sliced && a.grad.data && a.divergence != Divergence::forward);
-        const bool sliced = !gradient_only && plan.way == Way::sliced;
-        shares = sliced ? (stats ? 12 : 8) * a.rows * plan.slices : 0;
-        own_state = sliced && gradient_later && !a.state ? 3 * a.rows : 0;
+    SpanKlPlan(const SpanKlParams& params, int device) {
+        stats = params.argmax != nullptr;
+        const bool uncapped = params.student.cap == 0.0f && params.teacher.cap == 0.0f;
+        teacher_aligned = same_alignment(params.student.rows, params.teacher.rows);
+        grad_aligned = params.grad.data && same_alignment(params.student.rows, params.grad);
+        lean =
+            uncapped && params.divergence == Divergence::forward && teacher_aligned && (grad_aligned || !params.grad.data);
+        gradient_only = params.state_given != nullptr;
+        const int element = size_of(params.student.rows.dtype);
+        RowShape shape{params.rows,
+                       params.vocab,
+                       16 / element,
+                       element + size_of(params.teacher.rows.dtype),
+                       params.value && !params.lse_given,
+                       teacher_aligned,
+                       lean && !stats};
+        divergence = plan_rows(gpu(device), shape);
+        shape.two_blocks_fit = lean;
+        gradient = plan_one_pass(gpu(device), shape);
+        const bool sliced = divergence.strategy == Strategy::sliced;
+        separate_gradient = gradient_only || (sliced && params.grad.data && params.divergence != Divergence::forward);
+        index_words = (params.rows + 1 + 3) / 4 * 4;
+        slice_words = sliced && !gradient_only ? (stats ? 12 : 8) * params.rows * divergence.slices : 0;
+        state_words = sliced && !gradient_only && separate_gradient && !params.state ? 3 * params.rows : 0;
     }
-    std::int64_t index_words(const SpanKlParams& a) const { return (a.rows + 1 + 3) / 4 * 4; }
-    std::int64_t words(const SpanKlParams& a) const { return index_words(a) + shares + own_state; }
 };
 
-void compare_rows(const Decision& d, const Kernels& kernels, const Work& work, Stream stream) {
-    const Variant variant = !d.lean ? general : d.stats ? lean_stats : lean;
-    if (d.plan.way == Way::resident) return launch(kernels.resident[variant], d.plan.rows, stream, work);
-    if (d.plan.way == Way::streamed) return launch(kernels.streamed[variant], d.plan.rows, stream, work);
-    if (!work.a.lse_given || d.stats) launch(kernels.slice_totals[d.stats], d.plan.rows, stream, work);
-    if (work.a.value) launch(kernels.slice_values[d.stats], d.plan.rows, stream, work);
-    const auto combine = d.stats ? &combine_slices_kernel<true> : &combine_slices_kernel<false>;
-    launch(combine, Launch{static_cast<unsigned>(work.a.rows), warp_width, 0, 1}, stream, work);
+void launch_divergence(const SpanKlPlan& plan, const KernelTable& kernels, const LaunchArgs& args, Stream stream) {
+    const LaunchShape& shape = plan.divergence.launch;
+    const Variant variant = !plan.lean ? general : plan.stats ? lean_stats : lean;
+    if (plan.divergence.strategy == Strategy::resident) return launch(kernels.resident[variant], shape, stream, args);
+    if (plan.divergence.strategy == Strategy::streamed) return launch(kernels.streamed[variant], shape, stream, args);
+    if (!args.params.lse_given || plan.stats) launch(kernels.slice_totals[plan.stats], shape, stream, args);
+    if (args.params.value) launch(kernels.slice_values[plan.stats], shape, stream, args);
+    const auto combine = plan.stats ? &combine_slices_kernel<true> : &combine_slices_kernel<false>;
+    launch(combine, LaunchShape{static_cast<unsigned>(args.params.rows), warp_width, 0, 1}, stream, args);
 }
 
 }  // namespace
 
-std::int64_t span_kl_scratch_bytes(const SpanKlParams& a, int device) {
-    return a.rows ? 4 * Decision(a, device).words(a) : 0;
+std::int64_t span_kl_scratch_bytes(const SpanKlParams& params, int device) {
+    if (params.rows == 0) return 0;
+    const SpanKlPlan plan(params, device);
+    return 4 * (plan.index_words + plan.slice_words + plan.state_words);
 }
 
-void span_kl(const SpanKlParams& a, void* scratch, int device, Stream stream) {
-    if (a.rows == 0) return;
+void span_kl(const SpanKlParams& params, void* scratch, int device, Stream stream) {
+    if (params.rows == 0) return;
     const DeviceGuard guard(device);
-    const Decision d(a, device);
-    const Kernels kernels = kernels_of(a.student.rows.dtype);
+    const SpanKlPlan plan(params, device);
+    const KernelTable kernels = kernels_for(params.student.rows.dtype);
     auto* index = static_cast<std::int32_t*>(scratch);
-    auto* shares = static_cast<float*>(scratch) + d.index_words(a);
-    Work work{};
-    work.a = a;
-    work.how = {exponent_of(a.student, a.temperature), exponent_of(a.teacher, a.temperature), a.divergence, a.beta,
-                a.student.scale / a.temperature};
-    work.index = index;
-    work.teacher_wide = d.teacher_wide;
-    work.grad_wide = d.grad_wide;
-    work.slots = static_cast<int>(d.plan.slots);
-    work.slices = static_cast<int>(d.plan.slices);
-    work.slice_columns = static_cast<int>(d.plan.slice_columns);
-    const std::int64_t field = a.rows * d.plan.slices;
-    work.totals = shares;
-    work.sums = shares + 4 * field;
-    work.best = shares + 8 * field;
-    work.best_column = reinterpret_cast<std::int32_t*>(shares + 10 * field);
-    if (d.own_state) work.a.state = shares + d.shares;
+    auto* slices = static_cast<float*>(scratch) + plan.index_words;
+    LaunchArgs args{};
+    args.params = params;
+    args.config = {exponent_of(params.student, params.temperature), exponent_of(params.teacher, params.temperature),
+                   params.divergence, params.beta, params.student.scale / params.temperature};
+    args.index = index;
+    args.teacher_aligned = plan.teacher_aligned;
+    args.grad_aligned = plan.grad_aligned;
+    args.slots = static_cast<int>(plan.divergence.slots);
+    args.slices = static_cast<int>(plan.divergence.slices);
+    args.slice_columns = static_cast<int>(plan.divergence.slice_columns);
+    const std::int64_t field = params.rows * plan.divergence.slices;
+    args.exp_sums = slices;
+    args.divergence_sums = slices + 4 * field;
+    args.max_logits = slices + 8 * field;
+    args.argmax_columns = reinterpret_cast<std::int32_t*>(slices + 10 * field);
+    if (plan.state_words) args.params.state = slices + plan.slice_words;
 
-    const auto threads = static_cast<unsigned>(std::min(card(device).block_threads, 512));
-    launch(&collect_rows_kernel, Launch{1, threads, board_bytes, 1}, stream, work.a, index, d.gradient_only, a.value ? 3 : 2,
-           2);
-    if (!d.gradient_only) compare_rows(d, kernels, work, stream);
-    if (!d.gradient_later) return;
-    if (!d.gradient_only) work.a.state_given = work.a.state;
-    work.slices = static_cast<int>(d.gradient.slices);
-    work.slice_columns = static_cast<int>(d.gradient.slice_columns);
-    launch(kernels.gradient[d.lean], d.gradient.rows, stream, work);
+    const auto threads = static_cast<unsigned>(std::min(gpu(device).max_block_threads, 512));
+    launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, args.params, index,
+           plan.gradient_only, params.value ? 3 : 2, 2);
+    if (!plan.gradient_only) launch_divergence(plan, kernels, args, stream);
+    if (!plan.separate_gradient) return;
+    if (!plan.gradient_only) args.params.state_given = args.params.state;
+    args.slices = static_cast<int>(plan.gradient.slices);
+    args.slice_columns = static_cast<int>(plan.gradient.slice_columns);
+    launch(kernels.gradient[plan.lean], plan.gradient.launch, stream, args);
 }
 
 void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad, const std::uint8_t* kinds,
@@ -100,8 +107,8 @@ void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad,
     if (rows == 0) return;
     const DeviceGuard guard(device);
     const int element = size_of(grad.dtype);
-    const Plan plan = plan_one_pass(card(device), {rows, columns, 16 / element, 2 * element, false, true, true});
-    launch(kernels_of(grad.dtype).scale, plan.rows, stream, grad, kinds, factor, static_cast<int>(rows),
+    const LaunchPlan plan = plan_one_pass(gpu(device), {rows, columns, 16 / element, 2 * element, false, true, true});
+    launch(kernels_for(grad.dtype).scale, plan.launch, stream, grad, kinds, factor, static_cast<int>(rows),
            static_cast<int>(columns), static_cast<int>(plan.slices), static_cast<int>(plan.slice_columns));
 }
 

@@ -52,7 +52,7 @@ def _from_gpu_allocator(
 def _from_resident_set(forward: Callable[[], Tensor], backward: Callable[[Tensor], object]) -> MemoryUsage:
     """Uses the process's resident set, whose peak the kernel records. PyTorch's CPU allocator has no statistics."""
     if extension.missing("cpu") is None:
-        extension.load("cpu").Buffer.forget()  # a buffer cached by an earlier call would not show in the peak
+        extension.load("cpu").Buffer.clear_cache()  # a buffer cached by an earlier call would not show in the peak
     base = _resident_bytes()
     (_PROCESS / "clear_refs").write_text("5")  # resets the recorded peak
     loss = forward()

@@ -1,1 +1,4 @@
-"""Launchers of the compiled extensions, a package per backend: they check nothing and turn tensors into pointers."""
+"""Launchers of the compiled extensions, one package per backend.
+
+They turn tensors into pointers and allocate outputs. They check nothing: the public functions did.
+"""

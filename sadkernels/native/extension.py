@@ -1,4 +1,4 @@
-"""Finds the compiled extensions, and says what to do when one is not there."""
+"""Finds and loads the compiled extensions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _BUILT_WITH = {"cpu": "a C++17 compiler", "cuda": "the CUDA toolkit (nvcc)"}
 
 
 def load(name: str) -> ModuleType:
-    """The extension `name` ("cpu" or "cuda").
+    """Returns the extension `name` ("cpu" or "cuda").
 
-    For "cuda" the environment variable SAD_CUDA_EMULATED may name a library of the same kernels for the host, as
-    TRITON_INTERPRET=1 does for Triton: it then takes CPU tensors. Tests use it.
+    For tests, the environment variable SAD_CUDA_EMULATED may name a build of the CUDA kernels for the host, which takes CPU
+    tensors. It corresponds to TRITON_INTERPRET=1 for Triton.
 
     Raises:
-        ImportError: It was not built, or does not fit this Python.
+        ImportError: The extension was not built, or not for this Python.
     """
     found = _load(name, emulation(name))
     if isinstance(found, str):
@@ -27,12 +27,12 @@ def load(name: str) -> ModuleType:
 
 
 def emulation(name: str) -> str | None:
-    """The library that stands in for the extension, when there is one."""
+    """Returns the path of the library that replaces the extension, or None."""
     return os.environ.get("SAD_CUDA_EMULATED") if name == "cuda" else None
 
 
 def missing(name: str) -> str | None:
-    """Why the extension cannot be used, with the remedy; None when it can."""
+    """Returns why the extension cannot be loaded, with the remedy, or None."""
     try:
         load(name)
     except ImportError as error:
@@ -43,7 +43,7 @@ def missing(name: str) -> str | None:
     return None
 
 
-@functools.cache  # failures as well: looking again at every call would cost each of them
+@functools.cache  # also caches failures, so that no later call searches again
 def _load(name: str, emulated: str | None) -> ModuleType | str:
     try:
         if emulated is None:

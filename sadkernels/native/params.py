@@ -1,112 +1,96 @@
-"""What the span divergences are called with on every compiled backend; the Python side of `csrc/span_kl_binding.h`."""
+"""Tensors as the parameter structs of the extensions; the Python side of `csrc/params.h`."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sadkernels.divergence import DIVERGENCES, DivergenceConfig, RowValues
+from sadkernels.divergence import DIVERGENCES, DivergenceConfig
 from sadkernels.row_layout import row_layout
-from sadkernels.topk import TopkTarget, TopkValues
+from sadkernels.topk import TopkTarget
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DIVERGENCES = {name: number for number, name in enumerate(DIVERGENCES)}
 _NO_ROWS = (0, 0, 1, 0, 0)
-_VECTORS = ("weights", "lse_given", "state_given", "value", "state", "entropies", "argmax")
 
 
 def rows(x: Tensor) -> tuple[int, int, int, int, int]:
-    """A (..., V) tensor as the extensions take it: address, dtype and `RowLayout`."""
+    """Returns a (..., V) tensor as the `Rows` of an extension: address, dtype and `RowLayout`."""
     return (x.data_ptr(), _DTYPES[x.dtype], *row_layout(x))
 
 
-def address(x: Tensor | None) -> int:
-    """Where `x` lies; 0, a null pointer, for None."""
-    return 0 if x is None else x.data_ptr()
+def _addresses(tensors: dict[str, Tensor | None]) -> dict[str, int]:
+    """Returns the addresses by name. A parameter that is left out is a null pointer."""
+    return {name: x.data_ptr() for name, x in tensors.items() if x is not None}
 
 
 def span_kl_params(
+    extension: ModuleType,
     student: Tensor,
     teacher: Tensor,
     kinds: Tensor,
     config: DivergenceConfig,
-    grad: Tensor | None = None,
-    **vectors: Tensor | None,
-) -> dict[str, Any]:
-    """`SpanKlParams` by name; `vectors` are the contiguous per-row inputs and outputs, None or left out where not wanted."""
-    return {
-        "rows": kinds.numel(),
-        "vocab": config.vocab_size,
-        "student_columns": student.shape[-1],
-        "student": rows(student),
-        "teacher": rows(teacher),
-        "grad": _NO_ROWS if grad is None else rows(grad),
-        "scales": (config.student_scale, config.teacher_scale),
-        "caps": (config.student_softcap or 0.0, config.teacher_softcap or 0.0),
-        "divergence": DIVERGENCES.index(config.divergence),
-        "beta": config.beta,
-        "temperature": config.temperature,
-        "kinds": kinds.data_ptr(),
-        **{name: address(vectors.get(name)) for name in _VECTORS},
-    }
+    grad: Tensor | None,
+    vectors: dict[str, Tensor | None],
+) -> Any:
+    """Returns `SpanKlParams`. All tensors must outlive the kernel's launch.
 
-
-def new_values(kinds: Tensor, *, stats: bool, state: bool) -> RowValues:
-    """Memory for what a forward pass gives of N rows."""
-    n, device = kinds.numel(), kinds.device
-    return RowValues(
-        torch.empty(n, device=device),
-        torch.empty((3, n), device=device) if state else None,
-        torch.empty((2, n), device=device) if stats else None,
-        torch.empty((2, n), dtype=torch.int32, device=device) if stats else None,
+    Args:
+        extension: The extension that defines the struct.
+        student: (..., V_s) logits of N rows.
+        teacher: (..., V_t) logits.
+        kinds: (N,) uint8.
+        config: The divergence and its options.
+        grad: (..., V_s), or None for no gradient.
+        vectors: The contiguous inputs and outputs with one entry per row, by field name; None or absent for a null pointer.
+    """
+    return extension.SpanKlParams(
+        rows=kinds.numel(),
+        vocab=config.vocab_size,
+        student_columns=student.shape[-1],
+        student=(rows(student), config.student_scale, config.student_softcap or 0.0),
+        teacher=(rows(teacher), config.teacher_scale, config.teacher_softcap or 0.0),
+        grad=_NO_ROWS if grad is None else rows(grad),
+        divergence=_DIVERGENCES[config.divergence],
+        beta=config.beta,
+        temperature=config.temperature,
+        kinds=kinds.data_ptr(),
+        **_addresses(vectors),
     )
 
 
-def topk_params(target: TopkTarget) -> dict[str, Any]:
-    """What `TopkSpanKlParams` has beyond `SpanKlParams`, by name; `target` outlives the call."""
-    return {
-        "listed": target.columns.shape[1],
-        "columns": target.columns.data_ptr(),
-        "log_p": target.log_p.data_ptr(),
-        "log_tail": target.log_tail.data_ptr(),
-        "labels": address(target.labels),
-        "alpha": target.alpha,
-    }
-
-
-def new_topk_values(kinds: Tensor, *, stats: bool) -> TopkValues:
-    """Memory for what a forward pass against a `TopkTarget` gives of N rows."""
-    n, device = kinds.numel(), kinds.device
-    return TopkValues(
-        torch.empty(n, device=device),
-        torch.empty((2, n), device=device),
-        torch.empty(n, device=device) if stats else None,
-        torch.empty(n, dtype=torch.int32, device=device) if stats else None,
+def topk_span_kl_params(
+    extension: ModuleType,
+    student: Tensor,
+    target: TopkTarget,
+    kinds: Tensor,
+    config: DivergenceConfig,
+    grad: Tensor | None,
+    vectors: dict[str, Tensor | None],
+) -> Any:
+    """Returns `TopkSpanKlParams`. All tensors must outlive the kernel's launch; the arguments are as in `span_kl_params`."""
+    columns, log_p, log_tail, labels, alpha = target
+    return extension.TopkSpanKlParams(
+        base=span_kl_params(extension, student, student, kinds, config, grad, vectors),  # the teacher is not read
+        k=columns.shape[1],
+        columns=columns.data_ptr(),
+        log_p=log_p.data_ptr(),
+        log_tail=log_tail.data_ptr(),
+        labels=0 if labels is None else labels.data_ptr(),
+        alpha=alpha,
     )
 
 
-class Labels(NamedTuple):
-    """(B, T): `ids` uint8, or the two masks `m_r` and `m_a`, bool; None where not wanted."""
+def span_ids_params(extension: ModuleType, offsets: Tensor, tensors: dict[str, Tensor]) -> Any:
+    """Returns `SpanIdsParams`. All tensors must be contiguous and outlive the kernel's launch.
 
-    ids: Tensor | None = None
-    m_r: Tensor | None = None
-    m_a: Tensor | None = None
-
-    @classmethod
-    def for_tokens(cls, offsets: Tensor, masks: bool) -> Labels:
-        """Memory for the labels of tokens with `offsets` (B, T, 2)."""
-
-        def empty(dtype: torch.dtype) -> Tensor:
-            return torch.empty(offsets.shape[:-1], dtype=dtype, device=offsets.device)
-
-        return cls(m_r=empty(torch.bool), m_a=empty(torch.bool)) if masks else cls(empty(torch.uint8))
-
-
-def span_ids_params(
-    offsets: Tensor, starts: Tensor, ends: Tensor, kinds: Tensor, row_splits: Tensor, labels: Labels
-) -> dict[str, int]:
-    """What `span_ids_from_offsets` takes by name; every tensor is contiguous and outlives the call."""
-    inputs = {"offsets": offsets, "starts": starts, "ends": ends, "kinds": kinds, "row_splits": row_splits}
-    addresses = {name: address(x) for name, x in (inputs | labels._asdict()).items()}
-    return {"batch": offsets.shape[0], "tokens": offsets.shape[1], **addresses}
+    Args:
+        extension: The extension that defines the struct.
+        offsets: (B, T, 2) int64.
+        tensors: The other inputs and the outputs, by field name.
+    """
+    batch, tokens, _ = offsets.shape
+    return extension.SpanIdsParams(batch=batch, tokens=tokens, offsets=offsets.data_ptr(), **_addresses(tensors))

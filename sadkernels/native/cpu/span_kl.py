@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sadkernels.divergence import DivergenceConfig
 from sadkernels.native import params
 from sadkernels.native.extension import load
-from sadkernels.native.span_kl import Launcher
+from sadkernels.native.launcher import Launcher, new_row_values
 
-_KEEP_FROM = 1 << 20  # bytes
+_MIN_CACHED_BYTES = 1 << 20
 
 
 def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory for logits or their gradient; large ones lie in memory that is kept between calls."""
+    """Returns uninitialized memory for logits or their gradient, with the dtype of `like`.
+
+    Large tensors use memory that the extension caches between calls.
+    """
     size = like.element_size() * math.prod(shape)
-    if size < _KEEP_FROM:
+    if size < _MIN_CACHED_BYTES:
         return like.new_empty(shape)
     memory = load("cpu").Buffer(bytes=size)  # lives as long as the tensor's storage
     logits = torch.frombuffer(memory, dtype=like.dtype).view(shape)
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
-        logits.fill_(torch.nan)  # as PyTorch does with its own
+        logits.fill_(torch.nan)  # as PyTorch does for its own allocations
     return logits
 
 
 def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:
     """See `sadkernels.reference.span_kl.scale`."""
-    value = float(factor)  # on the CPU, reading a tensor waits for nothing
+    value = float(factor)
     if value != 1.0:
         load("cpu").scale_rows(
             rows=kinds.numel(),
@@ -40,24 +43,20 @@ def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:
             grad=params.rows(grad),
             kinds=kinds.data_ptr(),
             factor=value,
-            **where(),
+            threads=torch.get_num_threads(),
+            isa=instruction_set(),
         )
 
 
-def _run(
-    student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, grad: Tensor | None, **vectors: Tensor | None
-) -> None:
-    arguments = params.span_kl_params(student, teacher, kinds, config, grad, **vectors)
-    load("cpu").span_kl(**arguments, **where())
+def instruction_set() -> str:
+    """Returns the instruction set to use; "" is the best one that this processor supports."""
+    return os.environ.get("SAD_CPU_ISA", "")
 
 
-def where() -> dict[str, object]:
-    """Threads as PyTorch's now; the instruction set, empty for the best that this processor has."""
-    return {"threads": torch.get_num_threads(), "isa": os.environ.get("SAD_CPU_ISA", "")}
+def _kernel(extension: ModuleType, struct: Any, device: torch.device) -> None:
+    extension.span_kl(struct, torch.get_num_threads(), instruction_set())
 
 
-_launcher = Launcher(_run)
+_launcher = Launcher("cpu", _kernel, params.span_kl_params, new_row_values)
 log_sum_exps, forward, backward = _launcher.log_sum_exps, _launcher.forward, _launcher.backward
 forward_backward = _launcher.forward_backward
-# The gradient is bit for bit that of `backward` from the state.
-forward_backward_with_state = functools.partial(_launcher.forward_backward, state=True)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from sadkernels.native.cpu.span_kl import new_logits, where
-from sadkernels.native.extension import load
-from sadkernels.native.topk_span_kl import Launcher
+from sadkernels.native import params
+from sadkernels.native.cpu.span_kl import instruction_set, new_logits
+from sadkernels.native.launcher import Launcher, new_topk_values
 
 __all__ = ["backward", "forward", "forward_backward", "new_logits"]
 
 
-def _run(device: torch.device, arguments: dict[str, Any]) -> None:
-    load("cpu").topk_span_kl(**arguments, **where())
+def _kernel(extension: ModuleType, struct: Any, device: torch.device) -> None:
+    extension.topk_span_kl(struct, torch.get_num_threads(), instruction_set())
 
 
-_launcher = Launcher(_run)
+_launcher = Launcher("cpu", _kernel, params.topk_span_kl_params, new_topk_values)
 forward, backward, forward_backward = _launcher.forward, _launcher.backward, _launcher.forward_backward

@@ -1,1 +1,1 @@
-"""Launchers of `csrc/cuda`: they allocate through PyTorch, launch on its current stream and wait for nothing."""
+"""Launchers of `csrc/cuda`. They allocate through PyTorch, launch on its current stream and never synchronize."""

@@ -1,4 +1,4 @@
-"""Where the CUDA extension launches, and whether it can there."""
+"""The device and stream of a CUDA launch, and the reasons why a launch is impossible."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from sadkernels.native.extension import load
 
 
-def placement(device: torch.device) -> dict[str, int]:
-    """Device index and stream of a launch on tensors of `device`: PyTorch's current stream."""
+def placement(device: torch.device) -> tuple[int, int]:
+    """Returns the device index and the stream of a launch on tensors of `device`: PyTorch's current stream."""
     if device.type == "cpu":  # emulated
-        return {"device": 0, "stream": 0}
-    return {"device": device.index, "stream": torch.cuda.current_stream(device).cuda_stream}
+        return 0, 0
+    return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
 def unusable(device: torch.device) -> str | None:
-    """Why the kernels, which are built, cannot run on tensors of `device`, with the remedy; None when they can."""
+    """Returns why the kernels of a loadable extension cannot run on tensors of `device`, with the remedy, or None."""
     extension = load("cuda")
     if extension.emulated():
         return None if device.type == "cpu" else f"it is emulated and takes cpu tensors, these are on {device}"
@@ -30,6 +30,7 @@ def unusable(device: torch.device) -> str | None:
 
 @functools.cache
 def _no_device() -> str | None:
+    """Returns why no launch is possible on any device, with the remedy, or None."""
     extension = load("cuda")
     driver, runtime = extension.driver_version(), extension.runtime_version()
     if torch.version.hip is not None:
@@ -50,7 +51,10 @@ def _no_device() -> str | None:
 
 @functools.cache
 def _no_code(capability: tuple[int, int]) -> str | None:
-    """A binary runs on the same major version from its minor on, PTX on everything from its version on."""
+    """Returns why this build has no code for a GPU of this compute capability, or None.
+
+    Machine code runs on GPUs of the same major version and the same or a newer minor version. PTX runs on all newer GPUs.
+    """
     built = load("cuda").architectures()
     for name in built:
         kind, major, minor = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name).groups()

@@ -3,46 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sadkernels.divergence import DivergenceConfig
 from sadkernels.native import params
 from sadkernels.native.cuda.device import placement
 from sadkernels.native.extension import load
-from sadkernels.native.span_kl import Launcher
+from sadkernels.native.launcher import Launcher, new_row_values
 
 
 def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory for logits or their gradient: dtype and device of `like`, contiguous, contents arbitrary."""
+    """Returns uninitialized memory for logits or their gradient, with the dtype and device of `like`."""
     return like.new_empty(shape)
 
 
 def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:
-    """Multiplies the supervised rows of `grad` (..., V) by the 0-dim `factor`, which never leaves the device."""
+    """See `sadkernels.reference.span_kl.scale`. The kernel reads `factor` from device memory."""
     factor = factor.to(torch.float32)
+    index, stream = placement(grad.device)
     load("cuda").scale_rows(
         rows=kinds.numel(),
         columns=grad.shape[-1],
         grad=params.rows(grad),
         kinds=kinds.data_ptr(),
         factor=factor.data_ptr(),
-        **placement(grad.device),
+        device=index,
+        stream=stream,
     )
 
 
-def _run(
-    student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, grad: Tensor | None, **vectors: Tensor | None
-) -> None:
-    extension, where = load("cuda"), placement(student.device)
-    arguments = params.span_kl_params(student, teacher, kinds, config, grad, **vectors)
-    size = extension.span_kl_scratch_bytes(**arguments, device=where["device"])
-    # PyTorch's allocator gives it to the next user of this stream, who runs after the kernel: nothing need be kept.
-    scratch = torch.empty(size, dtype=torch.uint8, device=student.device)
-    extension.span_kl(**arguments, scratch=scratch.data_ptr(), **where)
+def _kernel(extension: ModuleType, struct: Any, device: torch.device) -> None:
+    index, stream = placement(device)
+    size = extension.span_kl_scratch_bytes(struct, index)
+    # The scratch memory may be freed before the kernel has run, because the allocator reuses it on the same stream only.
+    scratch = torch.empty(size, dtype=torch.uint8, device=device)
+    extension.span_kl(struct, scratch.data_ptr(), index, stream)
 
 
-_launcher = Launcher(_run)
+_launcher = Launcher("cuda", _kernel, params.span_kl_params, new_row_values)
 log_sum_exps, forward, backward = _launcher.log_sum_exps, _launcher.forward, _launcher.backward
 forward_backward = _launcher.forward_backward

@@ -1,4 +1,4 @@
-"""Tests of the CUDA kernels as such; what every backend must do is in the tests of the folder above."""
+"""Fixtures of the tests for the CUDA kernels alone. The tests for all backends are in the parent folder."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import setup
+from sadkernels.native import extension
 from tests.sadkernels.conftest import Backend
 
 
 @pytest.fixture(scope="session")
 def nvcc() -> str:
-    """The CUDA compiler that an installation would use."""
+    """Returns the CUDA compiler that an installation would use."""
     try:
         return setup.find_nvcc()
     except setup.Unavailable as reason:
@@ -20,5 +21,22 @@ def nvcc() -> str:
 
 @pytest.fixture
 def emulated_backend(emulated_cuda) -> Backend:
-    """The emulated kernels, GPU or not."""
+    """Returns the emulated kernels, with or without a GPU."""
     return Backend("cuda", torch.device("cpu"))
+
+
+def gpu(arch: int, block_kb: float, sm_kb: float, l2_bytes: int = 50 << 20, sms: int = 2) -> dict[str, int]:
+    """Returns the properties of a GPU, as `set_emulated_gpu` and `plan` take them."""
+    shared = {"block_shared_bytes": int(block_kb * 1024), "sm_shared_bytes": int(sm_kb * 1024)}
+    return {"sms": sms, "arch": arch, "l2_bytes": l2_bytes, **shared}
+
+
+DEFAULT_GPU = gpu(90, 227, 228)
+
+
+@pytest.fixture
+def set_gpu(emulated_backend):
+    """Sets the GPU that launches are planned for, until the test ends."""
+    kernels = extension.load("cuda")
+    yield lambda properties: kernels.set_emulated_gpu(**properties)
+    kernels.set_emulated_gpu(**DEFAULT_GPU)

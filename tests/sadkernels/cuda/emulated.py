@@ -1,6 +1,6 @@
-"""Builds the CUDA kernels for the host, where every CUDA thread is a thread, and keeps what it built.
+"""Builds the CUDA kernels for the host, where every CUDA thread is a thread, and caches the builds.
 
-The same sources and the same binding as the real extension, compiled by the C++ compiler under `csrc/cuda/emulation.h`.
+The C++ compiler compiles the sources and the binding of the real extension with `csrc/cuda/emulation.h`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def compiler() -> str:
 
 @functools.cache
 def unbuildable() -> str | None:
-    """Why the kernels cannot be built for the host on this machine; None when they can."""
+    """Returns why this machine cannot build the kernels for the host, or None."""
     if shutil.which(compiler()) is None:
         return f"the emulation needs a C++20 compiler and there is no {compiler()}"
     command = [compiler(), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
@@ -51,16 +51,16 @@ def unbuildable() -> str | None:
 
 @functools.cache
 def library(sanitizer: str = "", defines: tuple[str, ...] = ()) -> Path:
-    """The extension of the emulated kernels, built when its sources have changed; what older sources gave is removed.
+    """Returns the path of the emulated extension. Builds it if its sources have changed, and removes older builds.
 
     Args:
         sanitizer: A key of `SANITIZERS`.
-        defines: Macros, such as a fault that a test must find.
+        defines: Macros to define, such as a fault that a test must find.
     """
     flags = [*FLAGS, *SANITIZERS[sanitizer], *(f"-D{name}" for name in defines)]
     variant = "-".join(x.replace(",", "-") for x in (sanitizer or "plain", *defines)).lower()
     BUILDS.mkdir(parents=True, exist_ok=True)
-    with open(BUILDS / f"{variant}.lock", "w") as lock:  # two runs of the tests share the folder
+    with open(BUILDS / f"{variant}.lock", "w") as lock:  # two test runs share the folder
         fcntl.flock(lock, fcntl.LOCK_EX)
         folder = BUILDS / f"{variant}-{_fingerprint(flags)}"
         built = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -95,7 +95,7 @@ def _run(command: list[str]) -> None:
 
 
 def _fingerprint(flags: list[str]) -> str:
-    """12 digits that change with everything the build depends on."""
+    """Returns a 12-digit hash of everything that the build depends on."""
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.sha256(repr((flags, version)).encode())
     for path in sorted([*CSRC.glob("*.h"), *(CSRC / "cuda").iterdir()]):

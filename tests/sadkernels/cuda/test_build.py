@@ -1,4 +1,4 @@
-"""What `setup.py` builds with nvcc and without, and what nvcc makes of the kernels."""
+"""The builds of `setup.py` with and without nvcc, and the registers that the kernels use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 import setup
 from tests.sadkernels.cuda.emulated import ROOT
 
-CODES = "sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_90a"  # of CUDA 12.0
+CODES = "sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_90a"  # as nvcc of CUDA 12.0 prints them
 
 
 @pytest.fixture
 def older_nvcc(tmp_path) -> str:
-    """An nvcc that knows no Blackwell."""
+    """Returns an nvcc that does not know Blackwell."""
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text(f"#!/bin/sh\nprintf '%s\\n' {CODES}\n")
@@ -37,13 +37,13 @@ def older_nvcc(tmp_path) -> str:
         ("7.5 8.0, 9.0a 12.0+PTX", ["sm_80", "sm_90a"]),
     ],
 )
-def test_architectures_are_cut_to_what_nvcc_knows(monkeypatch, older_nvcc, wanted, targets):
+def test_architectures_are_limited_to_those_of_nvcc(monkeypatch, older_nvcc, wanted, targets):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
     assert setup.cuda_targets(older_nvcc) == targets
 
 
 @pytest.mark.parametrize(("wanted", "message"), [("7.5 10.0", "no version from 8.0 on"), ("Hopper", "got 'Hopper'")])
-def test_architectures_that_cannot_be(monkeypatch, older_nvcc, wanted, message):
+def test_invalid_architectures(monkeypatch, older_nvcc, wanted, message):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
     with pytest.raises(setup.Unavailable, match=message):
         setup.cuda_targets(older_nvcc)
@@ -68,7 +68,7 @@ def test_without_nvcc(monkeypatch, capsys):
 
 
 def wheel(folder: Path, **environment: str) -> Path:
-    """The unpacked wheel that pip builds from a copy of the sources; the CPU extension is left out to save time."""
+    """Builds a wheel from a copy of the sources and unpacks it. Leaves out the CPU extension to save time."""
     copy = folder / "source"
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "README.md", "LICENSE"):
         copy.mkdir(exist_ok=True)
@@ -101,8 +101,7 @@ import _cuda
 print(_cuda.architectures(), _cuda.emulated(), _cuda.runtime_version() >= 11080, _cuda.device_count() >= 0)
 if _cuda.driver_version() == 0:
     try:
-        _cuda.span_ids_from_offsets(offsets=0, batch=1, tokens=1, starts=0, ends=0, kinds=0, row_splits=0, ids=0, m_r=0,
-                                    m_a=0, device=0, stream=0)
+        _cuda.span_ids_from_offsets(_cuda.SpanIdsParams(batch=1, tokens=1), device=0, stream=0)
     except RuntimeError as error:
         assert "driver" in str(error)
 """
@@ -118,11 +117,11 @@ def test_a_wheel_with_cuda_imports_without_a_driver(tmp_path, nvcc):
     assert done.stdout == "['sm_86'] False True True\n"
     if readelf := shutil.which("readelf"):
         needed = subprocess.run([readelf, "-d", str(library)], capture_output=True, text=True, check=True).stdout
-        assert "libcudart" not in needed and "libcuda.so" not in needed  # the runtime is linked in, the driver looked up
+        assert "libcudart" not in needed and "libcuda.so" not in needed  # linked statically; loaded at run time
 
 
 def test_no_kernel_spills(tmp_path, nvcc):
-    """On two architectures; the script does all of them."""
+    """Checks two architectures; the script checks all of them."""
     command = [sys.executable, str(ROOT / "benchmarks" / "cuda_build.py"), "--arch", "86", "90"]
     done = subprocess.run([*command, "--out", str(tmp_path / "figures.csv")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,14 +1,14 @@
-// Instantiates the kernels of one dtype.
+// Instantiates the kernels of one student dtype.
 #pragma once
 
-#include "kernels.h"
-#include "topk_rows.cuh"
+#include "dispatch.h"
 #include "slice_kernels.cuh"
+#include "topk_rows.cuh"
 
 namespace sad::cuda {
 
 template <typename S>
-Kernels kernels_for() {
+KernelTable instantiate() {
     return {
         {&resident_rows_kernel<S, true, false>, &resident_rows_kernel<S, true, true>, &resident_rows_kernel<S, false, true>},
         {&streamed_rows_kernel<S, true, false>, &streamed_rows_kernel<S, true, true>, &streamed_rows_kernel<S, false, true>},

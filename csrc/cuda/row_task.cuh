@@ -1,0 +1,228 @@
+// The computation of one row, from logits to outputs. The groups of the row come from global memory (`StreamedGroups`), from
+// shared memory (`ResidentGroups`), or from a slice of the row.
+#pragma once
+
+#include "rows.cuh"
+#include "softmax.cuh"
+
+namespace sad::cuda {
+
+// The arguments of all span-KL kernels.
+struct LaunchArgs {
+    SpanKlParams params;
+    DivergenceConfig config;
+    const std::int32_t* index;           // (rows + 1) rows that are read, then unread rows in reverse, then the number read
+    bool teacher_aligned, grad_aligned;  // 16-byte groups start at the same columns as the student's
+    int slices, slice_columns;           // slices per row and columns per slice; 1 and vocab unless sliced
+    int slots;                           // groups per side that a block holds in shared memory (resident)
+    float* exp_sums;                     // (4, rows, slices) shift and sum of student and teacher, by position in the index
+    float* max_logits;                   // (2, rows, slices)
+    std::int32_t* argmax_columns;        // (2, rows, slices)
+    float* divergence_sums;              // (4, rows, slices) the fields of DivergenceSums
+};
+
+// `Lean` and `Stats` are compile-time options of the kernels: see `Variant` in dispatch.h.
+template <typename S, bool Lean>
+__device__ __forceinline__ RowPair<S> pair_of(const LaunchArgs& args, std::int64_t row, int begin, int end) {
+    const auto* student = static_cast<const S*>(row_of(args.params.student.rows, row, begin));
+    const TeacherRow teacher{row_of(args.params.teacher.rows, row, begin), args.params.teacher.rows.dtype};
+    return {student, teacher, Lean || args.teacher_aligned, GroupLayout::of(student, end - begin)};
+}
+
+template <typename S>
+__device__ __forceinline__ S* gradient_of(const LaunchArgs& args, std::int64_t row) {
+    return args.params.grad.data ? static_cast<S*>(args.params.grad.data) + args.params.grad.offset(row) : nullptr;
+}
+
+template <bool Lean, bool Stats, int G>
+__device__ __forceinline__ void add_to_sums(const float (&s)[G], const float (&t)[G], const DivergenceConfig& config,
+                                            ExpSums<Stats>& exp_sums) {
+    float x[G];
+#pragma unroll
+    for (int i = 0; i < G; ++i) x[i] = exponent_input<Lean>(s[i], config.student);
+    exp_sums.student.add(x, config.student.factor);
+#pragma unroll
+    for (int i = 0; i < G; ++i) x[i] = exponent_input<Lean>(t[i], config.teacher);
+    exp_sums.teacher.add(x, config.teacher.factor);
+}
+
+// Returns the sums over the groups of `for_groups(f)` and the edge columns, over all threads of the cluster.
+template <typename S, bool Lean, bool Stats, typename ForGroups>
+__device__ __forceinline__ ExpSums<Stats> exp_sum_pass(const LaunchArgs& args, const RowPair<S>& pair,
+                                                       const EdgeColumn& edge, bool stats, Reducer& reducer,
+                                                       const ForGroups& for_groups) {
+    ExpSums<Stats> mine = ExpSums<Stats>::identity();
+    for_groups([&](int group, const PairBytes& bytes) {
+        float s[Group<S>::columns], t[Group<S>::columns];
+        pair.unpack(bytes, group, s, t);
+        if (Stats && stats) {
+            mine.student.rank(s, pair.layout.template column_of_group<S>(group));
+            mine.teacher.rank(t, pair.layout.template column_of_group<S>(group));
+        }
+        add_to_sums<Lean>(s, t, args.config, mine);
+    });
+    if (edge.exists) {
+        const float s[1] = {edge.s}, t[1] = {edge.t};
+        add_to_sums<Lean>(s, t, args.config, mine);
+        if (Stats && stats) {
+            mine.student.rank_edge(edge.s, edge.column);
+            mine.teacher.rank_edge(edge.t, edge.column);
+        }
+    }
+    return reducer.reduce_cluster(mine);
+}
+
+// The values of one column.
+struct ColumnValues {
+    float s, t;      // logits of student and teacher, or their tanh
+    float s_a, t_a;  // exponents
+    float q, p, r;
+
+    template <bool Lean>
+    static __device__ __forceinline__ ColumnValues of(float s, float t, const DivergenceConfig& config, const Softmaxes& x) {
+        ColumnValues c;
+        c.s = exponent_input<Lean>(s, config.student);
+        c.t = exponent_input<Lean>(t, config.teacher);
+        c.s_a = fmaf(c.s, config.student.factor, -x.s_shift);
+        c.t_a = fmaf(c.t, config.teacher.factor, -x.t_shift);
+        c.q = exp2_approx(c.s_a) * x.s_inverse;
+        c.p = exp2_approx(c.t_a) * x.t_inverse;
+        c.r = fmaf(c.s_a - c.t_a, ln2f, x.log_ratio);  // NaN if p and q are 0
+        return c;
+    }
+};
+
+// Returns the divergence and its statistics, summed over the groups of `for_groups(f)`, the edge columns and the cluster.
+// For the forward KL, also writes the gradient if there is a `gradient`.
+template <typename S, bool Lean, bool Stats, typename ForGroups>
+__device__ __forceinline__ DivergenceSums divergence_pass(const LaunchArgs& args, const RowPair<S>& pair,
+                                                          const EdgeColumn& edge, bool stats, const Softmaxes& softmaxes,
+                                                          float weight, const GradientRow<S>& gradient, Reducer& reducer,
+                                                          const ForGroups& for_groups) {
+    const float factor = weight * args.config.grad_scale;
+    const float s_log2 = Stats ? log2_approx(softmaxes.s_inverse) : 0.0f,
+                t_log2 = Stats ? log2_approx(softmaxes.t_inverse) : 0.0f;
+    DivergenceSums mine = DivergenceSums::identity();
+    const auto add = [&](float s, float t) {
+        const ColumnValues c = ColumnValues::of<Lean>(s, t, args.config, softmaxes);
+        const ColumnTerms terms = divergence_terms<Lean>(c.p, c.q, c.r, args.config);
+        mine.value += terms.value;
+        if (!Lean) mine.mean_dlogp += terms.mean_dlogp;
+        if (Stats && stats) {
+            mine.s_mean_log2 = fmaf(c.q, fmaxf(c.s_a + s_log2, -1.0e30f), mine.s_mean_log2);
+            mine.t_mean_log2 = fmaf(c.p, fmaxf(c.t_a + t_log2, -1.0e30f), mine.t_mean_log2);
+        }
+        return weight == 0.0f ? 0.0f : apply_cap_slope<Lean>((c.q - c.p) * factor, c.s, args.config.student);
+    };
+    for_groups([&](int group, const PairBytes& bytes) {
+        float s[Group<S>::columns], t[Group<S>::columns];
+        pair.unpack(bytes, group, s, t);
+#pragma unroll
+        for (int i = 0; i < Group<S>::columns; ++i) s[i] = add(s[i], t[i]);
+        if (gradient.first) gradient.store(group, s);
+    });
+    if (edge.exists) {
+        const float g = add(edge.s, edge.t);
+        if (gradient.first) gradient.store(edge, g);
+    }
+    return reducer.reduce_cluster(mine);
+}
+
+// Writes the gradient. For reverse KL and JSD it needs E_q[G] from the pass before.
+template <typename S, bool Lean, typename ForGroups>
+__device__ __forceinline__ void gradient_pass(const LaunchArgs& args, const RowPair<S>& pair, const EdgeColumn& edge,
+                                              const Softmaxes& softmaxes, float weight, float mean_dlogp,
+                                              const GradientRow<S>& gradient, const ForGroups& for_groups) {
+    const float factor = weight * args.config.grad_scale;
+    const auto gradient_at = [&](float s, float t) {
+        const ColumnValues c = ColumnValues::of<Lean>(s, t, args.config, softmaxes);
+        const float g = divergence_gradient<Lean>(c.p, c.q, c.r, mean_dlogp, args.config);
+        return weight == 0.0f ? 0.0f : apply_cap_slope<Lean>(g * factor, c.s, args.config.student);
+    };
+    for_groups([&](int group, const PairBytes& bytes) {
+        float s[Group<S>::columns], t[Group<S>::columns];
+        pair.unpack(bytes, group, s, t);
+#pragma unroll
+        for (int i = 0; i < Group<S>::columns; ++i) s[i] = gradient_at(s[i], t[i]);
+        gradient.store(group, s);
+    });
+    if (edge.exists) gradient.store(edge, gradient_at(edge.s, edge.t));
+}
+
+// These functions write the outputs of a row whose pointers are not null.
+__device__ __forceinline__ void write_log_sum_exps(const SpanKlParams& params, std::int64_t row, float student,
+                                                   float teacher) {
+    if (!params.state) return;
+    params.state[row] = student;
+    params.state[params.rows + row] = teacher;
+}
+__device__ __forceinline__ void write_argmax(const SpanKlParams& params, std::int64_t row, int student, int teacher) {
+    params.argmax[row] = student;
+    params.argmax[params.rows + row] = teacher;
+}
+__device__ __forceinline__ void write_sums(const SpanKlParams& params, Divergence divergence, std::int64_t row,
+                                           const DivergenceSums& sums) {
+    params.value[row] = sums.value;
+    if (params.state) params.state[2 * params.rows + row] = divergence == Divergence::forward ? 0.0f : sums.mean_dlogp;
+    if (params.entropies) {
+        params.entropies[row] = entropy(sums.t_mean_log2);
+        params.entropies[params.rows + row] = entropy(sums.s_mean_log2);
+    }
+}
+
+// Computes a whole row, in a block or a cluster. `groups` loops over the row once per pass.
+template <typename S, bool Lean, bool Stats, typename Groups>
+__device__ __forceinline__ void process_row(const LaunchArgs& args, std::int64_t row, const RowPair<S>& pair, Groups& groups,
+                                            Reducer& reducer) {
+    const SpanKlParams& params = args.params;
+    const bool writes = threadIdx.x == 0 && cluster_rank() == 0, stats = Stats && params.argmax != nullptr;
+    EdgeColumn edge{false, 0, 0.0f, 0.0f};
+    if (cluster_rank() == 0) edge = EdgeColumn::of(pair);
+    Softmaxes softmaxes;
+    if (!params.lse_given || stats) {
+        const ExpSums<Stats> whole =
+            exp_sum_pass<S, Lean, Stats>(args, pair, edge, stats, reducer, [&](const auto& f) { groups.first(f); });
+        softmaxes = Softmaxes::of(whole.student, whole.teacher);
+        if (writes && stats) write_argmax(params, row, whole.student.argmax(), whole.teacher.argmax());
+        if (writes && !params.lse_given)
+            write_log_sum_exps(params, row, whole.student.log_sum_exp(), whole.teacher.log_sum_exp());
+    }
+    if (params.lse_given) {
+        const float s_lse = params.lse_given[row], t_lse = params.lse_given[params.rows + row];
+        softmaxes = Softmaxes::of(s_lse, t_lse);
+        if (writes) write_log_sum_exps(params, row, s_lse, t_lse);
+    }
+    if (!params.value) return;
+    const GradientRow<S> gradient{gradient_of<S>(args, row), Lean || args.grad_aligned, pair.layout};
+    const float weight = gradient.first ? params.weights[row] : 0.0f;
+    const bool third_pass = !Lean && gradient.first && args.config.divergence != Divergence::forward;
+    const GradientRow<S> gradient_now{third_pass ? nullptr : gradient.first, gradient.aligned, gradient.layout};
+    const DivergenceSums sums = divergence_pass<S, Lean, Stats>(args, pair, edge, stats, softmaxes, weight, gradient_now,
+                                                                reducer, [&](const auto& f) {
+                                                                    if (third_pass) {
+                                                                        groups.second_of_three(f);
+                                                                    } else {
+                                                                        groups.second_of_two(f);
+                                                                    }
+                                                                });
+    if (writes) write_sums(params, args.config.divergence, row, sums);
+    if (!Lean && third_pass) {
+        gradient_pass<S, Lean>(args, pair, edge, softmaxes, weight, sums.mean_dlogp, gradient,
+                               [&](const auto& f) { groups.third(f); });
+    }
+    if (gradient.first && cluster_rank() == 0) {
+        fill_zeros(gradient.first + params.vocab, static_cast<int>(params.student_columns - params.vocab));
+    }
+}
+
+// Writes zeros to the gradient of rows that are not read, one block per row.
+template <typename S>
+__device__ __forceinline__ void zero_unread_rows(const LaunchArgs& args, int read) {
+    if (!args.params.grad.data) return;
+    const int rows = static_cast<int>(args.params.rows), blocks = static_cast<int>(gridDim.x);
+    for (int position = read + static_cast<int>(blockIdx.x); position < rows; position += blocks) {
+        fill_zeros(gradient_of<S>(args, args.index[position]), static_cast<int>(args.params.student_columns));
+    }
+}
+
+}  // namespace sad::cuda

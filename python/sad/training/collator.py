@@ -1,4 +1,4 @@
-"""Examples of different lengths to one batch of tensors."""
+"""Collates examples of different lengths into one batch of tensors."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from sad.teacher_cache.reader import TeacherCache, open_cache
 from sad.trajectories.batching import pad_batch
 from sad.trajectories.labels import span_ids_of
 
-# What a batch holds besides the model's input.
-LABELS = frozenset({"span_ids", "loss_rows", "teacher_ids", "teacher_logprobs", "teacher_entropy"})
+_NOT_MODEL_INPUTS = {"span_ids", "loss_rows", "teacher_ids", "teacher_logprobs", "teacher_entropy", "skip_logits"}
+
+
+def model_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of a batch that a model receives."""
+    return {name: x for name, x in inputs.items() if name not in _NOT_MODEL_INPUTS}
 
 
 class SpanCollator:
-    """Pads on the right, so that padding is never attended to and never supervised.
-
-    Padding gets attention mask 0 and span id 0; which token stands there does not matter, so no tokenizer needs a
-    `pad_token`.
+    """Pads examples on the right. Padding has attention mask 0 and span id 0, so no tokenizer needs a `pad_token`.
 
     Args:
-        pad_token_id: Any id the models know.
-        pad_to_multiple_of: Round the batch's length up to a multiple of this (tensor cores like 8).
-        max_length: Cut examples beyond this many tokens; None leaves them whole.
-        teacher_cache: A `sad.TeacherCache` or its path: batches bring along what it holds of them.
+        pad_token_id: Token id of the padding; any id of the vocabulary.
+        pad_to_multiple_of: Rounds the length of a batch up to a multiple of this number. Tensor cores prefer 8.
+        max_length: Maximum number of tokens per example; longer ones are truncated. Default: no limit.
+        teacher_cache: A `sad.TeacherCache` or its path. Its values are added to each batch.
 
     Raises:
-        InputError: A number is out of range, or there is no such cache.
+        InputError: A number is out of range, or the cache does not exist.
     """
 
     def __init__(
@@ -50,21 +51,21 @@ class SpanCollator:
         self.teacher_cache = None if teacher_cache is None else open_cache(teacher_cache)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """One batch.
+        """Collates one batch.
 
         Args:
-            examples: B mappings with `input_ids`, a sequence or tensor of T, and `span_ids` likewise. Or in place of these
-                `offsets` (T, 2) and `spans`, tuples (start, end, kind): then the batch is labelled here, in one call of
-                `sad.span_ids_from_offsets`. Other keys are left out.
+            examples: B mappings with `input_ids` (T,) and either `span_ids` (T,), or `offsets` (T, 2) and `spans`, tuples
+                (start, end, kind). Offsets and spans of the whole batch are labelled by one call of
+                `sad.span_ids_from_offsets`. Other keys are ignored.
 
         Returns:
-            `input_ids` (B, T) int64, `attention_mask` (B, T) int64, `span_ids` (B, T) int8, T the longest example's
-            length rounded up; and `loss_rows` (M,) int64, the positions in the flattened batch whose next token is
-            supervised, so that nobody has to look for them on a GPU. With a cache also the teacher at these M positions:
-            `teacher_ids` (M, k) int32, `teacher_logprobs` (M, k) float32, `teacher_entropy` (M,) float32.
+            `input_ids` (B, T) int64, `attention_mask` (B, T) int64 and `span_ids` (B, T) int8, with T the padded length, and
+            `loss_rows` (M,) int64: the positions in the flattened batch whose next token is supervised. With them the loss
+            needs no device synchronization. With a cache also the teacher's values at these positions: `teacher_ids` (M, k)
+            int32, `teacher_logprobs` (M, k) float32, `teacher_entropy` (M,) float32.
 
         Raises:
-            InputError: An example has no labels, or not one for each token, or is not in the cache.
+            InputError: An example has no labels, or not one per token, or is not in the cache.
         """
         rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
         labels = span_ids_of(examples, self.max_length)

@@ -15,7 +15,7 @@ from sad import models
 from sad.cli.main import main
 from sad.errors import InputError
 from sad.models import add_adapters
-from sad.training.run import RunOptions
+from sad.training.cli_args import RunOptions
 from sad.trajectories.trajectory import write_jsonl
 from tests.sad.training import tiny
 from tests.sad.training.test_trainer import logged, weights
@@ -184,7 +184,7 @@ def test_checkpointing_and_16_bits(trainer, adapters):
 def test_refused(options, message):
     pytest.importorskip("peft")
     with pytest.raises(InputError) as caught:
-        RunOptions("teacher", "student", "data", **options)
+        RunOptions(teacher="teacher", student="student", data="data", **options).check()
     assert message in str(caught.value)
 
 
@@ -194,5 +194,5 @@ def test_refused(options, message):
 def test_a_missing_package_is_named_by_its_extra(monkeypatch, options, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
-        RunOptions("teacher", "student", "data", **options)
+        RunOptions(teacher="teacher", student="student", data="data", **options).check()
     assert extra in str(caught.value)

@@ -1,4 +1,4 @@
-"""Teacher, student and tokenizer from folders, checked to belong together before anything is trained."""
+"""Loads models and tokenizers from folders, and checks that they fit together; LoRA adapters and quantization."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _SHOWN = 3
 
 
 def check_model_dir(name: str, path: str | Path) -> Path:
-    """A folder with a `config.json`.
+    """Checks that a folder holds a `config.json`, and returns its path.
 
     Args:
-        name: What the user calls it: "teacher", "student".
+        name: The argument's name for messages, such as "teacher".
         path: The folder.
 
     Raises:
-        InputError: There is none.
+        InputError: It does not exist, or holds no `config.json`.
     """
     path = Path(path)
     if not path.is_dir():
-        remedy = "A model of the Hugging Face hub becomes a folder with: hf download NAME --local-dir DIR"
+        remedy = "Download a model of the Hugging Face hub with: hf download NAME --local-dir DIR"
         raise InputError(name, "a folder with a model", f"{str(path)!r}, which is not a folder", remedy)
     if not (path / "config.json").is_file():
         remedy = "Save the model there with `model.save_pretrained(...)`."
@@ -50,10 +50,14 @@ def check_model_dir(name: str, path: str | Path) -> Path:
 
 
 def check_dtype(name: str, dtype: str) -> None:
-    """A name in `DTYPES`.
+    """Checks that `dtype` is a name in `DTYPES`.
+
+    Args:
+        name: The argument's name for messages.
+        dtype: The value.
 
     Raises:
-        InputError: It is none.
+        InputError: It is not.
     """
     if dtype not in DTYPES:
         raise InputError(name, "one of " + ", ".join(DTYPES), repr(dtype), "Choose one of these.")
@@ -69,19 +73,19 @@ def load_model(
     quantization: str | None = None,
     device: torch.device | str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model from a folder, or from a folder of LoRA adapters, which name the folder of theirs.
+    """Loads a causal language model.
 
     Args:
-        name: What the user calls it, for messages.
-        path: The folder.
-        dtype: A name in `DTYPES`; "auto" is that of the saved weights.
-        from_config: Start from random weights, drawn with `seed`; the folder needs no weights then.
-        seed: Of the random weights.
-        quantization: "8bit" or "4bit": weights of linear layers, except the head, are made so while loading.
-        device: Where a quantized model goes.
+        name: The argument's name for messages.
+        path: A folder with a model, or with LoRA adapters. Adapters name the folder of their base model.
+        dtype: A name in `DTYPES`; "auto" keeps the dtype of the saved weights.
+        from_config: Start from random weights. The folder then needs only a `config.json`.
+        seed: Random seed of these weights.
+        quantization: "8bit" or "4bit" quantizes the weights of the linear layers, except the head, while loading.
+        device: Device of a quantized model.
 
     Raises:
-        InputError: The folder holds no model that can be loaded, or a package for it is missing.
+        InputError: The folder holds no loadable model, or a package is missing.
     """
     path = _check_adapter_dir(name, path) if Path(path, _ADAPTER).is_file() else check_model_dir(name, path)
     check_quantization(quantization)
@@ -93,7 +97,7 @@ def load_model(
             chosen = torch.float32 if dtype == "auto" else DTYPES[dtype]
             return AutoModelForCausalLM.from_config(config).to(chosen)
         if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
-            remedy = "Save the weights there."
+            remedy = "Save weights there."
             if name == "student":
                 remedy = "Add --from-config to start from random weights, or save weights there."
             raise InputError(name, "a folder with model weights", f"only a config in {str(path)!r}", remedy)
@@ -109,27 +113,31 @@ def load_model(
 
 
 def _check_adapter_dir(name: str, path: str | Path) -> Path:
-    """The folder, where peft is installed and the model that the adapters belong to is in its place."""
+    """Checks that peft is installed and that the base model of the adapters exists, and returns the folder."""
     check_package(name, "peft", "lora")
     base = json.loads(Path(path, _ADAPTER).read_text()).get("base_model_name_or_path")
     if base is None or not Path(base).is_dir():
-        remedy = f"Write where it is as base_model_name_or_path in {Path(path, _ADAPTER)}."
-        raise InputError(name, "adapters of a model in a folder", f"adapters of {base!r}, which is none", remedy)
+        remedy = f"Set base_model_name_or_path in {Path(path, _ADAPTER)} to the folder of the base model."
+        raise InputError(name, "adapters whose base model is a folder", f"adapters of {base!r}", remedy)
     return Path(path)
 
 
 def load_tokenizer(name: str, path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a model's folder; None where the folder has none.
+    """Loads the tokenizer in a model's folder. Returns None if the folder has none.
+
+    Args:
+        name: The argument's name for messages.
+        path: The folder.
 
     Raises:
-        InputError: There is one that cannot be loaded.
+        InputError: The tokenizer cannot be loaded.
     """
     path = Path(path)
     if not any((path / file).is_file() for file in _TOKENIZER):
         return None
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # of many kinds, from transformers and from the Rust tokenizers
+    except Exception as error:  # transformers and the Rust tokenizers raise many types
         remedy = "Load it with AutoTokenizer.from_pretrained to see the whole error."
         raise InputError(f"{name}'s tokenizer", f"a tokenizer in {str(path)!r}", str(error), remedy) from error
 
@@ -137,15 +145,15 @@ def load_tokenizer(name: str, path: str | Path) -> PreTrainedTokenizerBase | Non
 def shared_tokenizer(
     teacher: PreTrainedTokenizerBase | None, student: PreTrainedTokenizerBase | None, probes: Sequence[str] = ()
 ) -> PreTrainedTokenizerBase:
-    """The one tokenizer of both models. Their distributions can be compared token by token only if it is one.
+    """Returns the tokenizer that both models share. Their distributions are comparable per token only if it is the same.
 
     Args:
-        teacher: The teacher's tokenizer, None if its folder has none.
-        student: The student's, likewise. Where one has none, the other's is taken on trust.
-        probes: Texts that both must cut alike; equal vocabularies with other merges do not.
+        teacher: The teacher's tokenizer, or None if its folder has none.
+        student: The student's tokenizer, or None. If one of them is None, the other is used without a check.
+        probes: Texts that both must tokenize alike. Equal vocabularies may still have different merges.
 
     Raises:
-        InputError: The two differ, or there is none.
+        InputError: The two differ, or both are None.
     """
     if teacher is None or student is None:
         if teacher is None and student is None:
@@ -163,7 +171,8 @@ def shared_tokenizer(
         if cut[0] != cut[1]:
             first = next((i for i, (a, b) in enumerate(zip(*cut)) if a != b), min(map(len, cut)))
             words = [student.convert_ids_to_tokens(ids[first : first + 2]) for ids in cut]
-            raise _differ(f"one vocabulary but other cuts: token {first} of {text[:40]!r}... is {words[0]} and {words[1]}")
+            got = f"token {first} of {text[:40]!r}... is {words[0]} and {words[1]}"
+            raise _differ(f"one vocabulary but different merges: {got}")
     return student
 
 
@@ -173,14 +182,20 @@ def _differ(got: str) -> InputError:
 
 
 def check_fits(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """The model knows all of the tokenizer's ids and as many positions as trajectories have.
+    """Checks that a model has embeddings for all token ids, and positions for all tokens of a trajectory.
+
+    Args:
+        name: The argument's name for messages.
+        model: The model.
+        tokenizer: The tokenizer.
+        max_length: Maximum number of tokens per trajectory.
 
     Raises:
         InputError: It does not.
     """
     rows, needed = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
     if rows < needed:
-        remedy = "Call `model.resize_token_embeddings(...)`, or use the tokenizer that belongs to the model."
+        remedy = "Call `model.resize_token_embeddings(...)`, or use the tokenizer of the model."
         raise InputError(name, f"embeddings for the tokenizer's {needed} ids", str(rows), remedy)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
@@ -189,67 +204,74 @@ def check_fits(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
 
 def check_lora(rank: int | None, alpha: float | None, targets: str | None) -> None:
-    """Values that peft takes, and peft.
+    """Checks the options of LoRA adapters, and that peft is installed.
 
     Args:
-        rank: Of the adapters, None for none.
-        alpha: Their scale times the rank.
-        targets: `ALL_LINEAR`, or names of layers with commas between.
+        rank: Rank of the adapters, or None for no adapters.
+        alpha: Scale of the adapters times the rank.
+        targets: `ALL_LINEAR`, or layer names separated by commas.
 
     Raises:
-        InputError: A value is out of range or stands alone, or peft is missing.
+        InputError: A value is out of range or lacks a rank, or peft is missing.
     """
     if rank is None:
         for name, value in (("lora_alpha", alpha), ("lora_targets", targets)):
             if value is not None:
-                raise InputError(name, "a rank beside it", repr(value), "Give --lora-rank, or leave it out.")
+                raise InputError(name, "None without lora_rank", repr(value), "Pass --lora-rank, or remove it.")
         return
     if rank < 1:
         raise InputError("lora_rank", "a whole number >= 1", repr(rank), "16 is usual.")
     if alpha is not None and not alpha > 0:
         raise InputError("lora_alpha", "a number > 0", repr(alpha), "Twice the rank is usual.")
     if targets is not None and not all(name.strip() for name in targets.split(",")):
-        raise InputError("lora_targets", "names with commas between", repr(targets), f"Write q_proj,v_proj or {ALL_LINEAR}.")
+        raise InputError("lora_targets", "names separated by commas", repr(targets), f"Write q_proj,v_proj or {ALL_LINEAR}.")
     check_package("lora_rank", "peft", "lora")
 
 
 def check_quantization(bits: str | None) -> None:
-    """A name in `QUANTIZATIONS`, or None, and bitsandbytes.
+    """Checks that `bits` is a name in `QUANTIZATIONS` or None, and that bitsandbytes is installed.
 
     Raises:
-        InputError: It is none, or bitsandbytes is missing.
+        InputError: It is not, or bitsandbytes is missing.
     """
     if bits is None:
         return
     if bits not in QUANTIZATIONS:
         expected = "one of " + ", ".join(QUANTIZATIONS)
-        raise InputError("teacher_quantization", expected, repr(bits), "Choose one of these, or leave it out.")
+        raise InputError("teacher_quantization", expected, repr(bits), "Choose one of these, or remove it.")
     check_package("teacher_quantization", "bitsandbytes", "quantized")
 
 
 def check_package(argument: str, package: str, extra: str) -> None:
-    """The package that an argument needs.
+    """Checks that a package is installed.
+
+    Args:
+        argument: The argument that needs it, for messages.
+        package: The package.
+        extra: The extra of this project that installs it.
 
     Raises:
-        InputError: It is not installed; the message names the extra that brings it.
+        InputError: It is missing.
     """
     if importlib.util.find_spec(package) is None:
         remedy = f"Install it: pip install 'structured-agent-distillation[{extra}]'."
-        raise InputError(argument, f"the package {package} for it", "an environment without", remedy)
+        raise InputError(argument, f"the package {package}", "an environment without it", remedy)
 
 
 def add_adapters(
     student: PreTrainedModel, base: str | Path, rank: int, alpha: float | None, targets: str | None, seed: int
 ) -> nn.Module:
-    """A PEFT model around the student, whose own weights are frozen. The adapters are float32, and change nothing yet.
+    """Wraps the student in a PEFT model with LoRA adapters, and freezes its own weights.
+
+    The adapters are float32. Initially they do not change the outputs.
 
     Args:
-        student: As loaded.
-        base: Its folder; the saved adapters name it, so that they find the student from any working directory.
-        rank: r.
-        alpha: What the adapters add is scaled by alpha / r; None: alpha = 2 r.
-        targets: As for `check_lora`; None: `ALL_LINEAR`.
-        seed: Of their random half.
+        student: The loaded student.
+        base: The student's folder. The saved adapters hold its absolute path.
+        rank: Rank r of the adapters.
+        alpha: The adapters' output is scaled by alpha / r. Default: 2 r.
+        targets: As for `check_lora`. Default: `ALL_LINEAR`.
+        seed: Seed for the random initialization of the LoRA matrices.
 
     Raises:
         InputError: The student has no such layers.
@@ -263,7 +285,7 @@ def add_adapters(
         lora_alpha=2 * rank if alpha is None else alpha,
         target_modules=chosen,
         task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in student.modules()),  # GPT-2's layers
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in student.modules()),  # the layers of GPT-2
     )
     torch.manual_seed(seed)
     try:
@@ -278,11 +300,11 @@ def add_adapters(
 
 
 def quantization_config(bits: str, dtype: torch.dtype | str) -> BitsAndBytesConfig:
-    """For `from_pretrained`: LLM.int8, or NF4 with products in `dtype` ("auto": bfloat16). The head is not quantized.
+    """Returns the bitsandbytes configuration for `from_pretrained`: LLM.int8 or NF4. The head is not quantized.
 
     Args:
         bits: A name in `QUANTIZATIONS`.
-        dtype: Of the rest of the model.
+        dtype: Dtype of the other weights, and of the matrix products with NF4 weights; "auto" means bfloat16 there.
     """
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -135,6 +135,6 @@ RECIPE = (
     "logging_nan_inf_filter", "ddp_find_unused_parameters", "logging_steps", "save_total_limit", *OWN_FIELDS,
 )  # fmt: skip
 
-SADConfig.__doc__ += "".join(
-    f"        {item.name}: {item.metadata['help']}\n" for group in GROUPS.values() for item in dataclasses.fields(group)
+SADConfig.__doc__ = (SADConfig.__doc__ or "").rstrip() + "".join(
+    f"\n        {item.name}: {item.metadata['help']}" for group in GROUPS.values() for item in dataclasses.fields(group)
 )

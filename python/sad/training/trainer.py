@@ -176,8 +176,8 @@ class SADTrainer(Trainer):
         """Removes the labels of the examples that accelerate repeats to fill the last batch, then calls the base class."""
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
-            size = len(inputs["span_ids"])
-            real = min(max(state.remainder - self.accelerator.process_index * size, 0), size)
+            size, index = len(inputs["span_ids"]), self.accelerator.process_index // self.get_tp_size()
+            real = min(max(state.remainder - index * size, 0), size)
             span_ids = inputs["span_ids"].clone()
             span_ids[real:] = SpanKind.NONE
             inputs = {**inputs, "span_ids": span_ids}

@@ -26,9 +26,11 @@ def option(
         positional: Whether the option is a positional argument without a flag.
 
     Returns:
-        A `dataclasses.field` whose metadata contains the arguments. `transformers.HfArgumentParser` reads the key `help`.
+        A `dataclasses.field` whose metadata contains `help` and the other arguments that were set. With `help` alone,
+        `transformers.HfArgumentParser` can read the field too.
     """
-    metadata = {"help": help, "group": group, "flag": flag, "positional": positional}
+    extras = {"group": group, "flag": flag, "positional": positional}
+    metadata = {"help": help} | {name: value for name, value in extras.items() if value}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

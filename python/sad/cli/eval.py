@@ -82,7 +82,7 @@ def command(options: EvalOptions) -> None:
 def _load_counting_tokenizer(options: EvalOptions, agents: dict[str, Agent]) -> Any:
     """Returns the tokenizer that counts the reasoning tokens of all agents."""
     from sad.errors import InputError
-    from sad.training.models import load_tokenizer
+    from sad.models import load_tokenizer
 
     if options.tokenizer is not None:
         tokenizer = load_tokenizer("tokenizer", options.tokenizer)

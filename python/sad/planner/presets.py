@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from sad.errors import InputError
-from sad.training.models import check_model_dir
+from sad.models import check_model_dir
 
 
 def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Examples of different lengths to one batch of tensors."""
+"""Collates examples of different lengths into one batch of tensors."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from torch import Tensor
 
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
-from sad.training.labels import span_ids_of
-from sadkernels.spans import SpanKind
+from sad.trajectories.batching import pad_batch
+from sad.trajectories.labels import span_ids_of
 
-# What a batch holds besides the model's input.
-LABELS = frozenset({"span_ids", "loss_rows", "teacher_ids", "teacher_logprobs", "teacher_entropy"})
+_NOT_MODEL_INPUTS = {"span_ids", "loss_rows", "teacher_ids", "teacher_logprobs", "teacher_entropy", "skip_logits"}
+
+
+def model_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of a batch that a model receives."""
+    return {name: x for name, x in inputs.items() if name not in _NOT_MODEL_INPUTS}
 
 
 class SpanCollator:
-    """Pads on the right, so that padding is never attended to and never supervised.
-
-    Padding gets attention mask 0 and span id 0; which token stands there does not matter, so no tokenizer needs a
-    `pad_token`.
+    """Pads examples on the right. Padding has attention mask 0 and span id 0, so no tokenizer needs a `pad_token`.
 
     Args:
-        pad_token_id: Any id the models know.
-        pad_to_multiple_of: Round the batch's length up to a multiple of this (tensor cores like 8).
-        max_length: Cut examples beyond this many tokens; None leaves them whole.
-        teacher_cache: A `sad.TeacherCache` or its path: batches bring along what it holds of them.
+        pad_token_id: Token id of the padding; any id of the vocabulary.
+        pad_to_multiple_of: Rounds the length of a batch up to a multiple of this number. Tensor cores prefer 8.
+        max_length: Maximum number of tokens per example; longer ones are truncated. Default: no limit.
+        teacher_cache: A `sad.TeacherCache` or its path. Its values are added to each batch.
 
     Raises:
-        InputError: A number is out of range, or there is no such cache.
+        InputError: A number is out of range, or the cache does not exist.
     """
 
     def __init__(
@@ -50,46 +51,26 @@ class SpanCollator:
         self.teacher_cache = None if teacher_cache is None else open_cache(teacher_cache)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """One batch.
+        """Collates one batch.
 
         Args:
-            examples: B mappings with `input_ids`, a sequence or tensor of T, and `span_ids` likewise. Or in place of these
-                `offsets` (T, 2) and `spans`, tuples (start, end, kind): then the batch is labelled here, in one call of
-                `sad.span_ids_from_offsets`. Other keys are left out.
+            examples: B mappings with `input_ids` (T,) and either `span_ids` (T,), or `offsets` (T, 2) and `spans`, tuples
+                (start, end, kind). Offsets and spans of the whole batch are labelled by one call of
+                `sad.span_ids_from_offsets`. Other keys are ignored.
 
         Returns:
-            `input_ids` (B, T) int64, `attention_mask` (B, T) int64, `span_ids` (B, T) int8, T the longest example's
-            length rounded up; and `loss_rows` (M,) int64, the positions in the flattened batch whose next token is
-            supervised, so that nobody has to look for them on a GPU. With a cache also the teacher at these M positions:
-            `teacher_ids` (M, k) int32, `teacher_logprobs` (M, k) float32, `teacher_entropy` (M,) float32.
+            `input_ids` (B, T) int64, `attention_mask` (B, T) int64 and `span_ids` (B, T) int8, with T the padded length, and
+            `loss_rows` (M,) int64: the positions in the flattened batch whose next token is supervised. With them the loss
+            needs no device synchronization. With a cache also the teacher's values at these positions: `teacher_ids` (M, k)
+            int32, `teacher_logprobs` (M, k) float32, `teacher_entropy` (M,) float32.
 
         Raises:
-            InputError: An example has no labels, or not one for each token, or is not in the cache.
+            InputError: An example has no labels, or not one per token, or is not in the cache.
         """
         rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
         labels = span_ids_of(examples, self.max_length)
-        length = max(map(len, rows))
-        if self.pad_to_multiple_of:
-            length += -length % self.pad_to_multiple_of
-        shape = (len(rows), length)
-        input_ids = np.full(shape, self.pad_token_id, np.int64)
-        attention_mask, span_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int8)
-        for row, (tokens, kinds) in enumerate(zip(rows, labels)):
-            if len(tokens) != len(kinds):
-                got = f"{len(kinds)} labels or offsets"
-                raise InputError(f"example {row}", f"{len(tokens)}, one per token", got, "Encode it with `sad.encode`.")
-            input_ids[row, : len(tokens)] = tokens
-            span_ids[row, : len(tokens)] = kinds
-            attention_mask[row, : len(tokens)] = 1
-        next_ids = np.pad(span_ids[:, 1:], ((0, 0), (0, 1)))
-        loss_rows = np.flatnonzero((next_ids == SpanKind.REASON) | (next_ids == SpanKind.ACT))
-        arrays = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "span_ids": span_ids,
-            "loss_rows": loss_rows.astype(np.int64),
-        }
+        batch = pad_batch(rows, labels, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
         if self.teacher_cache is not None:
             found = self.teacher_cache.read_all(rows, labels)
-            arrays |= {f"teacher_{name}": getattr(found, name) for name in ("ids", "logprobs", "entropy")}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            batch |= {f"teacher_{name}": torch.from_numpy(getattr(found, name)) for name in ("ids", "logprobs", "entropy")}
+        return batch

@@ -1,15 +1,16 @@
-"""Easy trajectories first: the difficulty of eq. 7, and the order in which a training run sees them."""
+"""The curriculum: the difficulty of a trajectory (paper eq. 7), and the order of the trajectories in training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
 from sad.errors import InputError
-from sad.training.config import CURRICULUM_UNITS
+from sad.training.config import CURRICULUM_UNITS, SADConfig
+from sad.training.difficulty import Measures
 
 
 def difficulty_scores(
@@ -22,27 +23,26 @@ def difficulty_scores(
     gamma: float = 1.0,
     units: str = "relative",
 ) -> NDArray[np.float64]:
-    """The difficulty of n trajectories, C = alpha len(r) + beta len(a) + gamma entropy(pi_T) (eq. 7).
+    """Computes the difficulty of n trajectories, C = alpha len(r) + beta len(a) + gamma entropy(pi_T) (paper eq. 7).
 
-    The paper does not say in which units the three terms meet. Counted as they are, a few hundred tokens drown an
-    entropy of two nats; so by default each term is divided by its mean over the data. Unlike standardizing, that does
-    not blow up a term that hardly varies.
+    The paper does not state the units of the three terms. A few hundred tokens would dominate an entropy of two nats, so by
+    default each term is divided by its mean over the data. Standardizing instead would amplify a term that hardly varies.
 
     Args:
-        reason_tokens: (n,) supervised reasoning tokens of each trajectory.
-        act_tokens: (n,) supervised action tokens.
-        teacher_entropy: (n,) mean entropy of the teacher over the supervised tokens at temperature 1, nats. Left out
-            of the sum where gamma is 0.
+        reason_tokens: (n,) supervised reasoning tokens per trajectory.
+        act_tokens: (n,) supervised action tokens per trajectory.
+        teacher_entropy: (n,) mean entropy of the teacher per supervised token at temperature 1, in nats. Unused if gamma
+            is 0.
         alpha: Weight of the first term.
-        beta: Weight of the second.
-        gamma: Weight of the third.
+        beta: Weight of the second term.
+        gamma: Weight of the third term.
         units: "relative" divides each term by its mean over the n trajectories, "raw" does not.
 
     Returns:
-        (n,) scores; larger is harder.
+        (n,) scores. A larger score is harder.
 
     Raises:
-        InputError: Lengths differ, a term that counts is not finite, or `units` is not a name.
+        InputError: Lengths differ, a term with a weight is not finite, or `units` is unknown.
     """
     if units not in CURRICULUM_UNITS:
         raise InputError("units", "one of " + ", ".join(CURRICULUM_UNITS), repr(units), "Choose one of these.")
@@ -51,46 +51,48 @@ def difficulty_scores(
     total = np.zeros(terms[0].shape)
     for name, term, weight in zip(names, terms, (alpha, beta, gamma)):
         if term.shape != total.shape or term.ndim != 1:
-            raise InputError(name, f"one number for each of {total.shape}", str(term.shape), "Measure each trajectory.")
+            remedy = "Pass one number per trajectory."
+            raise InputError(name, f"shape {total.shape}, like reason_tokens", str(term.shape), remedy)
         if weight == 0 or not len(term):
             continue
         if not np.isfinite(term).all():
             where = f"{name} of trajectory {int(np.flatnonzero(~np.isfinite(term))[0])}"
-            raise InputError(where, "a finite number", "NaN or infinity", "See whether the teacher's logits are finite.")
+            raise InputError(where, "a finite number", "NaN or infinity", "Check that the teacher's logits are finite.")
         mean = term.mean() if units == "relative" else 1.0
         total += weight * term / (mean or 1.0)
     return total
 
 
 class CurriculumSampler(Sampler[int]):
-    """Draws trajectories from easy to hard, harder ones being admitted as training goes on.
+    """Draws easy trajectories first and admits harder ones as training proceeds.
 
-    Trajectories are sorted by score. At a progress p of the training (0 to 1) the easiest share
-    `start + (1 - start) p / end` is admitted, all of them from p = `end` on. Within an epoch, which always has n draws, a
-    draw takes a random one of those admitted and not yet drawn; when none is left, all that are admitted become
-    available again. So an epoch in which all are admitted is a random permutation, one in which few are repeats those
-    evenly, and a training of one epoch sees every trajectory exactly once, roughly in order.
+    Trajectories are sorted by score. At a training progress p (0 to 1) the easiest share `start + (1 - start) p / end` is
+    admitted, and all are admitted from p = `end` on. An epoch has n draws. A draw picks a random admitted trajectory that
+    this epoch has not drawn yet. If none is left, all admitted trajectories become available again. So
 
-    The order is a function of (scores, seed, epoch) and the numbers above alone: a run that is resumed, and every process
-    of a distributed run, finds the same one. Ties in score are broken by position.
+    * an epoch that starts with all admitted is a random permutation;
+    * an epoch with few admitted repeats those evenly;
+    * a training of one epoch draws every trajectory exactly once, roughly in order.
 
-    Draws that follow each other differ in length, and a batch is as long as its longest. With `lengths`, the draws of every
-    `window` batches are sorted by length, cut into batches again, and the batches shuffled: what is drawn stays, and so does
-    the order from window to window. Batches are those of optimizer steps, so that the steps do not depend on how many
-    processes and accumulated parts make one; these parts, being neighbours in a sorted batch, have like lengths too.
+    The order is a pure function of the arguments and the epoch, so a resumed run and every process of a distributed run
+    compute the same one. Equal scores are ordered by position.
+
+    A batch is padded to its longest trajectory. With `lengths`, the draws of every `window` steps are sorted by length and
+    cut into steps, and the steps are shuffled. The set of draws in each window stays the same. A step is an optimizer step:
+    its accumulated and distributed parts are neighbours in length, so the steps do not depend on how many parts there are.
 
     Args:
-        scores: (n,) difficulties, as `difficulty_scores` gives.
-        epochs: How many epochs of n draws the training has, any number > 0.
-        start: Share admitted when training begins, 0 to 1; at least one trajectory always is.
-        end: Progress from which on all are admitted, above 0, at most 1.
-        seed: Of the draws.
-        lengths: (n,) tokens of each trajectory; None leaves the order of the draws as it is.
-        batch_size: Trajectories of an optimizer step.
-        window: Steps within which draws may change places.
+        scores: (n,) difficulties from `difficulty_scores`.
+        epochs: Number of epochs of n draws in the training, > 0; may be fractional.
+        start: Share admitted at the start, 0 to 1. At least one trajectory is admitted.
+        end: Progress from which all are admitted, above 0, at most 1.
+        seed: Random seed of the draws.
+        lengths: (n,) tokens per trajectory. Default: keep the order of the draws.
+        batch_size: Trajectories per optimizer step.
+        window: Steps within which draws are reordered.
 
     Raises:
-        InputError: A number is out of range or a score is not finite.
+        InputError: A number is out of range, or a score is not finite.
     """
 
     def __init__(
@@ -107,15 +109,21 @@ class CurriculumSampler(Sampler[int]):
     ) -> None:
         scores = np.asarray(scores, dtype=np.float64)
         if scores.ndim != 1 or not np.isfinite(scores).all():
-            raise InputError("scores", "one finite number per trajectory", f"shape {scores.shape}", "See difficulty_scores.")
-        ranges = {"epochs": (epochs, epochs > 0), "start": (start, 0 <= start <= 1), "end": (end, 0 < end <= 1)}
-        ranges |= {"batch_size": (batch_size, batch_size >= 1), "window": (window, window >= 1)}
-        for name, (value, holds) in ranges.items():
+            remedy = "Compute them with difficulty_scores."
+            raise InputError("scores", "one finite number per trajectory", f"shape {scores.shape}", remedy)
+        ranges = {
+            "epochs": (epochs > 0, epochs, "a number > 0"),
+            "start": (0 <= start <= 1, start, "a share from 0 to 1"),
+            "end": (0 < end <= 1, end, "a share above 0, at most 1"),
+            "batch_size": (batch_size >= 1, batch_size, "a whole number >= 1"),
+            "window": (window >= 1, window, "a whole number >= 1"),
+        }
+        for name, (holds, value, expected) in ranges.items():
             if not holds:
-                remedy = "epochs is > 0, start a share from 0 to 1, end one above 0, batch_size and window are >= 1."
-                raise InputError(name, "a number in its range", repr(value), remedy)
+                raise InputError(name, expected, repr(value), "Choose a value in that range.")
         if lengths is not None and np.shape(lengths) != scores.shape:
-            raise InputError("lengths", f"one number for each of {scores.shape}", str(np.shape(lengths)), "Count tokens.")
+            remedy = "Pass the number of tokens of each trajectory."
+            raise InputError("lengths", f"shape {scores.shape}, like scores", str(np.shape(lengths)), remedy)
         self._lengths = None if lengths is None else np.asarray(lengths)
         self._batch_size, self._window = batch_size, window
         self._order: list[int] = np.argsort(scores, kind="stable").tolist()
@@ -125,11 +133,11 @@ class CurriculumSampler(Sampler[int]):
         return len(self._order)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch (from 0) that the next iteration gives."""
+        """Sets the epoch, from 0, of the next iteration."""
         self._epoch = epoch
 
     def admitted_share(self, progress: float | NDArray) -> NDArray[np.float64]:
-        """Share of the trajectories admitted at a progress from 0 to 1."""
+        """Returns the share of the trajectories that are admitted at a progress from 0 to 1."""
         return np.minimum(1.0, self._start + (1.0 - self._start) * np.asarray(progress) / self._end)
 
     def __iter__(self) -> Iterator[int]:
@@ -142,7 +150,7 @@ class CurriculumSampler(Sampler[int]):
             yield from self._grouped(draws[first : first + size], first)
 
     def _grouped(self, draws: list[int], first: int) -> Iterator[int]:
-        """The draws of one window, whose number in the epoch is `first`; a batch that is not full stays the last."""
+        """Yields the draws of the window that starts at draw `first`. A batch that is not full stays last."""
         by_length = np.asarray(draws)[np.argsort(self._lengths[draws], kind="stable")]
         full = len(draws) // self._batch_size * self._batch_size
         batches = by_length[:full].reshape(-1, self._batch_size)
@@ -153,7 +161,7 @@ class CurriculumSampler(Sampler[int]):
     def _draws(self) -> Iterator[int]:
         n = len(self._order)
         progress = (self._epoch + np.arange(1, n + 1) / n) / self._epochs if n else np.zeros(0)
-        # Rounded up, so that in a first and only epoch the pool is always ahead of the draws.
+        # Rounding up keeps the pool ahead of the draws if the training has a single epoch.
         counts = np.clip(np.ceil(n * self.admitted_share(progress) - 1e-9), 1, n).astype(np.int64).tolist()
         uniforms = np.random.default_rng((self._seed, self._epoch)).random(n).tolist()
         available: list[int] = []
@@ -166,3 +174,37 @@ class CurriculumSampler(Sampler[int]):
             drawn = int(uniform * len(available))
             available[drawn], available[-1] = available[-1], available[drawn]
             yield available.pop()
+
+
+def curriculum_sampler(args: SADConfig, measures: Measures, lengths: Sequence[int], batch_size: int) -> CurriculumSampler:
+    """Builds the sampler of a training run.
+
+    Args:
+        args: The configuration.
+        measures: Terms of the difficulty of n trajectories.
+        lengths: (n,) tokens per trajectory.
+        batch_size: Trajectories per optimizer step, over all processes.
+    """
+    entropy = measures.teacher_entropy
+    scores = difficulty_scores(
+        measures.reason_tokens,
+        measures.act_tokens,
+        measures.reason_tokens * 0.0 if entropy is None else entropy,
+        alpha=args.curriculum_alpha,
+        beta=args.curriculum_beta,
+        gamma=args.curriculum_gamma,
+        units=args.curriculum_units,
+    )
+    epochs = float(args.num_train_epochs)
+    if args.max_steps > 0:
+        epochs = args.max_steps / -(-len(lengths) // batch_size)
+    return CurriculumSampler(
+        scores,
+        epochs=epochs,
+        start=args.curriculum_start,
+        end=args.curriculum_end,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        lengths=lengths,
+        batch_size=batch_size,
+        window=args.curriculum_window,
+    )

@@ -1,32 +1,44 @@
-"""What eq. 7 is computed from: lengths of the spans and the teacher's entropy, measured once and kept in the run folder."""
+"""Measures the terms of the difficulty (paper eq. 7) once, and stores them in the run folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sad.errors import InputError
 from sad.losses import fused_span_kl
-from sad.training.collator import SpanCollator
-from sad.training.labels import span_ids_of
+from sad.model_parts import model_digest
+from sad.teacher_cache.reader import TeacherCache
+from sad.training.collator import SpanCollator, model_inputs
+from sad.training.config import SADConfig
+from sad.training.teacher import teacher_logits, vocabulary_group
+from sad.trajectories.batching import batches_by_length
+from sad.trajectories.labels import span_ids_of
 from sadkernels.spans import SpanKind
 
 FILE_NAME = "curriculum.json"
+Dataset = Sequence[Mapping[str, Any]]
 
 
 class Measures(NamedTuple):
-    """Three (n,) arrays, one entry per trajectory: supervised tokens of both kinds, and the teacher's mean entropy in nats
-    per supervised token (None where it was not asked for)."""
+    """The terms of eq. 7, one entry per trajectory.
+
+    Attributes:
+        reason_tokens: (n,) supervised reasoning tokens.
+        act_tokens: (n,) supervised action tokens.
+        teacher_entropy: (n,) mean entropy of the teacher per supervised token, nats. None if it was not measured.
+    """
 
     reason_tokens: NDArray[np.int64]
     act_tokens: NDArray[np.int64]
@@ -34,14 +46,22 @@ class Measures(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Labels and lengths of a dataset's examples after cutting, and a hash of all their tokens and labels."""
+    """The labels of a dataset's examples after truncation, and a hash of all tokens and labels."""
 
     span_ids: list[NDArray[np.int8]]
     digest: str
 
 
-def read_rows(dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> Rows:
-    """Reads a dataset of examples as `sad.SpanCollator` takes them once."""
+def read_rows(dataset: Dataset, max_length: int | None) -> Rows:
+    """Reads the labels of a dataset.
+
+    Args:
+        dataset: Examples as `sad.SpanCollator` accepts them.
+        max_length: Maximum number of tokens per example.
+
+    Raises:
+        InputError: An example does not have one label per token.
+    """
     labels: list[NDArray[np.int8]] = []
     digest = hashlib.sha256()
     for index in range(len(dataset)):
@@ -56,82 +76,93 @@ def read_rows(dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> R
     return Rows(labels, digest.hexdigest())
 
 
-def model_digest(model: nn.Module) -> str:
-    """A hash that tells one teacher from another: names, shapes and up to 64 values of every parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        values = values[:: max(1, values.numel() // 64)][:64].float().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()
+def measure_dataset(
+    dataset: Dataset,
+    rows: Rows,
+    args: SADConfig,
+    accelerator: Accelerator,
+    *,
+    teacher: nn.Module | None = None,
+    cache: TeacherCache | None = None,
+) -> Measures:
+    """Returns the stored measures of the run, or measures the dataset and stores the result in the run folder.
 
+    With `curriculum_gamma` above 0 a live teacher runs over the data once. Each process handles a part of the batches.
 
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices grouped so that no batch, padded, holds more than `max_tokens` (or one example); the longest first."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):  # stable: the same batches on every process
-        longest = lengths[batches[-1][0]] if batches else 0
-        if batches and (len(batches[-1]) + 1) * longest <= max_tokens:
-            batches[-1].append(index)
+    Args:
+        dataset: Examples.
+        rows: The result of `read_rows` for them.
+        args: The configuration.
+        accelerator: The accelerator of the run.
+        teacher: The live teacher, on its device.
+        cache: The teacher cache, if there is no live teacher.
+
+    Raises:
+        InputError: The stored measures belong to other data or to another teacher, or cannot be read.
+    """
+    path, digest, entropy = Path(args.output_dir, FILE_NAME), None, None
+    if args.curriculum_gamma:
+        digest = model_digest(teacher) if cache is None else cache.settings.teacher
+    stored = load(path, rows.digest, digest)
+    if stored is not None:
+        return stored
+    if digest is not None:
+        if cache is None:
+            entropy = teacher_entropy_sums(dataset, rows, args, accelerator, teacher)
         else:
-            batches.append([index])
-    return batches
+            entropy = cache.entropy_sums(dataset, args.max_length)
+    measures = measure(rows, entropy)
+    accelerator.wait_for_everyone()  # no process may find the file that a faster process has written
+    if accelerator.is_main_process:
+        save(path, measures, rows.digest, digest)
+    return measures
 
 
 @torch.no_grad()
-def entropy_sums(
-    logits_of: Callable[[dict[str, Tensor]], Tensor],
-    dataset: Sequence[Mapping[str, Any]],
-    batches: Iterable[list[int]],
-    *,
-    collator: SpanCollator,
-    device: torch.device,
-    backend: str = "auto",
-) -> Iterator[tuple[list[int], Tensor]]:
-    """The teacher's entropy, summed over the supervised tokens of each trajectory, at temperature 1.
+def teacher_entropy_sums(
+    dataset: Dataset, rows: Rows, args: SADConfig, accelerator: Accelerator, teacher: nn.Module
+) -> Tensor:
+    """Sums the teacher's entropy over the supervised tokens of each trajectory, at temperature 1.
 
-    Args:
-        logits_of: The teacher: a batch of `collator`, without span ids, to logits (B, T, V).
-        dataset: Examples.
-        batches: Indices to run together; one batch of logits exists at a time.
-        collator: Pads.
-        device: Where the teacher is.
-        backend: Of the fused op, whose statistics these are.
+    Batches are no larger than a training batch. The entropies are statistics of the fused loss, so the logits of one batch
+    are the only large buffer. Tensor-parallel processes handle the same batches.
 
-    Yields:
-        (indices, sums), sums (B,) in nats, on the device.
+    Returns:
+        (n,) sums in nats, on the device, the same on every process.
     """
-    for indices in batches:
+    collator = SpanCollator(pad_to_multiple_of=args.pad_to_multiple_of, max_length=args.max_length)
+    batches = batches_by_length([len(row) for row in rows.span_ids], args.per_device_train_batch_size * args.max_length)
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    replicas = 1 if parallelism is None else parallelism.tp_size  # processes with the same batches
+    own = batches[accelerator.process_index // replicas :: accelerator.num_processes // replicas]
+    device = args.device
+    sums = torch.zeros(len(dataset), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    show = not args.disable_tqdm and accelerator.is_local_main_process
+    for indices in tqdm(own, desc="teacher entropy for the curriculum", disable=not show, leave=False):
         batch = {name: x.to(device) for name, x in collator([dataset[i] for i in indices]).items()}
-        span_ids = batch.pop("span_ids")
-        batch.pop("loss_rows", None)
-        logits = logits_of(batch)
-        sums = []
-        for row, labels in zip(logits, span_ids):
-            _, stats = fused_span_kl(row, row, labels, shift=True, reduction="sum", return_stats=True, backend=backend)
-            sums.append(stats.reason.teacher_entropy_sum + stats.act.teacher_entropy_sum)
+        logits = teacher_logits(teacher, model_inputs(batch), accelerator)
+        options = {"shift": True, "reduction": "sum", "return_stats": True, "backend": args.backend}
+        options["process_group"] = vocabulary_group(teacher, logits, accelerator)
+        for index, row, labels in zip(indices, logits, batch["span_ids"]):
+            _, stats = fused_span_kl(row, row, labels, **options)
+            sums[index] = (stats.reason.teacher_entropy_sum + stats.act.teacher_entropy_sum).to(sums.dtype)
         del logits
-        yield indices, torch.stack(sums)
+    return accelerator.reduce(sums, reduction="sum") / replicas
 
 
-def with_progress(batches: Iterator, total: int, show: bool) -> Iterator:
-    """`batches`, with a bar that says what the wait is for."""
-    return iter(tqdm(batches, total=total, desc="teacher entropy for the curriculum", disable=not show, leave=False))
-
-
-def measure(rows: Rows, entropy_sum: Tensor | None) -> Measures:
-    """Lengths, and mean entropies from their sums (n,). The first token counts nowhere: nothing predicts it."""
+def measure(rows: Rows, entropy_sums: Tensor | None) -> Measures:
+    """Counts the supervised tokens and divides the entropy sums (n,) by them. The first token has no prediction."""
     reason, act = (
         np.asarray([np.count_nonzero(row[1:] == kind) for row in rows.span_ids], np.int64)
         for kind in (SpanKind.REASON, SpanKind.ACT)
     )
-    if entropy_sum is None:
+    if entropy_sums is None:
         return Measures(reason, act, None)
-    return Measures(reason, act, entropy_sum.double().cpu().numpy() / np.maximum(reason + act, 1))
+    return Measures(reason, act, entropy_sums.double().cpu().numpy() / np.maximum(reason + act, 1))
 
 
 def save(path: Path, measures: Measures, data: str, teacher: str | None) -> None:
-    """Writes what was measured, with the hashes of what it was measured on. Whole or not at all."""
+    """Writes the measures and the hashes of the data and the teacher. The file appears complete or not at all."""
     entropy = measures.teacher_entropy
     record = {
         "data": data,
@@ -147,15 +178,18 @@ def save(path: Path, measures: Measures, data: str, teacher: str | None) -> None
 
 
 def load(path: Path, data: str, teacher: str | None) -> Measures | None:
-    """What `save` wrote, or None where there is no file, or one without the entropy that is needed now.
+    """Reads a file of `save`.
 
     Args:
         path: The file.
-        data: The hash that the data have now.
-        teacher: The hash that the teacher has now; None if its entropy is not needed.
+        data: Hash of the current data.
+        teacher: Hash of the current teacher; None if its entropy is not needed.
+
+    Returns:
+        The measures, or None if there is no file, or the file lacks an entropy that is needed.
 
     Raises:
-        InputError: It was measured on other data or another teacher, or cannot be read.
+        InputError: The file belongs to other data or to another teacher, or cannot be read.
     """
     try:
         record = json.loads(path.read_text())
@@ -169,11 +203,11 @@ def load(path: Path, data: str, teacher: str | None) -> Measures | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(str(path), "difficulties as a run keeps them", str(error), "Delete it to measure anew.") from None
+        raise InputError(str(path), "difficulties of a run", str(error), "Delete the file to measure again.") from None
     if teacher is not None and entropy is None:
         return None
     for what, now in (("data", data), ("teacher", teacher)):
         if now is not None and measured_on[what] != now:
-            remedy = f"Train on with the {what} this run began with, or choose another output folder."
+            remedy = f"Continue with the {what} of this run, or choose another output folder."
             raise InputError(str(path), f"difficulties measured with this {what}", f"those of another {what}", remedy)
     return measures

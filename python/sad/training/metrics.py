@@ -1,17 +1,29 @@
-"""Sums the statistics of both span losses on the device, and reads them only when they are logged."""
+"""Collects loss statistics, throughput and memory between two logs, without a device synchronization until they are read."""
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from sad.losses import SpanStats
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 _KINDS = ("reason", "act")
+_COUNTS_ALLOCATIONS = ("cuda", "xpu")
 
 
 class SpanMeter:
-    """Collects `SpanStats` between two logs without waiting for the device."""
+    """Sums `SpanStats` on the device."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
@@ -19,51 +31,100 @@ class SpanMeter:
     def add(self, stats: SpanStats) -> None:
         """Adds the sums of one batch."""
         sums = torch.stack([*stats.reason, *stats.act])
-        sums = sums.to(torch.float32 if sums.device.type == "mps" else torch.float64)  # counts pass 2^24
+        sums = sums.to(_sum_dtype(sums.device))  # token counts exceed 2^24
         self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, device: torch.device) -> Tensor:
-        """The sums (2, 5), one row per kind with the fields of `KindStats`, and begins anew."""
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        sums = torch.zeros(10, dtype=dtype, device=device) if self._sums is None else self._sums
+        """Returns the sums (2, 5), one row per kind with the fields of `KindStats`, and resets them."""
+        sums = torch.zeros(10, dtype=_sum_dtype(device), device=device) if self._sums is None else self._sums
         self._sums = None
         return sums.view(2, 5)
 
 
 class MeanMeter:
-    """The mean of a scalar between two logs, without waiting for the device."""
+    """Sums a scalar on the device and counts its values."""
 
     def __init__(self) -> None:
         self._sum: Tensor | float = 0.0
         self._count = 0
 
     def add(self, value: Tensor) -> None:
-        """One value, whose gradient is of no interest."""
+        """Adds one value, without its graph."""
         self._sum, self._count = self._sum + value.detach(), self._count + 1
 
     def take(self, device: torch.device) -> Tensor:
-        """(2,), the sum and the number of values, and begins anew."""
+        """Returns the sum and the number of values (2,), and resets them."""
         taken = torch.tensor([0.0, self._count], device=device)
         taken[0] = self._sum
         self._sum, self._count = 0.0, 0
         return taken
 
 
-def span_metrics(sums: Tensor) -> dict[str, float]:
-    """Names for a log: means per token of each kind. Waits for the device once.
+class Throughput(TrainerCallback):
+    """Counts tokens and training time.
+
+    transformers' own token count synchronizes the device in every batch, and its speed includes evaluations.
 
     Args:
-        sums: (2, 5) from `SpanMeter.take`, added up over the processes.
+        device: The training device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tokens: Tensor | None = None
+        self._began = time.perf_counter()
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._tokens, self._began = None, time.perf_counter()
+        if self._device.type in _COUNTS_ALLOCATIONS:
+            torch.accelerator.reset_peak_memory_stats(self._device)
+
+    def add(self, attention_mask: Tensor) -> None:
+        """Adds the tokens of a training batch: the sum of its mask (B, T), so padding is excluded."""
+        tokens = attention_mask.sum()
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Excludes the `with` block, an evaluation or a checkpoint, from the training time."""
+        self._synchronize()
+        paused = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._synchronize()
+            self._began += time.perf_counter() - paused
+
+    def take(self) -> Tensor:
+        """Returns tokens, seconds, and peak memory in bytes (3,) since the last call, and resets tokens and seconds."""
+        now = time.perf_counter()
+        seconds, self._began = now - self._began, now
+        values = [0.0, seconds, peak_bytes(self._device)]
+        taken = torch.tensor(values, dtype=_sum_dtype(self._device), device=self._device)
+        if self._tokens is not None:
+            taken[0] = self._tokens
+        self._tokens = None
+        return taken
+
+    def _synchronize(self) -> None:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+
+
+def span_metrics(sums: Tensor) -> dict[str, float]:
+    """Returns the means per token of each kind, by their names in the log. Synchronizes the device once.
+
+    Args:
+        sums: (2, 5) from `SpanMeter.take`, summed over the processes.
 
     Returns:
-        For each kind that has tokens: `loss_<kind>` (KL, nats per token, not weighted by lambda), `agreement_<kind>`
-        (share of tokens whose most likely token is the teacher's), `teacher_entropy_<kind>`, `student_entropy_<kind>`
-        (nats) and `tokens_<kind>`.
+        For each kind that has tokens: `loss_<kind>` (nats per token, not weighted by lambda), `agreement_<kind>` (share of
+        tokens with the teacher's argmax), `teacher_entropy_<kind>` and `student_entropy_<kind>` (nats), `tokens_<kind>`.
     """
     metrics: dict[str, float] = {}
-    for kind, (kl, tokens, teacher_entropy, student_entropy, agreements) in zip(_KINDS, sums.tolist()):
+    for kind, (loss, tokens, teacher_entropy, student_entropy, agreements) in zip(_KINDS, sums.tolist()):
         if tokens:
-            metrics[f"loss_{kind}"] = kl / tokens
+            metrics[f"loss_{kind}"] = loss / tokens
             metrics[f"agreement_{kind}"] = agreements / tokens
             metrics[f"teacher_entropy_{kind}"] = teacher_entropy / tokens
             metrics[f"student_entropy_{kind}"] = student_entropy / tokens
@@ -72,6 +133,45 @@ def span_metrics(sums: Tensor) -> dict[str, float]:
 
 
 def mean_loss(sums: Tensor, lambda_reason: float, lambda_act: float) -> Tensor:
-    """The loss of all tokens in `sums`: (lambda_r L_cot + lambda_a L_act) / (n_r + n_a), eq. 6 per token."""
+    """Returns the loss per supervised token: (lambda_r L_cot + lambda_a L_act) / (n_r + n_a) (paper eq. 6).
+
+    Args:
+        sums: (2, 5) from `SpanMeter.take`.
+        lambda_reason: Weight of reasoning tokens.
+        lambda_act: Weight of action tokens.
+    """
     weighted = sum(weight * sums[row, 0] if weight else 0.0 for row, weight in enumerate((lambda_reason, lambda_act)))
     return weighted / sums[:, 1].sum().clamp(min=1)
+
+
+def speed_metrics(taken: Tensor, supervised: float, tensor_parallel: int = 1) -> dict[str, float]:
+    """Returns throughput and memory, by their names in the log. Synchronizes the device once.
+
+    Args:
+        taken: (P, 3), the result of `Throughput.take` in every process.
+        supervised: Supervised tokens in the same time, of all processes.
+        tensor_parallel: Number of processes that share each batch; `taken` counts its tokens that often.
+
+    Returns:
+        `tokens_per_second` (without padding) and `supervised_tokens_per_second`, of all processes, and `peak_memory_gib` of
+        the process with the highest peak, if it is known.
+    """
+    rows = taken.tolist()
+    seconds = max(row[1] for row in rows)
+    tokens = sum(row[0] for row in rows) / tensor_parallel
+    metrics = {"tokens_per_second": tokens / seconds, "supervised_tokens_per_second": supervised / seconds}
+    peak = max(row[2] for row in rows)
+    return metrics | ({"peak_memory_gib": peak / 2**30} if peak else {})
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Returns the peak of a GPU's allocations since training began, or of the process's resident memory; 0 if unknown."""
+    if device.type in _COUNTS_ALLOCATIONS:
+        return torch.accelerator.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

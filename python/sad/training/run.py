@@ -1,160 +1,91 @@
-"""One training run, from folders and a file to a trained student: what `sad train` does."""
+"""Runs `sad train`: from model folders and a trajectory file to a trained student in a run folder."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+import yaml
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 import sad
+from sad import models
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache
-from sad.training import adapters, difficulty, models
-from sad.training.cli_args import as_yaml, make_config
+from sad.training import difficulty
+from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
-from sad.training.run_folder import MetricsWriter, RunFolder
 from sad.training.trainer import SADTrainer
 from sad.trajectories.encode import EncodedCorpus, encode_all
 from sad.trajectories.trajectory import read_jsonl
 
-_PROBES = 8  # trajectories on which the two tokenizers must agree
-_KINDS = {
-    "from_config": (bool, "true or false"),
-    "lora_rank": (int, "a whole number"),
-    "lora_alpha": ((int, float), "a number"),
-}  # of the options that are no strings
+_PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
 
-@dataclass
-class RunOptions:
-    """What a run needs besides `SADConfig`.
+def distil(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None] = print) -> SADTrainer:
+    """Trains the student and saves it, with records, in the folder `options.out`.
+
+    All input is checked before the folder is written to. Under `torchrun` or `accelerate launch` every process calls this.
 
     Args:
-        teacher: Folder of the teacher, or None with a cache.
-        student: Folder of the student.
-        data: File of trajectories.
-        eval_data: File of trajectories to evaluate on.
-        teacher_cache: Folder or URL of a teacher cache, in place of the teacher.
-        format: How they are written, where the file does not say.
-        from_config: Give the student random weights.
-        teacher_dtype: A name in `models.DTYPES`.
-        student_dtype: Likewise. AdamW at small learning rates loses its updates in 16 bits: use `bf16` of `SADConfig`
-            for speed, not this.
-        teacher_quantization: "8bit" or "4bit": the teacher's linear layers are made so by bitsandbytes.
-        lora_rank: Train adapters of this rank on a frozen student, which `student_dtype` may then have in 16 bits.
-        lora_alpha: What they add is scaled by alpha / rank; twice the rank if not given.
-        lora_targets: Names of layers with commas between; every linear layer except the head if not given.
-
-    Raises:
-        InputError: A path is missing or a value is of the wrong type.
-    """
-
-    teacher: str | None
-    student: str
-    data: str
-    eval_data: str | None = None
-    teacher_cache: str | None = None
-    format: str | None = None
-    from_config: bool = False
-    teacher_dtype: str = "auto"
-    student_dtype: str = "float32"
-    teacher_quantization: str | None = None
-    lora_rank: int | None = None
-    lora_alpha: float | None = None
-    lora_targets: str | None = None
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            replaced = item.name == "teacher" and self.teacher_cache is not None
-            if value is None and item.name in ("teacher", "student", "data") and not replaced:
-                remedy = f"Give --{item.name}, or `{item.name}:` in the file of --config."
-                raise InputError(item.name, "a path", "nothing", remedy)
-            kind, name = _KINDS.get(item.name, (str, "a string"))
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
-                raise InputError(item.name, name, repr(value), "Mend the value.")
-        beside = self.teacher or self.teacher_quantization
-        if self.teacher_cache is not None and beside is not None:
-            raise InputError("teacher_cache", "no teacher beside it", repr(beside), "Give a teacher, or a cache of one.")
-        for name in ("teacher_dtype", "student_dtype"):
-            models.check_dtype(name, getattr(self, name))
-        adapters.check_quantization(self.teacher_quantization)
-        adapters.check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
-        if self.lora_rank is not None and self.from_config:
-            remedy = "Save that student first: its random weights would be lost, and the adapters with them."
-            raise InputError("from_config", "a student with saved weights under adapters", "true", remedy)
-
-
-def distil(
-    options: RunOptions,
-    settings: Mapping[str, Any],
-    out: str | Path,
-    *,
-    resume: bool = False,
-    say: Callable[[str], None] = print,
-) -> SADTrainer:
-    """Trains the student and saves it, with records, in the folder `out`.
-
-    Everything that can be wrong with the input is found before the folder is touched. Under `torchrun` or
-    `accelerate launch` every process calls this.
-
-    Args:
-        options: Where things are.
-        settings: How to train: values of `SADConfig` fields; others have their defaults.
-        out: The run's folder, new or empty.
-        resume: Continue the run in that folder from its last checkpoint, or from the beginning if it has none.
-        say: Told what was read and written, in one process only.
+        options: The models, the data and the output folder.
+        values: Values of `SADConfig` fields; the others have their defaults.
+        say: Receives progress messages, in one process only.
 
     Returns:
         The trainer, after training.
 
     Raises:
-        InputError: Something cannot be used; the folder is as it was.
+        InputError: An input cannot be used. The folder is unchanged.
     """
-    run = RunFolder(out)
-    if resume:
+    options.check()
+    if not isinstance(options.out, str):
+        got = "nothing" if options.out is None else repr(options.out)
+        raise InputError("out", "a path", got, "Pass --out.")
+    run = RunFolder(options.out)
+    if options.resume:
         run.check_resumable()
     else:
         run.check_new()
     cache = None if options.teacher_cache is None else TeacherCache(options.teacher_cache)
-    models = ("teacher", "student") if cache is None else ("student",)
-    for name in models:
+    names = ("teacher", "student") if cache is None else ("student",)
+    for name in names:
         models.check_model_dir(name, getattr(options, name))
-    config = make_config(settings, out)
+    config = make_config(values, options.out)
     main = config.process_index == 0
+    announce = say if main else lambda message: None
     files = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
     probes = [trajectory.text for trajectory in files["data"] if trajectory.text][:_PROBES]
-    tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in models}
+    tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
     if cache is not None:
         cache.check_tokenizer(tokenizer)
-        if main:
-            say(f"{cache.path}: {cache}")
+        announce(f"{cache.path}: {cache}")
     corpora: dict[str, EncodedCorpus] = {}
     for name, trajectories in files.items():
         corpora[name] = encode_all(trajectories, tokenizer, format=options.format, max_length=config.max_length)
-        if main:
-            say(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
+        announce(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
         if not corpora[name].examples:
-            remedy = "See with `sad inspect` what was found; --format says how the file is written."
+            remedy = "Check the spans with `sad inspect`; --format names the format of the file."
             raise InputError(getattr(options, name), "trajectories with reasoning or actions", "none", remedy)
     digest = difficulty.read_rows(corpora["data"].examples, config.max_length).digest
-    if resume:
+    if options.resume:
         run.check_same_data(digest)
-    teacher, student = _models(options, config, tokenizer, say if main else lambda message: None)
+    teacher, student = _load_models(options, config, tokenizer, announce)
     if options.lora_rank is not None:
         lora = (options.lora_rank, options.lora_alpha, options.lora_targets)
-        student = adapters.add_adapters(student, options.student, *lora, seed=config.seed)
-        if main:
-            say(f"adapters: {student.get_nb_trainable_parameters()[0]:,} parameters are trained")
+        student = models.add_adapters(student, options.student, *lora, seed=config.seed)
+        announce(f"adapters: {student.get_nb_trainable_parameters()[0]:,} trainable parameters")
 
-    PartialState().wait_for_everyone()  # every process has seen the folder empty before one writes into it
+    PartialState().wait_for_everyone()  # every process checks the folder before one of them writes to it
     trainer = SADTrainer(
         student,
         teacher,
@@ -166,43 +97,132 @@ def distil(
         callbacks=[MetricsWriter(run.metrics)],
     )
     if main:
-        run.write_config({**asdict(options), **as_yaml(config, settings)})
+        run.write_config({item.name: getattr(options, item.name) for item in fields(RunOptions)} | as_yaml(config, values))
         run.write_run(_record(corpora, {name: len(read) for name, read in files.items()}, digest))
-    checkpoint = run.last_checkpoint() if resume else None
-    if main and resume:
-        say(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet: from the beginning")
+    checkpoint = run.last_checkpoint() if options.resume else None
+    if options.resume:
+        announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(run.model))
-    if main:
-        say(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
+    announce(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
     return trainer
 
 
-def _models(
-    options: RunOptions, config: SADConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
+class RunFolder:
+    """The paths and records of a run folder.
+
+        config.yaml       options and fields; `sad train --config` reads it back
+        run.json          versions, and counts of the data
+        metrics.jsonl     one line per log
+        curriculum.json   difficulties of the trajectories
+        checkpoint-N/     checkpoints to resume from
+        model/            the trained student with its tokenizer
+
+    Args:
+        path: The folder; it may be missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.run, self.metrics = (self.path / n for n in ("config.yaml", "run.json", "metrics.jsonl"))
+        self.model = self.path / "model"
+
+    def check_new(self) -> None:
+        """Checks that the folder is missing or empty.
+
+        Raises:
+            InputError: It is not.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError("out", "a folder", f"{str(self.path)!r}, which is a file", "Choose another name.")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            remedy = "Choose another folder, or continue the run in it with --resume."
+            raise InputError("out", "a new or empty folder", f"{str(self.path)!r}, which holds files", remedy)
+
+    def check_resumable(self) -> None:
+        """Checks that the folder holds a run.
+
+        Raises:
+            InputError: It does not.
+        """
+        if not self.config.is_file():
+            remedy = "Remove --resume to start a run there."
+            raise InputError("out", "the folder of a run to resume", f"{str(self.path)!r} without config.yaml", remedy)
+
+    def last_checkpoint(self) -> str | None:
+        """Returns the folder of the last checkpoint, or None if there is none."""
+        return get_last_checkpoint(str(self.path))
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Writes `config.yaml`."""
+        _write(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def write_run(self, record: dict[str, Any]) -> None:
+        """Writes `run.json`."""
+        _write(self.run, json.dumps(record, indent=2) + "\n")
+
+    def check_same_data(self, digest: str) -> None:
+        """Checks that the run started with these tokens and labels.
+
+        Args:
+            digest: Hash of the current data.
+
+        Raises:
+            InputError: It started with others.
+        """
+        started = json.loads(self.run.read_text()).get("data_sha256") if self.run.is_file() else None
+        if started not in (None, digest):
+            remedy = "Resume with the same file, format and max_length, or start a new run."
+            raise InputError("data", f"the tokens and labels of the run in {self.path}", "others", remedy)
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends every log to `metrics.jsonl`. A resumed run first removes the lines after its checkpoint.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero and self._path.is_file():
+            lines = self._path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            _write(self._path, "".join(kept))
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if state.is_world_process_zero and logs:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _load_models(
+    options: RunOptions, config: SADConfig, tokenizer: PreTrainedTokenizerBase, announce: Callable[[str], None]
 ) -> tuple[PreTrainedModel | None, PreTrainedModel]:
-    """Teacher, if there is one, and student, loaded, checked against the tokenizer and announced."""
-    models = {}
+    """Loads the teacher, if there is one, and the student, and checks that they fit the tokenizer."""
+    loaded = {}
     if options.teacher is not None:
-        models["teacher"] = models.load_model(
+        loaded["teacher"] = models.load_model(
             "teacher",
             options.teacher,
             dtype=options.teacher_dtype,
             quantization=options.teacher_quantization,
             device=config.device,
         )
-    models["student"] = models.load_model(
+    loaded["student"] = models.load_model(
         "student", options.student, dtype=options.student_dtype, from_config=options.from_config, seed=config.seed
     )
-    for name, model in models.items():
+    for name, model in loaded.items():
         models.check_fits(name, model, tokenizer, config.max_length)
         dtype = str(model.dtype).removeprefix("torch.")
-        say(f"{name}: {type(model).__name__}, {model.num_parameters():,} parameters, {dtype}")
-    return models.get("teacher"), models["student"]
+        announce(f"{name}: {type(model).__name__}, {model.num_parameters():,} parameters, {dtype}")
+    return loaded.get("teacher"), loaded["student"]
 
 
 def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str) -> dict[str, Any]:
-    """What `run.json` says: versions, and how many trajectories of each file were read, used, cut, or had nothing."""
+    """Returns the content of `run.json`: versions, and counts of the trajectories of each file."""
     versions = {"sad": sad.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     counts = {
         name: {
@@ -215,3 +235,11 @@ def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str
         for name, corpus in corpora.items()
     }
     return {**versions, **counts, "data_sha256": digest}
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

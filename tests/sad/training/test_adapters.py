@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sad import models
 from sad.cli.main import main
 from sad.errors import InputError
-from sad.training import models
-from sad.training.adapters import add_adapters
-from sad.training.run import RunOptions
+from sad.models import add_adapters
+from sad.training.cli_args import RunOptions
 from sad.trajectories.trajectory import write_jsonl
 from tests.sad.training import tiny
 from tests.sad.training.test_trainer import logged, weights
@@ -66,7 +66,7 @@ def test_adapters_from_the_command_line(train, tmp_path, monkeypatch):
     code, out, err = train("whole", *flags)
     assert code == 0, err
     size = 2 * 4 * ((32 + 32) + (64 + 32))  # two layers, rank 4, q_proj and down_proj
-    assert f"adapters: {size:,} parameters are trained" in out and "saved the adapters" in out
+    assert f"adapters: {size:,} trainable parameters" in out and "saved the adapters" in out
     shutil.copytree("whole", "cut")
     shutil.rmtree("cut/model")
     shutil.rmtree("cut/checkpoint-4")
@@ -176,7 +176,7 @@ def test_checkpointing_and_16_bits(trainer, adapters):
         ({"lora_rank": True}, "lora_rank"),
         ({"lora_rank": 4, "lora_alpha": -1.0}, "lora_alpha"),
         ({"lora_rank": 4, "lora_targets": "q_proj,"}, "lora_targets"),
-        ({"lora_targets": "q_proj"}, "lora_targets: expected a rank beside it"),
+        ({"lora_targets": "q_proj"}, "lora_targets: expected None without lora_rank"),
         ({"lora_rank": 4, "from_config": True}, "from_config"),
     ],
     ids=str,
@@ -184,7 +184,7 @@ def test_checkpointing_and_16_bits(trainer, adapters):
 def test_refused(options, message):
     pytest.importorskip("peft")
     with pytest.raises(InputError) as caught:
-        RunOptions("teacher", "student", "data", **options)
+        RunOptions(teacher="teacher", student="student", data="data", **options).check()
     assert message in str(caught.value)
 
 
@@ -194,5 +194,5 @@ def test_refused(options, message):
 def test_a_missing_package_is_named_by_its_extra(monkeypatch, options, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
-        RunOptions("teacher", "student", "data", **options)
+        RunOptions(teacher="teacher", student="student", data="data", **options).check()
     assert extra in str(caught.value)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from sad.errors import InputError
-from sad.training.cli_args import RECIPE, as_yaml, field_help, make_config, parse_flags, read_yaml
+from sad.training.cli_args import as_yaml, field_help, make_config, parse_flags, read_yaml
+from sad.training.config import RECIPE
 
 OPTIONS = ("teacher", "data")
 
@@ -79,7 +80,7 @@ def test_no_such_file(tmp_path):
 
 
 def test_values_transformers_refuses_become_one_message(tmp_path):
-    with pytest.raises(InputError, match="settings"):
+    with pytest.raises(InputError, match="config"):
         make_config({"eval_strategy": "sometimes", "use_cpu": True}, tmp_path)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sad.errors import InputError
+from sad.model_parts import Head
 from sad.training.contrastive import directions, info_nce
-from sad.training.model_parts import Head
 from sadkernels.spans import SpanKind
 from tests.sad.training import tiny
 from tests.sad.training.test_trainer import _StopAt, logged, weights
@@ -46,7 +46,7 @@ def formula(student, teacher, span_ids, temperature: float, kinds=KINDS) -> torc
 def term_of(made, batch_of_examples, temperature: float, kinds=KINDS) -> float:
     """The formula for models and examples, without padding, in float64."""
     sides = [[], []]
-    for side, whole in zip(sides, (made.model, made.teacher)):
+    for side, whole in zip(sides, (made.model, made.teacher_model)):
         for example in batch_of_examples:
             with torch.no_grad():
                 side.append(whole.eval()(torch.tensor([example["input_ids"]])).logits[0, :, :300].double())

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from sad.errors import InputError
 from sad.training import difficulty
-from sad.training.collator import SpanCollator
 from sad.training.curriculum import CurriculumSampler, difficulty_scores
-from sad.training.curriculum_of_run import measures_of
+from sad.trajectories.batching import batches_by_length
 from tests.sad.training import tiny
 
 
 def measured(made, dataset=None) -> difficulty.Measures:
     """What a trainer's curriculum is made from, measured or from the run folder."""
     dataset = made.train_dataset if dataset is None else dataset
-    return measures_of(made, dataset, difficulty.read_rows(dataset, made.args.max_length))
+    rows = difficulty.read_rows(dataset, made.args.max_length)
+    return difficulty.measure_dataset(dataset, rows, made.args, made.accelerator, teacher=made.teacher_model)
 
 
 def drawn(sampler: CurriculumSampler, epoch: int) -> list[int]:
@@ -148,10 +148,10 @@ def test_sampler_refuses(wrong):
 
 def test_batches_hold_no_more_than_their_tokens_and_everything_once():
     lengths = [3, 50, 7, 7, 12, 1, 30]
-    batches = difficulty.batches_by_length(lengths, 32)
+    batches = batches_by_length(lengths, 32)
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 32 for batch in batches if len(batch) > 1)
-    assert batches == difficulty.batches_by_length(lengths, 32)
+    assert batches == batches_by_length(lengths, 32)
 
 
 def test_teacher_entropy_is_the_mean_over_supervised_tokens(trainer):
@@ -160,7 +160,7 @@ def test_teacher_entropy_is_the_mean_over_supervised_tokens(trainer):
     measures = measured(made)
     for index, example in enumerate(made.train_dataset):
         with torch.no_grad():
-            logits = made.teacher(torch.tensor([example["input_ids"]])).logits[0, :-1].double()
+            logits = made.teacher_model(torch.tensor([example["input_ids"]])).logits[0, :-1].double()
         labels = torch.tensor(example["span_ids"][1:])
         entropy = torch.distributions.Categorical(logits=logits).entropy()[labels > 0].mean()
         assert measures.teacher_entropy[index] == pytest.approx(entropy.item(), rel=1e-5)
@@ -171,8 +171,8 @@ def test_teacher_entropy_is_the_mean_over_supervised_tokens(trainer):
 
 def test_the_teacher_runs_once_and_never_on_more_than_a_training_batch(trainer):
     made, seen = trainer(per_device_train_batch_size=2, max_length=40), []
-    forward = made.teacher_logits
-    made.teacher_logits = lambda batch: (seen.append(batch["input_ids"].numel()), forward(batch))[1]
+    hook = lambda model, args, batch: seen.append(batch["input_ids"].numel())  # noqa: E731
+    made.teacher_model.register_forward_pre_hook(hook, with_kwargs=True)
     first = measured(made)
     assert max(seen) <= 2 * 40
     calls = len(seen)
@@ -189,7 +189,7 @@ def test_kept_difficulties_of_other_data_or_another_teacher_are_refused(trainer)
     before = path.read_text()
     with pytest.raises(InputError, match="another data"):
         measured(made, made.train_dataset[:-1])
-    made.teacher = tiny.model(seed=5)
+    made.teacher_model = tiny.model(seed=5)
     with pytest.raises(InputError, match="another teacher"):
         measured(made)
     assert path.read_text() == before
@@ -200,7 +200,7 @@ def test_kept_difficulties_of_other_data_or_another_teacher_are_refused(trainer)
 
 def test_without_gamma_the_teacher_is_not_asked(trainer):
     made = trainer(curriculum_gamma=0.0)
-    made.teacher_logits = None
+    made.teacher_model.forward = None
     sampler = made._get_train_sampler()
     lengths = [sum(np.array(example["span_ids"]) > 0) for example in made.train_dataset]
     first = next(iter(sampler))
@@ -221,11 +221,11 @@ def test_the_data_hash_sees_tokens_labels_and_borders():
         difficulty.read_rows([{"input_ids": [1, 2], "span_ids": [0]}], None)
 
 
-def test_collated_entropies_ignore_padding():
+def test_collated_entropies_ignore_padding(trainer):
     """One long and one short trajectory in a batch give what each gives alone."""
-    data, model = tiny.examples(6), tiny.model(seed=3, sharpness=30).eval()
-    logits_of = lambda batch: model(**batch).logits  # noqa: E731
-    options = {"collator": SpanCollator(), "device": torch.device("cpu")}
-    together = dict(zip(range(6), next(difficulty.entropy_sums(logits_of, data, [list(range(6))], **options))[1]))
-    for indices, sums in difficulty.entropy_sums(logits_of, data, [[i] for i in range(6)], **options):
-        torch.testing.assert_close(sums[0], together[indices[0]], rtol=1e-5, atol=1e-5)
+    data, sums = tiny.examples(6), []
+    for size in (1, 6):  # an example of max_length 96 per batch, or all of them
+        made = trainer(train=data, per_device_train_batch_size=size)
+        given = (data, difficulty.read_rows(data, 96), made.args, made.accelerator, made.teacher_model)
+        sums.append(difficulty.teacher_entropy_sums(*given))
+    torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-5)

@@ -9,11 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import TrainerCallback
 
-from sad.training import throughput
+from sad.model_parts import Head
+from sad.training import metrics
 from sad.training.contrastive import directions, info_nce
-from sad.training.metrics import MeanMeter
-from sad.training.model_parts import Head
-from sad.training.throughput import Throughput, speed_metrics
+from sad.training.metrics import MeanMeter, Throughput, speed_metrics
 from tests.sad.training import tiny
 
 
@@ -30,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(metrics, "time", clock)
     return clock
 
 

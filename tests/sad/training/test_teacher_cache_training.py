@@ -48,7 +48,7 @@ def test_all_columns_are_the_live_teacher(trainer, cached, caches, tmp_path, los
     for run in (live, made):
         run.train()
         run.evaluate()
-    assert made.teacher is None
+    assert made.teacher_model is None
     kinds, sums = ("reason", "act"), ("loss", "agreement", "teacher_entropy", "student_entropy", "tokens")
     names = [f"{what}_{kind}" for what in sums for kind in kinds]
     for name in ("loss", *names, "eval_loss", *(f"eval_{name}" for name in names)):
@@ -132,6 +132,6 @@ def test_refused(cached, caches, config, tmp_path):
         cached(tmp_path / "wide")
     with pytest.raises(InputError, match="data_collator"):
         SADTrainer(tiny.model(), args=config(), teacher_cache=caches["short"], data_collator=SpanCollator())
-    for both in ({"teacher": tiny.model(seed=1), "teacher_cache": caches["short"]}, {}):
-        with pytest.raises(InputError, match="a teacher or a teacher_cache"):
+    for both in ({"teacher_model": tiny.model(seed=1), "teacher_cache": caches["short"]}, {}):
+        with pytest.raises(InputError, match="a teacher_model or a teacher_cache"):
             SADTrainer(tiny.model(), args=config(), train_dataset=TRAIN, **both)

@@ -61,7 +61,7 @@ def test_families_learn(trainer, family):
     made.train()
     losses = logged(made, "loss")
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    assert all(not parameter.requires_grad or parameter.grad is None for parameter in made.teacher.parameters())
+    assert all(not parameter.requires_grad or parameter.grad is None for parameter in made.teacher_model.parameters())
 
 
 @pytest.mark.parametrize("columns", [(320, 300), (300, 320)], ids=["student padded", "teacher padded"])

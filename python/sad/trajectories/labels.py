@@ -1,4 +1,4 @@
-"""The labels of training examples, which carry them or the spans they follow from."""
+"""Returns the span ids of training examples, or computes them from offsets and spans."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from sad.trajectories.spans import span_ids_from_offsets
 
 
 def span_ids_of(examples: Sequence[Mapping[str, Any]], max_length: int | None = None) -> list[NDArray[np.int8]]:
-    """The label of every token of every example; those given by offsets and spans in one call of the op.
+    """Returns the span ids of every example.
 
     Args:
-        examples: Mappings with `span_ids` (T,), or with `offsets` (T, 2), the tokens' character ranges, and `spans` (S, 3),
-            rows of (start, end, kind), in any order. Where an example has both, its `span_ids` count.
-        max_length: Leave out tokens beyond this many.
+        examples: Mappings with `span_ids` (T,), or with `offsets` (T, 2), the character ranges of the tokens, and `spans`
+            (S, 3), rows of (start, end, kind) in any order. `span_ids` take precedence. All offsets and spans are labelled
+            by one call of the op.
+        max_length: Maximum number of tokens per example. Default: no limit.
+
+    Returns:
+        One array (T,) per example.
 
     Raises:
         InputError: An example has neither, or they have the wrong shape.
-        ValueError: Spans overlap or are not ranges.
+        ValueError: Spans overlap or are not valid ranges.
     """
     labels: list[NDArray[np.int8] | None] = [
         None if example.get("span_ids") is None else np.asarray(example["span_ids"], dtype=np.int8)[:max_length]
@@ -39,7 +43,7 @@ def span_ids_of(examples: Sequence[Mapping[str, Any]], max_length: int | None = 
         row[: len(ranges)] = ranges
     counts = [len(row) for row in spans]
     table = np.concatenate(spans)
-    order = np.lexsort((table[:, 1], table[:, 0], np.repeat(np.arange(len(spans)), counts)))  # the last key sorts first
+    order = np.lexsort((table[:, 1], table[:, 0], np.repeat(np.arange(len(spans)), counts)))  # by example, then start
     ragged = (*table[order].T, np.cumsum([0, *counts]))
     found = span_ids_from_offsets(torch.from_numpy(padded), tuple(map(torch.from_numpy, ragged)), backend="auto")
     for index, ids, ranges in zip(missing, found.numpy().astype(np.int8), offsets):
@@ -48,9 +52,9 @@ def span_ids_of(examples: Sequence[Mapping[str, Any]], max_length: int | None = 
 
 
 def _rows_of(example: Mapping[str, Any], index: int, key: str, width: int) -> NDArray[np.int64]:
-    """`example[key]` as (n, width)."""
+    """Returns `example[key]` as an array (n, width)."""
     if example.get(key) is None:
-        remedy = "Encode it with `sad.encode`, or add the tokens' offsets and the text's spans."
+        remedy = "Encode it with `sad.encode`, or add offsets and spans."
         got = f"no {key} among {', '.join(map(str, example))}"
         raise InputError(f"example {index}", "span_ids, or offsets and spans", got, remedy)
     try:

@@ -1,0 +1,312 @@
+"""Loads models and tokenizers from folders, and checks that they fit together; LoRA adapters and quantization."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sad.errors import InputError
+
+ALL_LINEAR = "all-linear"  # peft's name for every linear layer except the head
+QUANTIZATIONS = ("8bit", "4bit")
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+_ADAPTER = "adapter_config.json"
+_SHOWN = 3
+
+
+def check_model_dir(name: str, path: str | Path) -> Path:
+    """Checks that a folder holds a `config.json`, and returns its path.
+
+    Args:
+        name: The argument's name for messages, such as "teacher".
+        path: The folder.
+
+    Raises:
+        InputError: It does not exist, or holds no `config.json`.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        remedy = "Download a model of the Hugging Face hub with: hf download NAME --local-dir DIR"
+        raise InputError(name, "a folder with a model", f"{str(path)!r}, which is not a folder", remedy)
+    if not (path / "config.json").is_file():
+        remedy = "Save the model there with `model.save_pretrained(...)`."
+        raise InputError(name, "a folder with a config.json", f"{str(path)!r} without one", remedy)
+    return path
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    """Checks that `dtype` is a name in `DTYPES`.
+
+    Args:
+        name: The argument's name for messages.
+        dtype: The value.
+
+    Raises:
+        InputError: It is not.
+    """
+    if dtype not in DTYPES:
+        raise InputError(name, "one of " + ", ".join(DTYPES), repr(dtype), "Choose one of these.")
+
+
+def load_model(
+    name: str,
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    from_config: bool = False,
+    seed: int = 0,
+    quantization: str | None = None,
+    device: torch.device | str | None = None,
+) -> PreTrainedModel:
+    """Loads a causal language model.
+
+    Args:
+        name: The argument's name for messages.
+        path: A folder with a model, or with LoRA adapters. Adapters name the folder of their base model.
+        dtype: A name in `DTYPES`; "auto" keeps the dtype of the saved weights.
+        from_config: Start from random weights. The folder then needs only a `config.json`.
+        seed: Random seed of these weights.
+        quantization: "8bit" or "4bit" quantizes the weights of the linear layers, except the head, while loading.
+        device: Device of a quantized model.
+
+    Raises:
+        InputError: The folder holds no loadable model, or a package is missing.
+    """
+    path = _check_adapter_dir(name, path) if Path(path, _ADAPTER).is_file() else check_model_dir(name, path)
+    check_quantization(quantization)
+    check_dtype(f"{name}_dtype", dtype)
+    try:
+        if from_config:
+            config = AutoConfig.from_pretrained(path)
+            torch.manual_seed(seed)
+            chosen = torch.float32 if dtype == "auto" else DTYPES[dtype]
+            return AutoModelForCausalLM.from_config(config).to(chosen)
+        if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
+            remedy = "Save weights there."
+            if name == "student":
+                remedy = "Add --from-config to start from random weights, or save weights there."
+            raise InputError(name, "a folder with model weights", f"only a config in {str(path)!r}", remedy)
+        options = {"dtype": DTYPES[dtype], "local_files_only": True}
+        if quantization is not None:
+            options |= {"quantization_config": quantization_config(quantization, DTYPES[dtype]), "device_map": {"": device}}
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        remedy = "Load it with AutoModelForCausalLM.from_pretrained to see the whole error."
+        raise InputError(name, f"a causal language model in {str(path)!r}", str(error), remedy) from error
+
+
+def _check_adapter_dir(name: str, path: str | Path) -> Path:
+    """Checks that peft is installed and that the base model of the adapters exists, and returns the folder."""
+    check_package(name, "peft", "lora")
+    base = json.loads(Path(path, _ADAPTER).read_text()).get("base_model_name_or_path")
+    if base is None or not Path(base).is_dir():
+        remedy = f"Set base_model_name_or_path in {Path(path, _ADAPTER)} to the folder of the base model."
+        raise InputError(name, "adapters whose base model is a folder", f"adapters of {base!r}", remedy)
+    return Path(path)
+
+
+def load_tokenizer(name: str, path: str | Path) -> PreTrainedTokenizerBase | None:
+    """Loads the tokenizer in a model's folder. Returns None if the folder has none.
+
+    Args:
+        name: The argument's name for messages.
+        path: The folder.
+
+    Raises:
+        InputError: The tokenizer cannot be loaded.
+    """
+    path = Path(path)
+    if not any((path / file).is_file() for file in _TOKENIZER):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # transformers and the Rust tokenizers raise many types
+        remedy = "Load it with AutoTokenizer.from_pretrained to see the whole error."
+        raise InputError(f"{name}'s tokenizer", f"a tokenizer in {str(path)!r}", str(error), remedy) from error
+
+
+def shared_tokenizer(
+    teacher: PreTrainedTokenizerBase | None, student: PreTrainedTokenizerBase | None, probes: Sequence[str] = ()
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer that both models share. Their distributions are comparable per token only if it is the same.
+
+    Args:
+        teacher: The teacher's tokenizer, or None if its folder has none.
+        student: The student's tokenizer, or None. If one of them is None, the other is used without a check.
+        probes: Texts that both must tokenize alike. Equal vocabularies may still have different merges.
+
+    Raises:
+        InputError: The two differ, or both are None.
+    """
+    if teacher is None or student is None:
+        if teacher is None and student is None:
+            remedy = "Save it there with `tokenizer.save_pretrained(...)`."
+            raise InputError("student's tokenizer", "a tokenizer in the student's or teacher's folder", "none", remedy)
+        return student or teacher
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        by_id = [{index: token for token, index in vocabulary.items()} for vocabulary in (theirs, ours)]
+        differ = sorted(i for i in by_id[0].keys() | by_id[1].keys() if by_id[0].get(i) != by_id[1].get(i))
+        shown = "; ".join(f"id {i}: {by_id[0].get(i)!r} and {by_id[1].get(i)!r}" for i in differ[:_SHOWN])
+        raise _differ(f"{len(theirs)} and {len(ours)} entries, {len(differ)} ids differ, the first ({shown})")
+    for text in probes:
+        cut = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for tokenizer in (teacher, student)]
+        if cut[0] != cut[1]:
+            first = next((i for i, (a, b) in enumerate(zip(*cut)) if a != b), min(map(len, cut)))
+            words = [student.convert_ids_to_tokens(ids[first : first + 2]) for ids in cut]
+            got = f"token {first} of {text[:40]!r}... is {words[0]} and {words[1]}"
+            raise _differ(f"one vocabulary but different merges: {got}")
+    return student
+
+
+def _differ(got: str) -> InputError:
+    remedy = "Choose a student of the teacher's family: span distillation compares distributions over one vocabulary."
+    return InputError("student's tokenizer", "the teacher's tokenizer", f"(teacher and student) {got}", remedy)
+
+
+def check_fits(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Checks that a model has embeddings for all token ids, and positions for all tokens of a trajectory.
+
+    Args:
+        name: The argument's name for messages.
+        model: The model.
+        tokenizer: The tokenizer.
+        max_length: Maximum number of tokens per trajectory.
+
+    Raises:
+        InputError: It does not.
+    """
+    rows, needed = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
+    if rows < needed:
+        remedy = "Call `model.resize_token_embeddings(...)`, or use the tokenizer of the model."
+        raise InputError(name, f"embeddings for the tokenizer's {needed} ids", str(rows), remedy)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        remedy = f"Set max_length to at most {positions}."
+        raise InputError("max_length", f"at most the {name}'s {positions} positions", str(max_length), remedy)
+
+
+def check_lora(rank: int | None, alpha: float | None, targets: str | None) -> None:
+    """Checks the options of LoRA adapters, and that peft is installed.
+
+    Args:
+        rank: Rank of the adapters, or None for no adapters.
+        alpha: Scale of the adapters times the rank.
+        targets: `ALL_LINEAR`, or layer names separated by commas.
+
+    Raises:
+        InputError: A value is out of range or lacks a rank, or peft is missing.
+    """
+    if rank is None:
+        for name, value in (("lora_alpha", alpha), ("lora_targets", targets)):
+            if value is not None:
+                raise InputError(name, "None without lora_rank", repr(value), "Pass --lora-rank, or remove it.")
+        return
+    if rank < 1:
+        raise InputError("lora_rank", "a whole number >= 1", repr(rank), "16 is usual.")
+    if alpha is not None and not alpha > 0:
+        raise InputError("lora_alpha", "a number > 0", repr(alpha), "Twice the rank is usual.")
+    if targets is not None and not all(name.strip() for name in targets.split(",")):
+        raise InputError("lora_targets", "names separated by commas", repr(targets), f"Write q_proj,v_proj or {ALL_LINEAR}.")
+    check_package("lora_rank", "peft", "lora")
+
+
+def check_quantization(bits: str | None) -> None:
+    """Checks that `bits` is a name in `QUANTIZATIONS` or None, and that bitsandbytes is installed.
+
+    Raises:
+        InputError: It is not, or bitsandbytes is missing.
+    """
+    if bits is None:
+        return
+    if bits not in QUANTIZATIONS:
+        expected = "one of " + ", ".join(QUANTIZATIONS)
+        raise InputError("teacher_quantization", expected, repr(bits), "Choose one of these, or remove it.")
+    check_package("teacher_quantization", "bitsandbytes", "quantized")
+
+
+def check_package(argument: str, package: str, extra: str) -> None:
+    """Checks that a package is installed.
+
+    Args:
+        argument: The argument that needs it, for messages.
+        package: The package.
+        extra: The extra of this project that installs it.
+
+    Raises:
+        InputError: It is missing.
+    """
+    if importlib.util.find_spec(package) is None:
+        remedy = f"Install it: pip install 'structured-agent-distillation[{extra}]'."
+        raise InputError(argument, f"the package {package}", "an environment without it", remedy)
+
+
+def add_adapters(
+    student: PreTrainedModel, base: str | Path, rank: int, alpha: float | None, targets: str | None, seed: int
+) -> nn.Module:
+    """Wraps the student in a PEFT model with LoRA adapters, and freezes its own weights.
+
+    The adapters are float32. Initially they do not change the outputs.
+
+    Args:
+        student: The loaded student.
+        base: The student's folder. The saved adapters hold its absolute path.
+        rank: Rank r of the adapters.
+        alpha: The adapters' output is scaled by alpha / r. Default: 2 r.
+        targets: As for `check_lora`. Default: `ALL_LINEAR`.
+        seed: Seed for the random initialization of the LoRA matrices.
+
+    Raises:
+        InputError: The student has no such layers.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    chosen = ALL_LINEAR if targets in (None, ALL_LINEAR) else [name.strip() for name in targets.split(",")]
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules=chosen,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in student.modules()),  # the layers of GPT-2
+    )
+    torch.manual_seed(seed)
+    try:
+        adapted = get_peft_model(student, lora)
+    except ValueError as error:
+        linear = (nn.Linear, Conv1D)
+        known = sorted({name.rpartition(".")[2] for name, module in student.named_modules() if isinstance(module, linear)})
+        remedy = f"Its linear layers are {', '.join(known)}."
+        raise InputError("lora_targets", "layers of the student", repr(targets), remedy) from error
+    adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
+    return adapted
+
+
+def quantization_config(bits: str, dtype: torch.dtype | str) -> BitsAndBytesConfig:
+    """Returns the bitsandbytes configuration for `from_pretrained`: LLM.int8 or NF4. The head is not quantized.
+
+    Args:
+        bits: A name in `QUANTIZATIONS`.
+        dtype: Dtype of the other weights, and of the matrix products with NF4 weights; "auto" means bfloat16 there.
+    """
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if dtype == "auto" else dtype
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)

@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 import sad
 from sad.errors import InputError
+from sad.model_parts import model_digest
+from sad.models import add_adapters
 from sad.planner.formulas import Setup
 from sad.planner.plan import RESERVED_BYTES, Outcome, Plan, Question, gpu_bytes, plan
 from sad.planner.presets import config_of
 from sad.teacher_cache.metadata import CacheMetadata
 from sad.teacher_cache.writer import write_teacher_cache
-from sad.training.adapters import add_adapters
-from sad.training.difficulty import model_digest
 
 GB = 10**9
 CASES = (

@@ -19,7 +19,7 @@ from sad.agents.endpoint import Endpoint
 from sad.agents.prompts import prompt_text
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
-from sad.training.models import load_model, load_tokenizer
+from sad.models import load_model, load_tokenizer
 from sad.trajectories.trajectory import Trajectory
 
 EXPERT = "expert"

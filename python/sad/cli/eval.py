@@ -50,8 +50,8 @@ def command(
     from sad.agents.evaluate import check_reference, evaluate
     from sad.cli.agents import EndpointOptions, check_new_file, load_player, make_env, play_tasks
     from sad.errors import InputError
+    from sad.models import load_tokenizer
     from sad.report import table
-    from sad.training.models import load_tokenizer
     from sad.trajectories.trajectory import read_jsonl, write_jsonl
 
     check_new_file(out)

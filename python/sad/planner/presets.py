@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from sad.errors import InputError
+from sad.models import check_model_dir
 
 
 def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
@@ -96,11 +97,8 @@ def config_of(argument: str, model: str) -> PretrainedConfig:
     Raises:
         InputError: `model` is neither, or its config cannot be read.
     """
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            remedy = "Copy the model's config.json there, or give the name of a known model."
-            raise InputError(argument, "a folder with a config.json", f"{model!r} without one", remedy)
+    if Path(model).is_dir():
+        path = check_model_dir(argument, model)
         try:
             return AutoConfig.from_pretrained(path, local_files_only=True)
         except Exception as error:  # transformers raises many types for a malformed file

@@ -9,12 +9,13 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sad import models
 from sad.errors import InputError
+from sad.model_parts import model_digest
 from sad.teacher_cache.folder import CacheFolder
 from sad.teacher_cache.metadata import DTYPES, CacheMetadata, tokenizer_digest
 from sad.teacher_cache.teacher import head_columns
 from sad.teacher_cache.writer import BATCH_TOKENS, CacheReport, read_shards, write_teacher_cache
-from sad.training import adapters, difficulty, models
 from sad.trajectories.encode import encode_all
 from sad.trajectories.trajectory import read_jsonl
 
@@ -66,7 +67,7 @@ class CacheOptions:
         if not self.data:
             raise InputError("data", "a file of trajectories", "nothing", "Give --data, more than once for more files.")
         models.check_dtype("teacher_dtype", self.teacher_dtype)
-        adapters.check_quantization(self.teacher_quantization)
+        models.check_quantization(self.teacher_quantization)
 
 
 def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> CacheReport:
@@ -106,7 +107,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         vocab_size=_vocab_size(options.vocab_size, teacher, tokenizer),
         dtype=options.dtype,
         tokenizer=tokenizer_digest(tokenizer),
-        teacher=difficulty.model_digest(teacher),
+        teacher=model_digest(teacher),
         teacher_dtype=options.teacher_quantization or dtype,
         teacher_name=folder.resolve().name,
     )

@@ -31,7 +31,7 @@ class CacheMetadata:
         vocab_size: Columns of the teacher's softmax, V.
         dtype: How log-probabilities are stored, a name in `DTYPES`.
         tokenizer: `tokenizer_digest` of the tokenizer.
-        teacher: `sad.training.difficulty.model_digest` of the teacher.
+        teacher: `sad.model_parts.model_digest` of the teacher.
         teacher_dtype: Of its weights.
         teacher_name: What it is called; for people.
     """

@@ -18,7 +18,7 @@ from sad.teacher_cache.index import read_index
 from sad.teacher_cache.metadata import example_digest, supervised_rows, tokenizer_digest
 from sad.teacher_cache.rows import TeacherRows, concatenate, no_rows
 from sad.teacher_cache.shard import Entry, ShardHeader, read_header, read_rows
-from sad.training.labels import span_ids_of
+from sad.trajectories.labels import span_ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

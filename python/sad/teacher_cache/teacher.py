@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from sad.errors import InputError
+from sad.model_parts import split_model
 from sad.teacher_cache.metadata import supervised_rows
 from sad.teacher_cache.rows import TeacherRows, concatenate, rows_of_logits
-from sad.training.collator import SpanCollator
-from sad.training.model_parts import split_model
+from sad.trajectories.batching import pad_batch
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +32,6 @@ class RowReader:
 
     def __init__(self, model: nn.Module, top_k: int, vocab_size: int) -> None:
         self._model, self._top_k, self._vocab_size = model.eval(), top_k, vocab_size
-        self._collate = SpanCollator()
         try:
             self._parts = split_model(model)
         except ValueError as error:
@@ -50,7 +49,8 @@ class RowReader:
             InputError: The teacher's logits are NaN or infinite.
         """
         device = self._model.device
-        batch = {name: x.to(device) for name, x in self._collate(examples).items()}
+        tokens, labels = ([example[name] for example in examples] for name in ("input_ids", "span_ids"))
+        batch = {name: x.to(device) for name, x in pad_batch(tokens, labels).items()}
         positions = batch.pop("loss_rows")
         del batch["span_ids"]
         if self._parts is None:

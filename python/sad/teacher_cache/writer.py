@@ -21,7 +21,7 @@ from sad.teacher_cache.packed import row_bytes
 from sad.teacher_cache.rows import TeacherRows
 from sad.teacher_cache.shard import SHARD_NAME, DamagedFileError, ShardHeader, read_column, read_header, shard_bytes
 from sad.teacher_cache.teacher import RowReader
-from sad.training.difficulty import batches_by_length
+from sad.trajectories.batching import batches_by_length
 
 SHARD_BYTES = 32 << 20  # at most this much work is done twice after a kill
 BATCH_TOKENS = 4096

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sad.errors import InputError
 from sad.losses import SpanStats, fused_linear_topk_span_kl, fused_topk_span_kl
+from sad.model_parts import forward_as
 from sad.teacher_cache.reader import TeacherCache
 from sad.teacher_cache.teacher import head_columns
 from sad.training.collator import SpanCollator
 from sad.training.config import SADConfig
 from sad.training.hidden_loss import parts_of
-from sad.training.model_parts import forward_as
 from sadkernels.kinds import SpanKind
 
 

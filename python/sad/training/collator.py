@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
-from sad.training.labels import span_ids_of
-from sadkernels.kinds import SpanKind
+from sad.trajectories.batching import pad_batch
+from sad.trajectories.labels import span_ids_of
 
 # What a batch holds besides the model's input.
 LABELS = frozenset({"span_ids", "loss_rows", "teacher_ids", "teacher_logprobs", "teacher_entropy"})
@@ -68,28 +68,8 @@ class SpanCollator:
         """
         rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
         labels = span_ids_of(examples, self.max_length)
-        length = max(map(len, rows))
-        if self.pad_to_multiple_of:
-            length += -length % self.pad_to_multiple_of
-        shape = (len(rows), length)
-        input_ids = np.full(shape, self.pad_token_id, np.int64)
-        attention_mask, span_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int8)
-        for row, (tokens, kinds) in enumerate(zip(rows, labels)):
-            if len(tokens) != len(kinds):
-                got = f"{len(kinds)} labels or offsets"
-                raise InputError(f"example {row}", f"{len(tokens)}, one per token", got, "Encode it with `sad.encode`.")
-            input_ids[row, : len(tokens)] = tokens
-            span_ids[row, : len(tokens)] = kinds
-            attention_mask[row, : len(tokens)] = 1
-        next_ids = np.pad(span_ids[:, 1:], ((0, 0), (0, 1)))
-        loss_rows = np.flatnonzero((next_ids == SpanKind.REASON) | (next_ids == SpanKind.ACT))
-        arrays = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "span_ids": span_ids,
-            "loss_rows": loss_rows.astype(np.int64),
-        }
+        batch = pad_batch(rows, labels, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
         if self.teacher_cache is not None:
             found = self.teacher_cache.read_all(rows, labels)
-            arrays |= {f"teacher_{name}": getattr(found, name) for name in ("ids", "logprobs", "entropy")}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            batch |= {f"teacher_{name}": torch.from_numpy(getattr(found, name)) for name in ("ids", "logprobs", "entropy")}
+        return batch

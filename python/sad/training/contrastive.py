@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sad.training.model_parts import Head
+from sad.model_parts import Head
 from sadkernels.kinds import SpanKind
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sad.model_parts import model_digest
 from sad.training import difficulty
 from sad.training.collator import SpanCollator
 from sad.training.curriculum import CurriculumSampler, difficulty_scores
+from sad.trajectories.batching import batches_by_length
 
 if TYPE_CHECKING:
     from sad.training.trainer import SADTrainer
@@ -52,7 +54,7 @@ def measures_of(trainer: SADTrainer, dataset: Dataset, rows: difficulty.Rows) ->
     path, teacher = Path(trainer.args.output_dir, difficulty.FILE_NAME), None
     if trainer.args.curriculum_gamma:
         cache = trainer.teacher_cache
-        teacher = difficulty.model_digest(trainer.teacher) if cache is None else cache.settings.teacher
+        teacher = model_digest(trainer.teacher) if cache is None else cache.settings.teacher
     found = difficulty.load(path, rows.digest, teacher)
     if found is not None:
         return found
@@ -70,7 +72,7 @@ def _entropy_sums(trainer: SADTrainer, dataset: Dataset, rows: difficulty.Rows) 
     if trainer.teacher_cache is not None:
         return trainer.teacher_cache.entropy_sums(dataset, args.max_length)
     max_tokens = args.per_device_train_batch_size * args.max_length
-    batches = difficulty.batches_by_length([len(row) for row in rows.span_ids], max_tokens)
+    batches = batches_by_length([len(row) for row in rows.span_ids], max_tokens)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     device = args.device
     sums = torch.zeros(len(dataset), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from sad.errors import InputError
 from sad.losses import fused_span_kl
 from sad.training.collator import SpanCollator
-from sad.training.labels import span_ids_of
+from sad.trajectories.labels import span_ids_of
 from sadkernels.kinds import SpanKind
 
 FILE_NAME = "curriculum.json"
@@ -54,28 +54,6 @@ def read_rows(dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> R
         digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes() + row.tobytes())
         labels.append(row)
     return Rows(labels, digest.hexdigest())
-
-
-def model_digest(model: nn.Module) -> str:
-    """A hash that tells one teacher from another: names, shapes and up to 64 values of every parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        values = values[:: max(1, values.numel() // 64)][:64].float().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices grouped so that no batch, padded, holds more than `max_tokens` (or one example); the longest first."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):  # stable: the same batches on every process
-        longest = lengths[batches[-1][0]] if batches else 0
-        if batches and (len(batches[-1]) + 1) * longest <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from sad.errors import InputError
 from sad.losses import SpanStats, fused_linear_span_kl
+from sad.model_parts import Head, ModelParts, forward_as, split_model
 from sad.training.contrastive import directions, info_nce
-from sad.training.model_parts import Head, ModelParts, forward_as, split_model
 from sadkernels.kinds import SpanKind
 
 logger = logging.get_logger(__name__)

@@ -13,9 +13,10 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sad
+from sad import models
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache
-from sad.training import adapters, difficulty, models
+from sad.training import difficulty
 from sad.training.cli_args import as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.run_folder import MetricsWriter, RunFolder
@@ -84,8 +85,8 @@ class RunOptions:
             raise InputError("teacher_cache", "no teacher beside it", repr(beside), "Give a teacher, or a cache of one.")
         for name in ("teacher_dtype", "student_dtype"):
             models.check_dtype(name, getattr(self, name))
-        adapters.check_quantization(self.teacher_quantization)
-        adapters.check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
+        models.check_quantization(self.teacher_quantization)
+        models.check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         if self.lora_rank is not None and self.from_config:
             remedy = "Save that student first: its random weights would be lost, and the adapters with them."
             raise InputError("from_config", "a student with saved weights under adapters", "true", remedy)
@@ -123,14 +124,14 @@ def distil(
     else:
         run.check_new()
     cache = None if options.teacher_cache is None else TeacherCache(options.teacher_cache)
-    models = ("teacher", "student") if cache is None else ("student",)
-    for name in models:
+    names = ("teacher", "student") if cache is None else ("student",)
+    for name in names:
         models.check_model_dir(name, getattr(options, name))
     config = make_config(settings, out)
     main = config.process_index == 0
     files = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
     probes = [trajectory.text for trajectory in files["data"] if trajectory.text][:_PROBES]
-    tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in models}
+    tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
     if cache is not None:
         cache.check_tokenizer(tokenizer)
@@ -150,7 +151,7 @@ def distil(
     teacher, student = _models(options, config, tokenizer, say if main else lambda message: None)
     if options.lora_rank is not None:
         lora = (options.lora_rank, options.lora_alpha, options.lora_targets)
-        student = adapters.add_adapters(student, options.student, *lora, seed=config.seed)
+        student = models.add_adapters(student, options.student, *lora, seed=config.seed)
         if main:
             say(f"adapters: {student.get_nb_trainable_parameters()[0]:,} parameters are trained")
 
@@ -182,23 +183,23 @@ def _models(
     options: RunOptions, config: SADConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
 ) -> tuple[PreTrainedModel | None, PreTrainedModel]:
     """Teacher, if there is one, and student, loaded, checked against the tokenizer and announced."""
-    models = {}
+    loaded = {}
     if options.teacher is not None:
-        models["teacher"] = models.load_model(
+        loaded["teacher"] = models.load_model(
             "teacher",
             options.teacher,
             dtype=options.teacher_dtype,
             quantization=options.teacher_quantization,
             device=config.device,
         )
-    models["student"] = models.load_model(
+    loaded["student"] = models.load_model(
         "student", options.student, dtype=options.student_dtype, from_config=options.from_config, seed=config.seed
     )
-    for name, model in models.items():
+    for name, model in loaded.items():
         models.check_fits(name, model, tokenizer, config.max_length)
         dtype = str(model.dtype).removeprefix("torch.")
         say(f"{name}: {type(model).__name__}, {model.num_parameters():,} parameters, {dtype}")
-    return models.get("teacher"), models["student"]
+    return loaded.get("teacher"), loaded["student"]
 
 
 def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str) -> dict[str, Any]:

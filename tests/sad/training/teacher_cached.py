@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from sad import SADConfig, SADTrainer, TeacherCache
+from sad.model_parts import model_digest
 from sad.teacher_cache.metadata import CacheMetadata, example_digest
 from sad.teacher_cache.writer import write_teacher_cache
-from sad.training.difficulty import model_digest
 from tests.sad.training import tiny
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sad import models
 from sad.cli.main import main
 from sad.errors import InputError
-from sad.training import models
-from sad.training.adapters import add_adapters
+from sad.models import add_adapters
 from sad.training.run import RunOptions
 from sad.trajectories.trajectory import write_jsonl
 from tests.sad.training import tiny

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sad.errors import InputError
+from sad.model_parts import Head
 from sad.training.contrastive import directions, info_nce
-from sad.training.model_parts import Head
 from sadkernels.kinds import SpanKind
 from tests.sad.training import tiny
 from tests.sad.training.test_trainer import _StopAt, logged, weights

@@ -16,6 +16,7 @@ from sad.training import difficulty
 from sad.training.collator import SpanCollator
 from sad.training.curriculum import CurriculumSampler, difficulty_scores
 from sad.training.curriculum_of_run import measures_of
+from sad.trajectories.batching import batches_by_length
 from tests.sad.training import tiny
 
 
@@ -148,10 +149,10 @@ def test_sampler_refuses(wrong):
 
 def test_batches_hold_no_more_than_their_tokens_and_everything_once():
     lengths = [3, 50, 7, 7, 12, 1, 30]
-    batches = difficulty.batches_by_length(lengths, 32)
+    batches = batches_by_length(lengths, 32)
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 32 for batch in batches if len(batch) > 1)
-    assert batches == difficulty.batches_by_length(lengths, 32)
+    assert batches == batches_by_length(lengths, 32)
 
 
 def test_teacher_entropy_is_the_mean_over_supervised_tokens(trainer):

@@ -9,10 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import TrainerCallback
 
+from sad.model_parts import Head
 from sad.training import throughput
 from sad.training.contrastive import directions, info_nce
 from sad.training.metrics import MeanMeter
-from sad.training.model_parts import Head
 from sad.training.throughput import Throughput, speed_metrics
 from tests.sad.training import tiny
 

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from sad import models
 from sad.errors import InputError
-from sad.training import models
 from tests.sad.training import tiny
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sad.errors import InputError
-from sad.training.model_parts import ModelParts, forward_as, split_model
+from sad.model_parts import ModelParts, forward_as, split_model
 from tests.sad.training import tiny
 from tests.sad.training.test_trainer import logged, weights
 

@@ -6,6 +6,7 @@ and Granite scale them), so whether the parts make the whole is tried on four to
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -150,3 +151,13 @@ def _bias_of(head: nn.Module) -> Tensor | None:
     if hasattr(head, "modules_to_save") and hasattr(head, "active_adapters"):
         return _bias_of(head.modules_to_save[head.active_adapters[0]])
     return _bias_of(head.get_base_layer()) if hasattr(head, "get_base_layer") else head.bias
+
+
+def model_digest(model: nn.Module) -> str:
+    """A hash that tells one teacher from another: names, shapes and up to 64 values of every parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        values = values[:: max(1, values.numel() // 64)][:64].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()

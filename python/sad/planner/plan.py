@@ -192,7 +192,7 @@ def _notes(
 ) -> Iterator[str]:
     if teacher.vocab != student.vocab:
         sizes = f"{teacher.vocab:,} and {student.vocab:,} rows"
-        yield f"The vocabularies have {sizes}. The models must share a tokenizer; only the padding of their heads may differ."
+        yield f"The vocabularies have {sizes}: the models must share a tokenizer, only the padding of heads may differ."
     names = sorted({x for x in (request.teacher, request.student) if not Path(x).is_dir()})
     if mode is not None and names:
         yield (

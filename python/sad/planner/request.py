@@ -40,12 +40,8 @@ class PlanRequest:
         InputError: A value is out of range.
     """
 
-    teacher: str = option(
-        help="Folder with a config.json, or a model name such as gpt2-xl.", group="Models and GPU"
-    )
-    student: str = option(
-        help="Folder with a config.json, or a model name such as gpt2.", group="Models and GPU"
-    )
+    teacher: str = option(help="Folder with a config.json, or a model name such as gpt2-xl.", group="Models and GPU")
+    student: str = option(help="Folder with a config.json, or a model name such as gpt2.", group="Models and GPU")
     gpu: str = option(help="Memory of the GPU: 24GB, 80GiB, 24564MiB.", group="Models and GPU")
     batch: int = option(64, help="Sequences per optimizer step.", group="Training")
     seq: int = option(512, help="Tokens per sequence.", group="Training")
@@ -62,9 +58,7 @@ class PlanRequest:
     lora_target: str = option(
         "qv", help="Layers with adapters: qv (queries and values) or all (every linear layer).", group="Training"
     )
-    supervised_fraction: float = option(
-        0.6, help="Fraction of the tokens that are reasoning or action.", group="Training"
-    )
+    supervised_fraction: float = option(0.6, help="Fraction of the tokens that are reasoning or action.", group="Training")
     teacher_bits: int = option(16, help="Bits per weight in the teacher's layers: 16, 8 or 4.", group="Teacher")
     top_k: int = option(64, help="Log-probabilities per token in a teacher cache.", group="Teacher")
 

@@ -54,7 +54,7 @@ def measures_of(trainer: SADTrainer, dataset: Dataset, rows: difficulty.Rows) ->
     path, teacher = Path(trainer.args.output_dir, difficulty.FILE_NAME), None
     if trainer.args.curriculum_gamma:
         cache = trainer.teacher_cache
-        teacher = model_digest(trainer.teacher) if cache is None else cache.settings.teacher
+        teacher = model_digest(trainer.teacher) if cache is None else cache.metadata.teacher
     found = difficulty.load(path, rows.digest, teacher)
     if found is not None:
         return found

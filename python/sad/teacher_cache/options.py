@@ -31,7 +31,7 @@ class CacheOptions:
     top_k: int = option(64, help="Log-probabilities to store per supervised token.", group=_CACHE)
     dtype: str = option("uint16", help="Storage of the log-probabilities: uint16 or float32.", group=_CACHE)
     format: str | None = option(
-        None, help="Format of the trajectories. Default: the format that each file names.", group=_INPUT
+        None, help="Format of the trajectories, such as alfworld. Default: each trajectory's own format.", group=_INPUT
     )
     max_length: int = option(512, help="Tokens per trajectory; must equal --max-length of `sad train`.", group=_INPUT)
     vocab_size: int | None = option(

@@ -23,7 +23,7 @@ def parse_memory_size(text: str) -> int:
     Raises:
         InputError: The text is not a positive size.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower()) if isinstance(text, str) else None
     unit = found and _UNITS.get(found[2])
     if not unit or not (size := int(float(found[1]) * unit)):
         raise InputError("gpu", "a size of memory", repr(text), "Write 24GB, 80GiB or 24564MiB.")

@@ -220,7 +220,7 @@ def test_memory_sizes(text, size):
     assert parse_memory_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "24TB", "-3GB", "0GB", "24GB!"])
+@pytest.mark.parametrize("text", ["", "much", "24TB", "-3GB", "0GB", "24GB!", 24])
 def test_invalid_sizes(text):
     with pytest.raises(InputError, match="gpu: expected a size of memory"):
         parse_memory_size(text)

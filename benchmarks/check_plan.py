@@ -1,12 +1,12 @@
-"""Holds `sad plan` against a GPU: trains what it planned, with random models of the real sizes, and compares the peaks.
+"""Compares `sad plan` with a GPU: trains the planned runs with random models of the real sizes and compares peak memory.
 
     python benchmarks/check_plan.py                                                  # the paper's three pairs
-    python benchmarks/check_plan.py --teacher gpt2-xl --student gpt2 --gpu 24GB      # one of your own
-    python benchmarks/check_plan.py --teacher DIR --student DIR --gpu 24GB --device cpu    # rehearse; measures nothing
+    python benchmarks/check_plan.py --teacher gpt2-xl --student gpt2 --gpu 24GB      # another pair
+    python benchmarks/check_plan.py --teacher DIR --student DIR --gpu 24GB --device cpu    # dry run, measures no memory
 
-Every case is a process of its own, which gets no more of the card than the GPU that was planned for has: what does not fit
-there ends out of memory here too. It makes two optimizer steps of at most two micro-batches, which have the highest moment
-of any number. A cached case trains from a cache that a teacher of one layer made.
+Each case runs in its own process, limited to the memory of the planned GPU, so a run that would not fit there fails here
+too. A case takes two optimizer steps of at most two micro-batches; more micro-batches do not raise the peak. A case in the
+mode "cached" trains from a cache of a one-layer teacher.
 """
 
 from __future__ import annotations
@@ -28,75 +28,77 @@ from sad.errors import InputError
 from sad.model_parts import model_digest
 from sad.models import add_adapters
 from sad.planner.formulas import Setup
-from sad.planner.plan import RESERVED_BYTES, Outcome, Plan, Question, gpu_bytes, plan
+from sad.planner.plan import RESERVED_BYTES, ModePlan, Plan, plan
 from sad.planner.presets import config_of
+from sad.planner.request import PlanRequest
 from sad.teacher_cache.metadata import CacheMetadata
 from sad.teacher_cache.writer import write_teacher_cache
 
 GB = 10**9
 CASES = (
-    Question("gpt2-xl", "gpt2", gpu=24 * GB),
-    Question("opt-13b", "opt-1.3b", gpu=24 * GB),
-    Question("llama-13b", "llama-7b", gpu=48 * GB, lora=16),
+    PlanRequest("gpt2-xl", "gpt2", gpu="24GB"),
+    PlanRequest("opt-13b", "opt-1.3b", gpu="24GB"),
+    PlanRequest("llama-13b", "llama-7b", gpu="48GB", lora=16),
 )
 STEPS = 2
 TOLERANCE = 0.1
 
 
 def main() -> int:
-    """The exit code is 1 if a case did not run to its end, or its peak is more than a tenth from what was planned."""
+    """Returns exit code 1 if a case fails or its peak deviates from the plan by more than `TOLERANCE`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", help="as for `sad plan`, like those that follow; none: the paper's pairs")
+    parser.add_argument("--teacher", help="as in `sad plan`, like the next six; default: the paper's pairs")
     parser.add_argument("--student")
     parser.add_argument("--gpu", default="24GB")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--lora", type=int, default=0)
-    parser.add_argument("--mode", choices=("linear", "cached"), help="none: the one that the plan takes")
+    parser.add_argument("--mode", choices=("linear", "cached"), help="default: the recommended mode")
     parser.add_argument("--device", type=torch.device, default="cuda")
     parser.add_argument("--out", type=Path, default=RESULTS / "plan_gpu.csv")
-    parser.add_argument("--run", help=argparse.SUPPRESS)  # one case as JSON: what the processes are told
+    parser.add_argument("--run", help=argparse.SUPPRESS)  # one case as JSON, for the child process
     args = parser.parse_args()
     if args.run:
         given = json.loads(args.run)
-        print(json.dumps(run(Question(**given["question"]), given["mode"], torch.device(given["device"]))))
+        print(json.dumps(run(PlanRequest(**given["request"]), given["mode"], torch.device(given["device"]))))
         return 0
     if args.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch sees no GPU here; --device cpu rehearses the script")
+        parser.error("PyTorch sees no GPU; use --device cpu for a dry run")
     if (args.teacher is None) != (args.student is None):
-        parser.error("--teacher and --student go together")
-    questions = CASES
+        parser.error("--teacher and --student need each other")
+    requests = CASES
     try:
         if args.teacher:
             sizes = {"batch": args.batch, "seq": args.seq, "dtype": args.dtype, "lora": args.lora}
-            questions = [Question(args.teacher, args.student, gpu_bytes(args.gpu), **sizes)]
-        rows = [_in_a_process(question, args.mode, args.device) for question in questions]
+            requests = [PlanRequest(args.teacher, args.student, args.gpu, **sizes)]
+        rows = [_run_in_process(request, args.mode, args.device) for request in requests]
     except InputError as error:
         parser.error(str(error))
     write_csv(args.out, rows)
     return 1 if any(row["status"] != "ok" or abs(row["deviation"] or 0) > TOLERANCE for row in rows) else 0
 
 
-def _in_a_process(question: Question, mode: str | None, device: torch.device) -> dict[str, object]:
-    """The row of a case."""
-    found = plan(question)
+def _run_in_process(request: PlanRequest, mode: str | None, device: torch.device) -> dict[str, object]:
+    """Runs one case in a child process and returns its row of the CSV file."""
+    found = plan(request)
     mode = mode or found.mode
-    if mode is None or not found.outcomes[mode].fits:
-        raise InputError("gpu", "one that fits the run", f"{question.gpu / GB:.1f} GB", "`sad plan` says what is lacking.")
-    outcome, told = found.outcomes[mode], {"question": asdict(question), "mode": mode, "device": str(device)}
-    done = subprocess.run([sys.executable, __file__, "--run", json.dumps(told)], capture_output=True, text=True)
+    if mode is None or not found.modes[mode].fits:
+        remedy = "`sad plan` shows how much memory is missing."
+        raise InputError("gpu", "a GPU that the run fits on", f"{request.gpu_bytes / GB:.1f} GB", remedy)
+    chosen, case = found.modes[mode], {"request": asdict(request), "mode": mode, "device": str(device)}
+    done = subprocess.run([sys.executable, __file__, "--run", json.dumps(case)], capture_output=True, text=True)
     row = {
-        "teacher": question.teacher,
-        "student": question.student,
+        "teacher": request.teacher,
+        "student": request.student,
         "mode": mode,
-        "gpu_gb": question.gpu / GB,
-        "batch": f"{outcome.setup.micro_batch} x {outcome.accumulation}",
-        "seq": question.seq,
-        "dtype": question.dtype,
-        "lora": question.lora,
-        "levers": " and ".join(outcome.levers),
-        "planned_gb": round(outcome.peak / GB, 2),
+        "gpu_gb": request.gpu_bytes / GB,
+        "batch": f"{chosen.setup.micro_batch} x {chosen.accumulation}",
+        "seq": request.seq,
+        "dtype": request.dtype,
+        "lora": request.lora,
+        "savings": " and ".join(chosen.savings),
+        "planned_gb": round(chosen.peak / GB, 2),
         "allocated_gb": "",
         "reserved_gb": "",
         "deviation": "",
@@ -111,20 +113,19 @@ def _in_a_process(question: Question, mode: str | None, device: torch.device) ->
         row["loss"] = peaks["loss"]
         if "allocated" in peaks:
             row["allocated_gb"], row["reserved_gb"] = (round(peaks[name] / GB, 2) for name in ("allocated", "reserved"))
-            row["deviation"] = round(peaks["allocated"] / outcome.peak - 1, 4)
+            row["deviation"] = round(peaks["allocated"] / chosen.peak - 1, 4)
     print("  ".join(f"{name}={value}" for name, value in row.items() if value != ""), flush=True)
     return row
 
 
-def run(question: Question, mode: str, device: torch.device) -> dict[str, float]:
-    """Trains as planned; the bytes of tensors, and of what the allocator took for them, at the highest moment."""
-    found = plan(question)
-    outcome = found.outcomes[mode]
+def run(request: PlanRequest, mode: str, device: torch.device) -> dict[str, float]:
+    """Trains as planned. Returns the loss and, on a GPU, the peak bytes that tensors and the allocator's blocks take."""
+    found = plan(request)
     if device.type == "cuda":
-        of_the_card = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (question.gpu - RESERVED_BYTES) / of_the_card), device)
+        card_bytes = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (request.gpu_bytes - RESERVED_BYTES) / card_bytes), device)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(found, outcome, device, Path(folder))
+        trainer = _trainer(found, found.modes[mode], device, Path(folder))
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
@@ -136,36 +137,36 @@ def run(question: Question, mode: str, device: torch.device) -> dict[str, float]
     return taken | {"loss": loss}
 
 
-def _trainer(found: Plan, outcome: Outcome, device: torch.device, folder: Path) -> sad.SADTrainer:
-    question, how = found.question, outcome.setup
-    configs = {side: config_of(side, getattr(question, side)) for side in ("teacher", "student")}
-    frozen = torch.bfloat16 if how.dtype == "bf16" else torch.float32
-    student = _random_model(configs["student"], frozen if how.lora_rank else torch.float32, device)
-    if how.lora_rank:
-        names = {matrix.name.rpartition(".")[2] for matrix in found.student.adapted(how.lora_target)}
-        student = add_adapters(student, folder, how.lora_rank, None, ",".join(sorted(names)), seed=0)
-    settings = sad.SADConfig(
+def _trainer(found: Plan, chosen: ModePlan, device: torch.device, folder: Path) -> sad.SADTrainer:
+    setup = chosen.setup
+    configs = {side: config_of(side, getattr(found.request, side)) for side in ("teacher", "student")}
+    frozen = torch.bfloat16 if setup.dtype == "bf16" else torch.float32
+    student = _random_model(configs["student"], frozen if setup.lora_rank else torch.float32, device)
+    if setup.lora_rank:
+        names = {matrix.name.rpartition(".")[2] for matrix in found.student.adapted(setup.lora_target)}
+        student = add_adapters(student, folder, setup.lora_rank, None, ",".join(sorted(names)), seed=0)
+    config = sad.SADConfig(
         output_dir=str(folder / "run"),
         use_cpu=device.type == "cpu",
-        bf16=how.dtype == "bf16",
-        gradient_checkpointing=how.checkpointing,
-        per_device_train_batch_size=how.micro_batch,
-        gradient_accumulation_steps=min(2, outcome.accumulation),
+        bf16=setup.dtype == "bf16",
+        gradient_checkpointing=setup.checkpointing,
+        per_device_train_batch_size=setup.micro_batch,
+        gradient_accumulation_steps=min(2, chosen.accumulation),
         max_steps=STEPS,
-        max_length=how.seq,
+        max_length=setup.seq,
         curriculum=False,
         save_strategy="no",
         report_to="none",
         logging_steps=1,
         disable_tqdm=True,
-        **({} if how.optimizer == "adamw" else {"optim": how.optimizer}),
+        **({} if setup.optimizer == "adamw" else {"optim": setup.optimizer}),
     )
-    count = how.micro_batch * settings.gradient_accumulation_steps * STEPS
-    examples = _examples(count, how, min(found.teacher.vocab, found.student.vocab))
-    if how.mode == "cached":
-        cache = _cache(configs["teacher"], examples, how, device, folder / "cache")
-        return sad.SADTrainer(student, None, settings, examples, teacher_cache=cache)
-    return sad.SADTrainer(student, _random_model(configs["teacher"], torch.bfloat16, device), settings, examples)
+    count = setup.micro_batch * config.gradient_accumulation_steps * STEPS
+    examples = _examples(count, setup, min(found.teacher.vocab, found.student.vocab))
+    if setup.mode == "cached":
+        cache = _cache(configs["teacher"], examples, setup, device, folder / "cache")
+        return sad.SADTrainer(student, None, config, examples, teacher_cache=cache)
+    return sad.SADTrainer(student, _random_model(configs["teacher"], torch.bfloat16, device), config, examples)
 
 
 def _random_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.device):
@@ -174,32 +175,32 @@ def _random_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def _examples(count: int, how: Setup, vocab: int) -> list[dict[str, list[int]]]:
-    """Random tokens. Every other example is a token short: without padding, transformers leaves the mask out."""
+def _examples(count: int, setup: Setup, vocab: int) -> list[dict[str, list[int]]]:
+    """Returns random examples. Every other one is a token shorter, because transformers drops the mask without padding."""
     made, generator = [], torch.Generator().manual_seed(0)
     for number in range(count):
-        length = how.seq - number % 2
+        length = setup.seq - number % 2
         spans = torch.zeros(length, dtype=torch.long)
-        chosen = torch.randperm(length - 1, generator=generator)[: max(1, round(how.supervised * length))] + 1
+        chosen = torch.randperm(length - 1, generator=generator)[: max(1, round(setup.supervised_fraction * length))] + 1
         spans[chosen] = torch.randint(1, 3, (len(chosen),), generator=generator)
         tokens = torch.randint(0, vocab, (length,), generator=generator)
         made.append({"input_ids": tokens.tolist(), "span_ids": spans.tolist()})
     return made
 
 
-def _cache(config: PretrainedConfig, examples: list, how: Setup, device: torch.device, folder: Path) -> sad.TeacherCache:
-    """Of a teacher of one layer, which is gone afterwards: only its head's columns matter for the memory of a student."""
+def _cache(config: PretrainedConfig, examples: list, setup: Setup, device: torch.device, folder: Path) -> sad.TeacherCache:
+    """Writes the cache of a one-layer teacher: only the columns of its head matter for the memory of a student."""
     config.num_hidden_layers = 1
     teacher = _random_model(config, torch.bfloat16, device)
-    settings = CacheMetadata(
-        top_k=how.top_k,
+    metadata = CacheMetadata(
+        top_k=setup.top_k,
         vocab_size=config.vocab_size,
         dtype="uint16",
         tokenizer="random tokens",
         teacher=model_digest(teacher),
         teacher_dtype="bfloat16",
     )
-    write_teacher_cache(teacher, examples, folder, settings, show_progress=False)
+    write_teacher_cache(teacher, examples, folder, metadata, show_progress=False)
     return sad.TeacherCache(folder)
 
 

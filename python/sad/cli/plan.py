@@ -1,73 +1,51 @@
-"""`sad plan`: what a training run needs of a GPU's memory, before anything is downloaded or started."""
+"""`sad plan`: computes the GPU memory of a training run before anything is downloaded or started."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from sad.cli.flags import takes
+from sad.options import option
+from sad.planner.request import PlanRequest
+
 if TYPE_CHECKING:
-    from sad.planner.plan import Outcome, Plan
+    from sad.planner.plan import ModePlan, Plan
 
 _COLUMNS = ("mode", "fits", "micro-batch", "weights", "gradients", "optimizer", "teacher", "activations", "loss", "peak")
-_ABOUT = {
-    "naive": "both models' logits and PyTorch's KL",
-    "linear": "sad.fused_linear_span_kl: supervised rows only, in chunks",
-    "cached": "the teacher's top {k} per token from disk, no teacher in memory",
+_DESCRIPTIONS = {
+    "naive": "logits of both models and PyTorch's KL",
+    "linear": "sad.fused_linear_span_kl on the supervised rows, in chunks",
+    "cached": "the teacher's top {k} log-probabilities per token from disk, no teacher in memory",
 }
 
 
-def command(
-    teacher: Annotated[str, typer.Option(help="Folder with a config.json, or a name such as gpt2-xl.")],
-    student: Annotated[str, typer.Option(help="Likewise.")],
-    gpu: Annotated[str, typer.Option(help="The GPU's memory: 24GB, 80GiB, 24564MiB.")],
-    batch: Annotated[int, typer.Option(help="Sequences per optimizer step.")] = 64,
-    seq: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
-    dtype: Annotated[str, typer.Option(help="bf16 (autocast over float32 weights) or fp32.")] = "bf16",
-    optimizer: Annotated[
-        str | None, typer.Option(help="adamw, adamw_8bit, adafactor; not given: adamw, in 8 bits where nothing else fits.")
-    ] = None,
-    gradient_checkpointing: Annotated[
-        bool | None,
-        typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Not given: where nothing else fits."),
-    ] = None,
-    lora: Annotated[int, typer.Option(help="Rank of adapters on a frozen student; 0 trains all weights.")] = 0,
-    lora_target: Annotated[str, typer.Option(help="qv (queries and values) or all (every linear layer).")] = "qv",
-    teacher_bits: Annotated[int, typer.Option(help="Of the weights of the teacher's layers: 16, 8, 4.")] = 16,
-    supervised_fraction: Annotated[float, typer.Option(help="Share of tokens that are reasoning or action.")] = 0.6,
-    top_k: Annotated[int, typer.Option(help="Entries per token in a teacher cache.")] = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, in bytes, instead of a table.")] = False,
-) -> None:
-    """Say what fits on a GPU: memory by term, the largest micro-batch, and the command to run.
+@dataclass(frozen=True)
+class PlanOptions(PlanRequest):
+    """The request and the form of the output."""
 
-    From the models' configs alone; nothing is downloaded, no GPU is needed. GPT-2, OPT, LLaMA, Qwen2.5 and Qwen3 are
-    known by name. The exit code is 1 if neither linear nor cached fits.
+    as_json: bool = option(False, flag="--json", help="Print one JSON object, in bytes, instead of a table.")
+
+
+@takes(PlanOptions)
+def command(options: PlanOptions) -> None:
+    """Show what fits on a GPU: memory by term, the largest micro-batch, and the command to run.
+
+    Reads only the models' configs: it downloads nothing and needs no GPU. It knows GPT-2, OPT, LLaMA, Qwen2.5 and Qwen3
+    by name. The exit code is 1 if neither linear nor cached fits.
     """
     import json
 
     import transformers
 
-    from sad.planner.plan import Question, gpu_bytes, plan
+    from sad.planner.plan import plan
 
-    transformers.logging.set_verbosity_error()  # remarks on the tokens of configs that nobody is going to use
-    question = Question(
-        teacher=teacher,
-        student=student,
-        gpu=gpu_bytes(gpu),
-        batch=batch,
-        seq=seq,
-        dtype=dtype,
-        optimizer=optimizer,
-        checkpointing=gradient_checkpointing,
-        lora=lora,
-        lora_target=lora_target,
-        teacher_bits=teacher_bits,
-        supervised=supervised_fraction,
-        top_k=top_k,
-    )
-    found = plan(question)
-    if as_json:
-        typer.echo(json.dumps(_plain(found), indent=2))
+    transformers.logging.set_verbosity_error()  # no warnings about the special tokens of configs that only give sizes
+    found = plan(options)
+    if options.as_json:
+        typer.echo(json.dumps(_as_json(found), indent=2))
     else:
         _show(found)
     if found.mode is None:
@@ -78,11 +56,12 @@ def _gb(size: float) -> str:
     return f"{size / 10**9:.1f}"
 
 
-def _cells(mode: str, outcome: Outcome) -> list[str]:
-    stands, moment = outcome.standing, outcome.highest
-    sizes = (stands.weights, stands.gradients, stands.optimizer, stands.teacher, moment.activations, moment.loss)
-    count = f"{outcome.setup.micro_batch} x {outcome.accumulation}"
-    return [mode, "yes" if outcome.fits else "no", count, *map(_gb, sizes), _gb(outcome.peak)]
+def _cells(mode: str, found: ModePlan) -> list[str]:
+    persistent, phase = found.persistent, found.peak_phase
+    sizes = (persistent.weights, persistent.gradients, persistent.optimizer, persistent.teacher)
+    count = f"{found.setup.micro_batch} x {found.accumulation}"
+    fits = "yes" if found.fits else "no"
+    return [mode, fits, count, *map(_gb, (*sizes, phase.activations, phase.loss)), _gb(found.peak)]
 
 
 def _show(found: Plan) -> None:
@@ -90,13 +69,12 @@ def _show(found: Plan) -> None:
 
     from sad.report.table import rich_table
 
-    question, rows = found.question, [_cells(mode, outcome) for mode, outcome in found.outcomes.items()]
+    request, rows = found.request, [_cells(mode, mode_plan) for mode, mode_plan in found.modes.items()]
     for name, shape in (("teacher", found.teacher), ("student", found.student)):
-        typer.echo(f"{name}: {getattr(question, name)}, {shape.parameters:,} parameters")
-    typer.echo(
-        f"GPU: {_gb(question.gpu)} GB, of which {_gb(found.usable)} for tensors; batch {question.batch} x {question.seq}"
-    )
-    title, console = "Memory in GB at the highest moment of a step", Console()
+        typer.echo(f"{name}: {getattr(request, name)}, {shape.parameters:,} parameters")
+    gpu, usable = _gb(request.gpu_bytes), _gb(found.usable)
+    typer.echo(f"GPU: {gpu} GB, of which {usable} for tensors; batch {request.batch} x {request.seq}")
+    title, console = "Memory in GB at the peak of a step", Console()
     if console.is_terminal:
         console.print(rich_table(_COLUMNS, rows, title))
     else:
@@ -106,41 +84,41 @@ def _show(found: Plan) -> None:
         for row in table:
             first, *others = (cell.rjust(width) for cell, width in zip(row, widths))
             typer.echo("  ".join(["", first.strip().ljust(widths[0]), *others]))
-    for mode, outcome in found.outcomes.items():
-        chosen = f"; fits with {' and '.join(outcome.levers)}" if outcome.levers else ""
-        moment = f"; highest: {outcome.highest.name}"
-        typer.echo(f"{mode}: {_ABOUT[mode].format(k=question.top_k)}{chosen}{moment}")
+    for mode, mode_plan in found.modes.items():
+        savings = f"; fits with {' and '.join(mode_plan.savings)}" if mode_plan.savings else ""
+        peak = f"; peak: {mode_plan.peak_phase.name}"
+        typer.echo(f"{mode}: {_DESCRIPTIONS[mode].format(k=request.top_k)}{savings}{peak}")
     for note in found.notes:
         typer.echo(note)
     if found.command:
-        typer.echo(f"To run it, {found.mode}:\n{found.command}")
+        typer.echo(f"To run the mode {found.mode}:\n{found.command}")
 
 
-def _plain(found: Plan) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    outcomes = {}
-    for mode, outcome in found.outcomes.items():
-        outcomes[mode] = {
-            "fits": outcome.fits,
-            "micro_batch": outcome.setup.micro_batch,
-            "gradient_accumulation_steps": outcome.accumulation,
-            "gradient_checkpointing": outcome.setup.checkpointing,
-            "optimizer": outcome.setup.optimizer,
-            "levers": outcome.levers,
-            "highest_moment": outcome.highest.name,
+def _as_json(found: Plan) -> dict[str, Any]:
+    request = {field.name: getattr(found.request, field.name) for field in fields(PlanRequest)}
+    modes = {}
+    for mode, mode_plan in found.modes.items():
+        modes[mode] = {
+            "fits": mode_plan.fits,
+            "micro_batch": mode_plan.setup.micro_batch,
+            "gradient_accumulation_steps": mode_plan.accumulation,
+            "gradient_checkpointing": mode_plan.setup.checkpointing,
+            "optimizer": mode_plan.setup.optimizer,
+            "savings": mode_plan.savings,
+            "peak_phase": mode_plan.peak_phase.name,
             "bytes": {
-                **asdict(outcome.standing),
-                "activations": outcome.highest.activations,
-                "loss": outcome.highest.loss,
-                "peak": outcome.peak,
+                **asdict(mode_plan.persistent),
+                "activations": mode_plan.peak_phase.activations,
+                "loss": mode_plan.peak_phase.loss,
+                "peak": mode_plan.peak,
             },
         }
     return {
-        **asdict(found.question),
+        **request,
+        "gpu": found.request.gpu_bytes,
         "parameters": {"teacher": found.teacher.parameters, "student": found.student.parameters},
         "usable": found.usable,
-        "outcomes": outcomes,
+        "modes": modes,
         "mode": found.mode,
         "command": found.command,
         "notes": found.notes,

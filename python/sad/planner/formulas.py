@@ -1,7 +1,7 @@
-"""The memory of one training step, term by term; `docs/plan.md` says where each formula comes from.
+"""The memory of one training step, term by term. `docs/plan.md` gives the source of each formula.
 
-Sizes are bytes. N = micro_batch x seq tokens, H hidden width, I width of the MLP, V vocabulary; c bytes of a number in a
-matrix product, r of one in the residual stream.
+All sizes are bytes. Symbols, as in `docs/plan.md`: N = micro_batch * seq tokens, H = hidden size, I = width of the MLP,
+V = vocabulary size, c = bytes per number in matrix products, r = bytes per number in the residual stream.
 """
 
 from __future__ import annotations
@@ -12,29 +12,26 @@ from sad.planner.model_shape import ModelShape
 from sadkernels.ops import validate
 
 MODES = ("naive", "linear", "cached")
-DTYPES = ("bf16", "fp32")
-OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
-TEACHER_BITS = (16, 8, 4)
 CHUNK_BYTES = validate.CHUNK_BYTES["cuda"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a student is trained.
+    """The configuration of a training step.
 
     Args:
-        mode: "naive": both models' logits and PyTorch's KL. "linear": sad.fused_linear_span_kl. "cached": the teacher's top
-            k from disk, and sad.fused_linear_topk_span_kl.
-        micro_batch: Sequences at a time.
-        seq: Tokens of each.
+        mode: "naive": logits of both models and PyTorch's KL. "linear": sad.fused_linear_span_kl. "cached": the teacher's
+            top-k log-probabilities from disk and sad.fused_linear_topk_span_kl.
+        micro_batch: Sequences per forward.
+        seq: Tokens per sequence.
         dtype: "bf16": autocast over float32 weights. "fp32": no autocast.
-        optimizer: One of `OPTIMIZERS`.
-        checkpointing: Layers are computed again in the backward.
-        lora_rank: Of adapters on a frozen student; 0 trains all weights.
-        lora_target: A name in `plan_shape.LORA_TARGETS`.
-        teacher_bits: Of the weights in the teacher's layers.
-        supervised: Share of the tokens that carry a loss.
-        top_k: Entries that a cache has per token.
+        optimizer: A name in `request.OPTIMIZERS`.
+        checkpointing: Whether the backward recomputes the layers (gradient checkpointing).
+        lora_rank: Rank of the adapters on a frozen student; 0 trains all weights.
+        lora_target: A name in `request.LORA_TARGETS`.
+        teacher_bits: Bits per weight in the teacher's layers.
+        supervised_fraction: Fraction of the tokens that have a loss.
+        top_k: Log-probabilities per token in the cache.
     """
 
     mode: str = "linear"
@@ -46,35 +43,41 @@ class Setup:
     lora_rank: int = 0
     lora_target: str = "qv"
     teacher_bits: int = 16
-    supervised: float = 0.6
+    supervised_fraction: float = 0.6
     top_k: int = 64
 
     @property
     def tokens(self) -> int:
+        """N, tokens per micro-batch."""
         return self.micro_batch * self.seq
 
     @property
     def supervised_rows(self) -> int:
-        return max(1, round(self.supervised * self.tokens))
+        """Tokens per micro-batch that have a loss."""
+        return max(1, round(self.supervised_fraction * self.tokens))
 
     @property
-    def c(self) -> int:
+    def matmul_bytes(self) -> int:
+        """c, bytes per number in matrix products."""
         return 2 if self.dtype == "bf16" else 4
 
     @property
-    def r(self) -> int:
-        """The residual stream has the dtype of the embeddings: float32 unless they are frozen in bfloat16."""
+    def residual_bytes(self) -> int:
+        """r, bytes per number in the residual stream.
+
+        The residual stream has the dtype of the embeddings: float32 unless they are frozen in bfloat16.
+        """
         return 2 if self.lora_rank and self.dtype == "bf16" else 4
 
     @property
-    def copies(self) -> bool:
-        """Autocast makes bfloat16 copies of float32 weights and of the rows that each linear layer reads."""
-        return self.c < self.r
+    def autocasts(self) -> bool:
+        """Whether autocast makes bfloat16 copies of float32 weights and of the input of each linear layer."""
+        return self.matmul_bytes < self.residual_bytes
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What stays from step to step."""
+class PersistentBytes:
+    """Memory that stays allocated from step to step, in bytes."""
 
     weights: int
     gradients: int
@@ -86,106 +89,114 @@ class Weights:
         return self.weights + self.gradients + self.optimizer + self.teacher
 
 
-def standing(student: ModelShape, teacher: ModelShape | None, how: Setup) -> Weights:
-    """Weights, gradients (kept between micro-batches), the optimizer's state, and the teacher's weights."""
+def persistent_bytes(student: ModelShape, teacher: ModelShape | None, setup: Setup) -> PersistentBytes:
+    """Returns the bytes of the weights, the gradients, the optimizer states and the teacher's weights.
+
+    Gradients count as persistent because gradient accumulation keeps them between micro-batches.
+    """
     trained, embedded = student.parameters, student.embeddings
     weights = 4 * trained
-    if how.lora_rank:
-        trained, embedded = student.adapter_parameters(how.lora_rank, how.lora_target), 0
-        weights = how.r * student.parameters + 4 * trained
-    state = 8 * trained
-    if how.optimizer == "adamw_8bit":  # two bytes and a scale per 256 of each; embeddings stay in 32 bits
-        state = round((2 + 8 / 256) * (trained - embedded)) + 8 * embedded
-    elif how.optimizer == "adafactor":
-        rows = sum(m.inputs + m.outputs + 2 * how.lora_rank for m in student.adapted(how.lora_target)) * student.layers
-        state = 4 * (rows if how.lora_rank else student.factored)
-    return Weights(weights, 4 * trained, state, _teacher_weights(teacher, how))
+    if setup.lora_rank:
+        trained, embedded = student.adapter_parameters(setup.lora_rank, setup.lora_target), 0
+        weights = setup.residual_bytes * student.parameters + 4 * trained
+    states = 8 * trained
+    if setup.optimizer == "adamw_8bit":  # 1 byte per state and a float32 scale per 256; embeddings keep 32-bit states
+        states = round((2 + 8 / 256) * (trained - embedded)) + 8 * embedded
+    elif setup.optimizer == "adafactor":
+        adapted = student.adapted(setup.lora_target)
+        factored = sum(m.inputs + m.outputs + 2 * setup.lora_rank for m in adapted) * student.layers
+        states = 4 * (factored if setup.lora_rank else student.factored)
+    return PersistentBytes(weights, 4 * trained, states, _teacher_weight_bytes(teacher, setup))
 
 
-def _teacher_weights(teacher: ModelShape | None, how: Setup) -> int:
-    """bfloat16; with fewer bits in the layers, there with a scale per row (8) or per 64 numbers (4, NF4)."""
-    if teacher is None or how.mode == "cached":
+def _teacher_weight_bytes(teacher: ModelShape | None, setup: Setup) -> int:
+    """Weights are bfloat16. Quantized layers store a scale per row (8 bits) or per 64 numbers (4 bits, NF4)."""
+    if teacher is None or setup.mode == "cached":
         return 0
-    per = {16: 2.0, 8: 1.0, 4: 0.5 + 4 / 64}[how.teacher_bits]
-    return round(per * teacher.linear) + 2 * (teacher.parameters - teacher.linear)
+    bytes_per_weight = {16: 2.0, 8: 1.0, 4: 0.5 + 4 / 64}[setup.teacher_bits]
+    return round(bytes_per_weight * teacher.linear) + 2 * (teacher.parameters - teacher.linear)
 
 
-def layer(shape: ModelShape, how: Setup) -> int:
-    """What the backward of one layer needs of its forward."""
-    c, r, h, full = how.c, how.r, shape.hidden, not how.lora_rank
-    if shape.family.rms_norm:  # the input in float32; what multiplies the weight; the product, unless autocast copies it
-        norm = 4 * h + (r * h if full else 0)
-    else:
+def layer_activations(shape: ModelShape, setup: Setup) -> int:
+    """Returns the bytes that the forward of one layer saves for its backward."""
+    c, r, h = setup.matmul_bytes, setup.residual_bytes, shape.hidden
+    trains_all = not setup.lora_rank
+    if shape.family.rms_norm:  # the input in float32, and the factor of a trained weight
+        norm = 4 * h + (r * h if trains_all else 0)
+    else:  # the input in float32, mean and standard deviation
         norm = 4 * h + 8
-    per_token = 2 * norm + _linear_inputs(shape, how)
-    per_token += 3 * c * shape.queries + c * shape.queries + 4 * shape.heads  # q, k and v of every head, output, sum
+    per_token = 2 * norm + _linear_inputs(shape, setup)
+    # q, k, v for all heads; the output of attention; one log-sum-exp per head
+    per_token += 3 * c * shape.query_width + c * shape.query_width + 4 * shape.heads
     if shape.family.qk_norm:
-        per_token += (4 + (c if full else 0)) * (shape.queries + shape.keys)
-    per_token += c * how.seq  # the mask in the dtype of the queries, once for all heads
+        per_token += (4 + (c if trains_all else 0)) * (shape.query_width + shape.key_width)
+    per_token += c * setup.seq  # the attention mask in the dtype of the queries, shared by all heads
     if shape.has_dropout:
         per_token += 2 * h
-    return how.tokens * (per_token + _activation(shape, how))
+    return setup.tokens * (per_token + _mlp_activations(shape, setup))
 
 
-def _linear_inputs(shape: ModelShape, how: Setup) -> int:
-    """Rows that linear layers keep for the gradients of their weights, but for those that something else keeps as well."""
-    before_mlp = 2 if shape.family.gated else 1
-    if how.lora_rank:  # each adapter its own copy, and what lies between its two matrices
-        return sum(how.c * (m.inputs + how.lora_rank) for m in shape.adapted(how.lora_target))
-    return how.c * shape.hidden * (shape.family.attention_inputs + before_mlp if how.copies else 2)
+def _linear_inputs(shape: ModelShape, setup: Setup) -> int:
+    """Bytes per token of the inputs that linear layers save for weight gradients, unless another op saves them anyway."""
+    c = setup.matmul_bytes
+    mlp_inputs = 2 if shape.family.gated else 1
+    if setup.lora_rank:  # each adapter saves a copy of its input, and its low-rank intermediate
+        return sum(c * (m.inputs + setup.lora_rank) for m in shape.adapted(setup.lora_target))
+    return c * shape.hidden * (shape.family.attention_inputs + mlp_inputs if setup.autocasts else 2)
 
 
-def _activation(shape: ModelShape, how: Setup) -> int:
-    """Inside the MLP, from the first product to the input of the last."""
-    c, i, last = how.c, shape.mlp, 0 if how.lora_rank else how.c * shape.mlp
+def _mlp_activations(shape: ModelShape, setup: Setup) -> int:
+    """Bytes per token inside the MLP, from the output of its first linear layer to the input of its last."""
+    c, i = setup.matmul_bytes, shape.mlp_width
+    last_input = 0 if setup.lora_rank else c * i
     if shape.family.gated:
-        return 3 * c * i + last  # gate, activated gate, the other product
+        return 3 * c * i + last_input  # gate, activated gate, up projection
     if shape.activation == "relu":
-        return c * i  # its output serves the next product
+        return c * i  # the next linear layer saves the same tensor
     if shape.activation == "gelu_new":  # x for the cube, tanh, 1 + tanh (float32 under autocast), x / 2
-        return 12 * i + c * i + last
-    return c * i + last
+        return 12 * i + c * i + last_input
+    return c * i + last_input
 
 
-def around_layers(shape: ModelShape, how: Setup) -> int:
-    """Embedding, mask, final norm, and the input of the head."""
-    per_token = 4 * shape.hidden + how.seq + (shape.hidden if shape.has_embedding_dropout else 0)
-    if shape.family.rms_norm and not how.lora_rank:
-        per_token += how.r * shape.hidden
-    if how.copies or not how.lora_rank:
-        per_token += 4 * shape.width
-    return how.tokens * per_token
+def outer_activations(shape: ModelShape, setup: Setup) -> int:
+    """Returns the bytes saved outside of the layers: embedding, mask, final norm, and the input of the head."""
+    per_token = 4 * shape.hidden + setup.seq + (shape.hidden if shape.has_embedding_dropout else 0)
+    if shape.family.rms_norm and not setup.lora_rank:
+        per_token += setup.residual_bytes * shape.hidden
+    if setup.autocasts or not setup.lora_rank:
+        per_token += 4 * shape.lm_head_width
+    return setup.tokens * per_token
 
 
-def autocast_copies(shape: ModelShape, how: Setup) -> int:
-    """bfloat16 copies of the float32 weights of all layers."""
-    if how.lora_rank:
-        return 2 * shape.adapter_parameters(how.lora_rank, how.lora_target) if how.dtype == "bf16" else 0
-    return 2 * shape.linear if how.copies else 0
+def autocast_copies(shape: ModelShape, setup: Setup) -> int:
+    """Returns the bytes of the bfloat16 copies of all layers' float32 weights."""
+    if setup.lora_rank:
+        return 2 * shape.adapter_parameters(setup.lora_rank, setup.lora_target) if setup.dtype == "bf16" else 0
+    return 2 * shape.linear if setup.autocasts else 0
 
 
-def _forward_working(shape: ModelShape, how: Setup) -> int:
-    """What a layer holds for a moment in its forward, besides what is kept: the widest point of its MLP."""
-    i, c = shape.mlp, how.c
+def _forward_workspace(shape: ModelShape, setup: Setup) -> int:
+    """Temporary bytes of one layer's forward beyond what it saves: the largest intermediate state of its MLP."""
+    i, c = shape.mlp_width, setup.matmul_bytes
     if shape.activation == "gelu_new":
-        wide = 12 * i + c * i
+        per_token = 12 * i + c * i
     else:
-        wide = (3 if shape.family.gated else 2) * c * i
-    return how.tokens * wide
+        per_token = (3 if shape.family.gated else 2) * c * i
+    return setup.tokens * per_token
 
 
-def _backward_working(shape: ModelShape, how: Setup) -> int:
-    """Gradients on their way through the MLP of one layer, and the largest gradient of a weight in both dtypes."""
-    i, c = shape.mlp, how.c
-    flowing = (8 if how.dtype == "bf16" else 6) * i if shape.activation == "gelu_new" else 2 * c * i
+def _backward_workspace(shape: ModelShape, setup: Setup) -> int:
+    """Temporary bytes of one layer's backward: gradients of its MLP's activations, and the largest weight gradient."""
+    i, c = shape.mlp_width, setup.matmul_bytes
+    mlp = (8 if setup.dtype == "bf16" else 6) * i if shape.activation == "gelu_new" else 2 * c * i
     largest = max(m.inputs * m.outputs for m in shape.matrices)
-    of_weight = 0 if how.lora_rank else (4 + (2 if how.copies else 0)) * largest
-    return how.tokens * (flowing + 2 * how.r * shape.hidden) + of_weight
+    weight_gradient = 0 if setup.lora_rank else (4 + (2 if setup.autocasts else 0)) * largest  # float32, and bfloat16
+    return setup.tokens * (mlp + 2 * setup.residual_bytes * shape.hidden) + weight_gradient
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A moment of a step at which memory may be at its highest, with what is there beyond what stands."""
+    """A moment of a step at which memory may peak, with the bytes beyond the persistent ones."""
 
     name: str
     activations: int
@@ -196,60 +207,65 @@ class Phase:
         return self.activations + self.loss
 
 
-def phases(student: ModelShape, teacher: ModelShape | None, how: Setup) -> list[Phase]:
-    """The moments of one micro-batch that can be the highest, and of the optimizer's step."""
-    kept = around_layers(student, how)
-    copies = autocast_copies(student, how)
-    if how.checkpointing:
-        kept += student.layers * how.tokens * how.r * student.hidden
-        again = layer(student, how) + copies // student.layers
+def phases(student: ModelShape, teacher: ModelShape | None, setup: Setup) -> list[Phase]:
+    """Returns the phases of one micro-batch and of the optimizer step at which memory may peak."""
+    saved = outer_activations(student, setup)
+    copies = autocast_copies(student, setup)
+    if setup.checkpointing:
+        saved += student.layers * setup.tokens * setup.residual_bytes * student.hidden
+        recomputed = layer_activations(student, setup) + copies // student.layers
     else:
-        kept += student.layers * layer(student, how) + copies
-        again = 0
-    from_teacher = _teacher_output(teacher, how)
-    loss, kept_by_loss = _loss(student, teacher, how)
-    cached = copies if how.checkpointing else 0  # until autocast ends, which from hidden states is after the loss
+        saved += student.layers * layer_activations(student, setup) + copies
+        recomputed = 0
+    teacher_output = _teacher_output_bytes(teacher, setup)
+    loss, saved_by_loss = _loss_bytes(student, teacher, setup)
+    # Checkpointing saves no copies, but autocast caches them until its context ends. The losses from hidden states run
+    # inside of the context, the naive loss runs after it.
+    cached = copies if setup.checkpointing else 0
     found = [
-        Phase("forward", kept + cached + _forward_working(student, how), from_teacher),
-        Phase("loss", kept + (0 if how.mode == "naive" else cached), from_teacher + loss),
-        Phase("backward", kept + again + _backward_working(student, how), kept_by_loss),
-        Phase("end of the backward", 0, _embedding_gradients(student, how)),
-        Phase("optimizer", 0, 12 * student.largest if how.optimizer == "adafactor" and not how.lora_rank else 0),
+        Phase("forward", saved + cached + _forward_workspace(student, setup), teacher_output),
+        Phase("loss", saved + (0 if setup.mode == "naive" else cached), teacher_output + loss),
+        Phase("backward", saved + recomputed + _backward_workspace(student, setup), saved_by_loss),
+        Phase("end of the backward", 0, _embedding_gradient_bytes(student, setup)),
+        Phase("optimizer", 0, 12 * student.largest if setup.optimizer == "adafactor" and not setup.lora_rank else 0),
     ]
-    if how.mode == "naive":  # still under autocast
-        logits = how.c * how.tokens * student.vocab + (2 * student.head if how.copies else 0)
-        found.insert(1, Phase("logits", kept + cached, from_teacher + logits))
-    if teacher is not None and how.mode != "cached":
-        found.insert(0, Phase("teacher", _teacher_working(teacher, how), from_teacher))
+    if setup.mode == "naive":
+        head_copy = 2 * student.lm_head if setup.autocasts else 0
+        logits = setup.matmul_bytes * setup.tokens * student.vocab + head_copy
+        found.insert(1, Phase("logits", saved + cached, teacher_output + logits))
+    if teacher is not None and setup.mode != "cached":
+        found.insert(0, Phase("teacher", _teacher_workspace(teacher, setup), teacher_output))
     return found
 
 
-def _teacher_working(teacher: ModelShape, how: Setup) -> int:
-    quantized = 2 * max(m.inputs * m.outputs for m in teacher.matrices) if how.teacher_bits < 16 else 0
-    return how.tokens * 8 * teacher.hidden + _forward_working(teacher, how) + quantized
+def _teacher_workspace(teacher: ModelShape, setup: Setup) -> int:
+    dequantized = 2 * max(m.inputs * m.outputs for m in teacher.matrices) if setup.teacher_bits < 16 else 0
+    return setup.tokens * 8 * teacher.hidden + _forward_workspace(teacher, setup) + dequantized
 
 
-def _teacher_output(teacher: ModelShape | None, how: Setup) -> int:
-    if how.mode == "cached" or teacher is None:
-        return how.supervised_rows * how.top_k * 8  # an index and a float32
-    return 2 * how.tokens * (teacher.vocab if how.mode == "naive" else teacher.width)
+def _teacher_output_bytes(teacher: ModelShape | None, setup: Setup) -> int:
+    if setup.mode == "cached" or teacher is None:
+        return setup.supervised_rows * setup.top_k * 8  # an index and a float32 per entry
+    return 2 * setup.tokens * (teacher.vocab if setup.mode == "naive" else teacher.lm_head_width)
 
 
-def _loss(student: ModelShape, teacher: ModelShape | None, how: Setup) -> tuple[int, int]:
-    """At the highest point of the loss, and what of it the backward of the layers still finds."""
-    logits = how.tokens * student.vocab
-    head = 0 if how.lora_rank else student.head
+def _loss_bytes(student: ModelShape, teacher: ModelShape | None, setup: Setup) -> tuple[int, int]:
+    """Returns the bytes at the peak of the loss, and the bytes that it still holds during the backward of the layers."""
+    c = setup.matmul_bytes
+    logits = setup.tokens * student.vocab
+    head = 0 if setup.lora_rank else student.lm_head
     tied = 4 * head if student.tied else 0
-    if how.mode != "naive":
-        hidden = how.c * how.tokens * student.width
-        rows = min(CHUNK_BYTES, how.supervised_rows * student.vocab * (how.c + (2 if how.mode == "linear" else 0)))
-        summed = (8 if how.copies else 4) * head  # the sum, and a chunk's product where it is not added in place
-        cast = 2 * head + hidden if how.copies else 0
-        return rows + summed + cast + hidden, tied + hidden
-    # Logits and log-softmax of the student, softmax of the teacher, three products of kl_div.
-    return 24 * logits + (2 * head if how.copies else 0), tied
+    if setup.mode != "naive":
+        hidden = c * setup.tokens * student.lm_head_width
+        bytes_per_logit = c + (2 if setup.mode == "linear" else 0)
+        chunk = min(CHUNK_BYTES, setup.supervised_rows * student.vocab * bytes_per_logit)
+        head_gradient = (8 if setup.autocasts else 4) * head  # the sum, and one chunk's product unless it is added in place
+        casts = 2 * head + hidden if setup.autocasts else 0
+        return chunk + head_gradient + casts + hidden, tied + hidden
+    # Logits and log-softmax of the student, softmax of the teacher, and three intermediates of kl_div, all float32.
+    return 24 * logits + (2 * head if setup.autocasts else 0), tied
 
 
-def _embedding_gradients(student: ModelShape, how: Setup) -> int:
-    """Of a tied embedding two meet, that of the head and that of the lookup."""
-    return 0 if how.lora_rank else 4 * student.head * (2 if student.tied else 1)
+def _embedding_gradient_bytes(student: ModelShape, setup: Setup) -> int:
+    """A tied embedding has two gradients at once: one from the head and one from the lookup."""
+    return 0 if setup.lora_rank else 4 * student.lm_head * (2 if student.tied else 1)

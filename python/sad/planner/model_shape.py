@@ -1,8 +1,8 @@
-"""What the memory of a model depends on, read from its config: sizes, exact parameter counts, and how its layers compute."""
+"""The sizes of a model that decide its memory, read from its config: widths, exact parameter counts, and layer structure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,23 +11,24 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from sad.errors import InputError
+from sad.planner.request import LORA_TARGETS
 
-LORA_TARGETS = {"qv": ("q_proj", "v_proj", "c_attn"), "all": None}  # by the ends of the modules' names; None: all
 _PLAIN_ACTIVATIONS = ("relu", "gelu", "gelu_pytorch_tanh", "silu")
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the layers of an architecture compute, as transformers writes them.
+    """The structure of an architecture's layers in transformers.
 
     Args:
-        rms_norm: A norm written out in PyTorch, which keeps its input in float32 and the normalized rows; else LayerNorm.
-        gated: The MLP multiplies an activated gate with a second projection.
-        attention_inputs: Linear layers that read the rows before attention: one if fused, else three.
-        qk_norm: Queries and keys are normalized per head.
-        activation: The config's name for the activation.
-        dropout: The config's name for the dropout of the residual branches.
-        embedding_dropout: The config's name for that of the embeddings.
+        rms_norm: True: an RMS norm written in PyTorch, which saves its input in float32 and the normalized rows. False:
+            LayerNorm.
+        gated: Whether the MLP multiplies an activated gate with a second projection.
+        attention_inputs: Number of linear layers that read the input of attention: 1 if q, k and v are fused, else 3.
+        qk_norm: Whether queries and keys are normalized per head.
+        activation: The config's field for the activation.
+        dropout: The config's field for the dropout of the residual branches.
+        embedding_dropout: The config's field for the dropout of the embeddings.
     """
 
     rms_norm: bool
@@ -52,7 +53,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Matrix:
-    """A linear layer's weight, of shape `inputs` by `outputs`."""
+    """The weight of a linear layer, of shape (inputs, outputs)."""
 
     name: str
     inputs: int
@@ -61,40 +62,40 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a model. Counts are of parameters; a head that is tied to the embedding is counted once.
+    """The sizes of a model. Counts are numbers of parameters; a tied head counts once.
 
     Args:
-        family: How its layers compute.
-        layers: Their number.
-        hidden: Width of the residual stream.
-        queries: Heads times their width.
-        keys: Key heads times their width.
+        family: Structure of its layers.
+        layers: Number of decoder layers.
+        hidden: H, width of the residual stream.
+        query_width: Number of query heads times their width.
+        key_width: Number of key heads times their width.
         heads: Number of query heads.
-        mlp: Width of the MLP.
-        vocab: Rows of the head.
-        width: Columns of the head; other than `hidden` where the model projects in front of it.
-        positions: Tokens it can take.
-        tied: Head and embedding are one parameter.
-        activation: Its name.
-        has_dropout: On the residual branches.
-        has_embedding_dropout: On the embeddings.
-        parameters: All of them.
-        embeddings: Those in embeddings.
-        linear: Those in linear layers besides the head, which autocast copies.
-        factored: Rows plus columns of every matrix and the length of every vector, what Adafactor keeps.
-        largest: The largest single parameter.
+        mlp_width: I, width of the MLP.
+        vocab: V, rows of the LM head.
+        lm_head_width: Columns of the LM head. Differs from `hidden` if the model projects before its head.
+        positions: Maximum number of tokens per sequence; None: unlimited.
+        tied: Whether head and embedding share one parameter.
+        activation: Name of the MLP's activation.
+        has_dropout: Whether the residual branches have dropout.
+        has_embedding_dropout: Whether the embeddings have dropout.
+        parameters: All parameters.
+        embeddings: Parameters in embeddings.
+        linear: Parameters in linear layers except the head; autocast copies them.
+        factored: Sum of rows + columns over all matrices, plus the lengths of all vectors: the numbers in Adafactor's state.
+        largest: Parameters of the largest tensor.
         matrices: The linear layers of one decoder layer.
     """
 
     family: Family
     layers: int
     hidden: int
-    queries: int
-    keys: int
+    query_width: int
+    key_width: int
     heads: int
-    mlp: int
+    mlp_width: int
     vocab: int
-    width: int
+    lm_head_width: int
     positions: int | None
     tied: bool
     activation: str
@@ -108,62 +109,62 @@ class ModelShape:
     matrices: tuple[Matrix, ...]
 
     @property
-    def head(self) -> int:
-        """Parameters of the head, tied or not."""
-        return self.vocab * self.width
+    def lm_head(self) -> int:
+        """Parameters of the LM head, tied or not."""
+        return self.vocab * self.lm_head_width
 
     def adapted(self, target: str) -> tuple[Matrix, ...]:
-        """The linear layers of one decoder layer that get an adapter."""
-        ends = LORA_TARGETS[target]
-        return tuple(m for m in self.matrices if ends is None or m.name.rpartition(".")[2] in ends)
+        """Returns the linear layers of one decoder layer that get an adapter."""
+        suffixes = LORA_TARGETS[target]
+        return tuple(m for m in self.matrices if suffixes is None or m.name.rpartition(".")[2] in suffixes)
 
     def adapter_parameters(self, rank: int, target: str) -> int:
-        """Two matrices of `rank` for each adapted layer."""
+        """Returns the parameters of all adapters: two matrices of rank `rank` per adapted layer."""
         return self.layers * sum(rank * (m.inputs + m.outputs) for m in self.adapted(target))
 
 
 def shape_of(name: str, config: PretrainedConfig) -> ModelShape:
-    """The sizes of the model that a config describes, from the model itself on the meta device.
+    """Returns the sizes of a config's model. Builds the model on the meta device, so nothing is allocated.
 
     Args:
-        name: What the user calls it, for messages.
-        config: Of a causal language model.
+        name: The argument's name for error messages: "teacher", "student".
+        config: Config of a causal language model.
 
     Raises:
-        InputError: The architecture is none whose memory is known, or the config contradicts itself.
+        InputError: The architecture is not in `FAMILIES`, or the config contradicts itself.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
-        remedy = "Measure such a model: run some steps and read torch.cuda.max_memory_allocated()."
+        remedy = "Measure this model instead: run some steps and read torch.cuda.max_memory_allocated()."
         raise InputError(name, "a model of a known family: " + ", ".join(FAMILIES), config.model_type, remedy)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(name, "a config of which a model can be made", str(error), "Mend its config.json.") from error
+        raise InputError(name, "a config that describes a model", str(error), "Fix its config.json.") from error
     activation = getattr(config, family.activation)
     if activation not in _PLAIN_ACTIVATIONS and activation != "gelu_new":
         known = ", ".join((*_PLAIN_ACTIVATIONS, "gelu_new"))
-        raise InputError(name, f"one of the activations {known}", activation, "Measure such a model instead.")
+        raise InputError(name, f"one of the activations {known}", activation, "Measure this model instead.")
     layers = config.num_hidden_layers
     if layers < 1:
-        raise InputError(name, "a config of a model with layers", f"{layers} of them", "Mend its config.json.")
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        raise InputError(name, "a config of a model with layers", f"{layers} layers", "Fix its config.json.")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    matrices = tuple(_matrices(model.get_decoder(), lambda found: ".0." in f".{found}."))
+    matrices = tuple(_matrices(model.get_decoder(), ".0."))
     parameters = list(model.parameters())
-    linear = sum(m.inputs * m.outputs for m in _matrices(model.get_decoder(), lambda found: True))
+    linear = sum(m.inputs * m.outputs for m in _matrices(model.get_decoder()))
     return ModelShape(
         family=family,
         layers=layers,
         hidden=config.hidden_size,
-        queries=config.num_attention_heads * head_width,
-        keys=key_heads * head_width,
+        query_width=config.num_attention_heads * head_dim,
+        key_width=key_heads * head_dim,
         heads=config.num_attention_heads,
-        mlp=_mlp_width(config),
+        mlp_width=_mlp_width(config),
         vocab=head.shape[0],
-        width=head.shape[1],
+        lm_head_width=head.shape[1],
         positions=getattr(config, "max_position_embeddings", None),
         tied=head is embedding,
         activation=activation,
@@ -178,11 +179,14 @@ def shape_of(name: str, config: PretrainedConfig) -> ModelShape:
     )
 
 
-def _matrices(decoder: nn.Module, chosen: Callable[[str], bool]):
+def _matrices(decoder: nn.Module, part: str = "") -> Iterator[Matrix]:
+    """Yields the linear layers whose dotted names contain `part`."""
     for name, module in decoder.named_modules():
-        if isinstance(module, nn.Linear) and chosen(name):
+        if part not in f".{name}.":
+            continue
+        if isinstance(module, nn.Linear):
             yield Matrix(name, module.in_features, module.out_features)
-        elif isinstance(module, Conv1D) and chosen(name):
+        elif isinstance(module, Conv1D):
             yield Matrix(name, module.nx, module.nf)
 
 

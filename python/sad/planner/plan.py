@@ -1,265 +1,218 @@
-"""Plans a training run on one GPU: what fits, with which micro-batch, and what has to be given up for it."""
+"""Plans a training run on one GPU: which mode fits, with which micro-batch, and what it costs to make it fit."""
 
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from sad.errors import InputError
-from sad.planner.formulas import DTYPES, MODES, OPTIMIZERS, TEACHER_BITS, Phase, Setup, Weights, phases, standing
-from sad.planner.model_shape import LORA_TARGETS, ModelShape, shape_of
+from sad.planner.formulas import MODES, PersistentBytes, Phase, Setup, persistent_bytes, phases
+from sad.planner.model_shape import ModelShape, shape_of
 from sad.planner.presets import config_of
+from sad.planner.request import PlanRequest
 
-# What a GPU's memory holds besides tensors: the CUDA context and libraries' workspaces, and the allocator's gaps.
+# Memory of a GPU that tensors cannot use: CUDA context and library workspaces, and a share for allocator fragmentation.
 RESERVED_BYTES = 500_000_000
-GAPS = 0.05
-_UNITS = {"": 10**9, "g": 10**9, "gb": 10**9, "gib": 2**30, "m": 10**6, "mb": 10**6, "mib": 2**20}
+FRAGMENTATION = 0.05
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked.
+class ModePlan:
+    """The plan for one mode.
 
     Args:
-        teacher: Folder with a config.json, or a name in `model_zoo.CONFIGS`.
-        student: Likewise.
-        gpu: Bytes of the GPU's memory.
-        batch: Sequences per optimizer step.
-        seq: Tokens per sequence.
-        dtype: "bf16" (autocast over float32 weights; frozen weights are bfloat16) or "fp32".
-        optimizer: A name in `OPTIMIZERS`; None: AdamW, in 8 bits where it does not fit otherwise.
-        checkpointing: Gradient checkpointing; None: where it does not fit otherwise.
-        lora: Rank of adapters; 0 trains all weights.
-        lora_target: A name in `LORA_TARGETS`.
-        teacher_bits: Of the weights of the teacher's layers: 16, 8 or 4.
-        supervised: Share of the tokens that carry a loss, in (0, 1].
-        top_k: Entries that a cache has per token.
-
-    Raises:
-        InputError: A value is out of range.
-    """
-
-    teacher: str
-    student: str
-    gpu: int
-    batch: int = 64
-    seq: int = 512
-    dtype: str = "bf16"
-    optimizer: str | None = None
-    checkpointing: bool | None = None
-    lora: int = 0
-    lora_target: str = "qv"
-    teacher_bits: int = 16
-    supervised: float = 0.6
-    top_k: int = 64
-
-    def __post_init__(self) -> None:
-        for name, least in (("gpu", 1), ("batch", 1), ("seq", 2), ("lora", 0), ("top_k", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(name, f"a whole number >= {least}", repr(value), "Choose a value in that range.")
-        if not isinstance(self.supervised, Real) or not 0 < self.supervised <= 1:
-            raise InputError("supervised", "a share above 0, at most 1", repr(self.supervised), "Some 0.6 is usual.")
-        choices = {"dtype": DTYPES, "lora_target": LORA_TARGETS, "teacher_bits": TEACHER_BITS}
-        if self.optimizer is not None:
-            choices["optimizer"] = OPTIMIZERS
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                expected = "one of " + ", ".join(map(str, allowed))
-                raise InputError(name, expected, repr(getattr(self, name)), "Choose one of these.")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one mode needs.
-
-    Args:
-        setup: How to train; of what needs least, where nothing fits.
+        setup: Configuration of the training step. If nothing fits, the one with the smallest peak.
         accumulation: Micro-batches per optimizer step.
-        standing: What stays from step to step.
-        highest: The moment of the step that needs most.
-        fits: On the GPU that was asked about.
-        levers: What was chosen so that it fits, beyond the micro-batch, in words.
+        persistent: Memory that stays allocated from step to step.
+        peak_phase: The phase of the step with the highest memory.
+        fits: Whether the peak fits on the requested GPU.
+        savings: What the plan added so that the run fits, beyond a smaller micro-batch, in words.
     """
 
     setup: Setup
     accumulation: int
-    standing: Weights
-    highest: Phase
+    persistent: PersistentBytes
+    peak_phase: Phase
     fits: bool
-    levers: tuple[str, ...]
+    savings: tuple[str, ...]
 
     @property
     def peak(self) -> int:
-        """Bytes of tensors at the highest moment."""
-        return self.standing.total + self.highest.total
+        """Bytes of tensors at the peak of the step."""
+        return self.persistent.total + self.peak_phase.total
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer: models, usable bytes, an outcome per mode, the mode to take (None: nothing fits), and its command."""
+    """The answer to a `PlanRequest`.
 
-    question: Question
+    Args:
+        request: The request.
+        teacher: Sizes of the teacher.
+        student: Sizes of the student.
+        usable: Bytes of the GPU that tensors can use.
+        modes: Mode to its plan.
+        mode: The recommended mode; None: nothing fits.
+        command: The command line of the recommended mode; None: nothing fits.
+        notes: Remarks for the user, as sentences.
+    """
+
+    request: PlanRequest
     teacher: ModelShape
     student: ModelShape
     usable: int
-    outcomes: dict[str, Outcome]
+    modes: dict[str, ModePlan]
     mode: str | None
     command: str | None
     notes: tuple[str, ...]
 
 
-def gpu_bytes(text: str) -> int:
-    """Bytes of "24GB" (10^9 each, as is printed on the box), "24GiB" (2^30), "24564MiB" or "24", which is GB.
+def usable_bytes(gpu_bytes: int) -> int:
+    """Returns the part of a GPU's memory that tensors can use, in bytes."""
+    return max(0, int(gpu_bytes * (1 - FRAGMENTATION)) - RESERVED_BYTES)
+
+
+def plan(request: PlanRequest) -> Plan:
+    """Computes the memory of a training run in every mode, from the models' configs alone.
+
+    Args:
+        request: The models, the GPU, and what is already decided.
+
+    Returns:
+        The plan. Its `mode` is None if neither "linear" nor "cached" fits.
 
     Raises:
-        InputError: It is no such size.
+        InputError: A model is unknown, or it has fewer positions, tokens or layers than the request needs.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    unit = found and _UNITS.get(found[2])
-    if not unit or not (size := int(float(found[1]) * unit)):
-        raise InputError("gpu", "a size of memory", repr(text), "Write 24GB, 80GiB or 24564MiB.")
-    return size
-
-
-def usable_bytes(gpu: int) -> int:
-    """What tensors may take of a GPU's memory."""
-    return max(0, int(gpu * (1 - GAPS)) - RESERVED_BYTES)
-
-
-def plan(question: Question) -> Plan:
-    """The memory of a run in every mode, from the models' configs alone.
-
-    Raises:
-        InputError: A model is unknown or takes fewer tokens than asked.
-    """
-    shapes = {name: shape_of(name, config_of(name, getattr(question, name))) for name in ("teacher", "student")}
+    shapes = {name: shape_of(name, config_of(name, getattr(request, name))) for name in ("teacher", "student")}
     for name, shape in shapes.items():
-        if shape.positions is not None and question.seq > shape.positions:
+        if shape.positions is not None and request.seq > shape.positions:
             remedy = "Choose a shorter sequence."
-            raise InputError("seq", f"at most the {name}'s {shape.positions} positions", str(question.seq), remedy)
+            raise InputError("seq", f"at most the {name}'s {shape.positions} positions", str(request.seq), remedy)
     teacher, student = shapes["teacher"], shapes["student"]
-    if question.top_k > teacher.vocab:
-        raise InputError("top_k", f"at most the teacher's {teacher.vocab} tokens", str(question.top_k), "64 is usual.")
-    if question.lora and not student.adapted(question.lora_target):
-        raise InputError("lora_target", "layers that the student has", question.lora_target, "Choose --lora-target all.")
-    usable = usable_bytes(question.gpu)
-    outcomes = {mode: _outcome(mode, teacher, student, question, usable) for mode in MODES}
-    mode = next((mode for mode in ("linear", "cached") if outcomes[mode].fits), None)
-    command = _command(question, student, mode, outcomes[mode]) if mode else None
-    notes = tuple(_notes(question, teacher, student, outcomes, mode))
-    return Plan(question, teacher, student, usable, outcomes, mode, command, notes)
+    if request.top_k > teacher.vocab:
+        raise InputError("top_k", f"at most the teacher's {teacher.vocab} tokens", str(request.top_k), "64 is usual.")
+    if request.lora and not student.adapted(request.lora_target):
+        raise InputError("lora_target", "layers that the student has", request.lora_target, "Choose --lora-target all.")
+    usable = usable_bytes(request.gpu_bytes)
+    modes = {mode: _plan_mode(mode, teacher, student, request, usable) for mode in MODES}
+    mode = next((mode for mode in ("linear", "cached") if modes[mode].fits), None)
+    command = _command(request, student, modes[mode]) if mode else None
+    notes = tuple(_notes(request, teacher, student, modes, mode))
+    return Plan(request, teacher, student, usable, modes, mode, command, notes)
 
 
-def _ways(question: Question) -> Iterator[tuple[Setup, tuple[str, ...]]]:
-    """How to train and what that gives up, from nothing to most; what was asked for stays."""
-    optimizers = (question.optimizer,) if question.optimizer else ("adamw", "adamw_8bit")
-    checkpointing = (False, True) if question.checkpointing is None else (question.checkpointing,)
+def _setups(request: PlanRequest, mode: str) -> Iterator[tuple[Setup, tuple[str, ...]]]:
+    """Yields the setups to try and what they save memory with, fewest savings first. Decided options stay as they are."""
+    optimizers = (request.optimizer,) if request.optimizer else ("adamw", "adamw_8bit")
+    choices = (False, True) if request.gradient_checkpointing is None else (request.gradient_checkpointing,)
     for optimizer in optimizers:
-        for again in checkpointing:
-            levers = ()
-            if again and question.checkpointing is None:
-                levers += ("gradient checkpointing",)
-            if optimizer == "adamw_8bit" and question.optimizer is None:
-                levers += ("8-bit AdamW",)
+        for checkpointing in choices:
+            savings = ()
+            if checkpointing and request.gradient_checkpointing is None:
+                savings += ("gradient checkpointing",)
+            if optimizer == "adamw_8bit" and request.optimizer is None:
+                savings += ("8-bit AdamW",)
             setup = Setup(
-                seq=question.seq,
-                dtype=question.dtype,
+                mode=mode,
+                seq=request.seq,
+                dtype=request.dtype,
                 optimizer=optimizer,
-                checkpointing=again,
-                lora_rank=question.lora,
-                lora_target=question.lora_target,
-                teacher_bits=question.teacher_bits,
-                supervised=question.supervised,
-                top_k=question.top_k,
+                checkpointing=checkpointing,
+                lora_rank=request.lora,
+                lora_target=request.lora_target,
+                teacher_bits=request.teacher_bits,
+                supervised_fraction=request.supervised_fraction,
+                top_k=request.top_k,
             )
-            yield setup, levers
+            yield setup, savings
 
 
-def _outcome(mode: str, teacher: ModelShape, student: ModelShape, question: Question, usable: int) -> Outcome:
-    """The first way on which any micro-batch fits, with the largest that does; else the way that needs least."""
-    small = [n for n in range(1, math.isqrt(question.batch) + 1) if question.batch % n == 0]
-    divisors = sorted({*small, *(question.batch // n for n in small)}, reverse=True)
-    smallest: Outcome | None = None
-    for setup, levers in _ways(question):
-        stands = standing(student, teacher, replace(setup, mode=mode))
+def _plan_mode(mode: str, teacher: ModelShape, student: ModelShape, request: PlanRequest, usable: int) -> ModePlan:
+    """Returns the first setup that fits, with its largest micro-batch; if none fits, the one with the smallest peak."""
+    small = [n for n in range(1, math.isqrt(request.batch) + 1) if request.batch % n == 0]
+    divisors = sorted({*small, *(request.batch // n for n in small)}, reverse=True)
+    smallest: ModePlan | None = None
+    for setup, savings in _setups(request, mode):
+        persistent = persistent_bytes(student, teacher, setup)
         for micro_batch in divisors:
-            chosen = replace(setup, mode=mode, micro_batch=micro_batch)
-            highest = max(phases(student, teacher, chosen), key=lambda phase: phase.total)
-            fits = stands.total + highest.total <= usable
-            outcome = Outcome(chosen, question.batch // micro_batch, stands, highest, fits, levers)
+            chosen = replace(setup, micro_batch=micro_batch)
+            peak_phase = max(phases(student, teacher, chosen), key=lambda phase: phase.total)
+            fits = persistent.total + peak_phase.total <= usable
+            found = ModePlan(chosen, request.batch // micro_batch, persistent, peak_phase, fits, savings)
             if fits:
-                return outcome
-            if smallest is None or outcome.peak < smallest.peak:
-                smallest = outcome
+                return found
+            if smallest is None or found.peak < smallest.peak:
+                smallest = found
     assert smallest is not None
-    return replace(smallest, levers=())
+    return replace(smallest, savings=())
 
 
-def _command(question: Question, student: ModelShape, mode: str, outcome: Outcome) -> str:
-    """`sad train`, from a cache after `sad cache`."""
-    setup = outcome.setup
-    settings: dict[str, Any] = {
+def _command(request: PlanRequest, student: ModelShape, chosen: ModePlan) -> str:
+    """Returns the `sad train` command; for the mode "cached", with the `sad cache` command on a line before it."""
+    setup = chosen.setup
+    config: dict[str, Any] = {
         "max_length": setup.seq,
         "per_device_train_batch_size": setup.micro_batch,
-        "gradient_accumulation_steps": outcome.accumulation,
+        "gradient_accumulation_steps": chosen.accumulation,
     }
     if setup.dtype == "bf16":
-        settings["bf16"] = True
+        config["bf16"] = True
     if setup.checkpointing:
-        settings["gradient_checkpointing"] = True
+        config["gradient_checkpointing"] = True
     if setup.optimizer != "adamw":  # the default of `SADConfig`
-        settings["optim"] = setup.optimizer
-    teacher, data, before = ["--teacher", question.teacher], ["--data", "trajectories.jsonl"], ""
+        config["optim"] = setup.optimizer
+    teacher, data, cache_command = ["--teacher", request.teacher], ["--data", "trajectories.jsonl"], ""
     loading = ["--teacher-dtype", "bfloat16"]
-    if question.teacher_bits < 16:
-        loading += ["--teacher-quantization", f"{question.teacher_bits}bit"]
-    if mode == "cached":
-        sizes = ["--top-k", str(question.top_k), "--max-length", str(setup.seq)]
-        before = shlex.join(["sad", "cache", *teacher, *data, "--out", "teacher-cache", *loading, *sizes]) + "\n"
+    if request.teacher_bits < 16:
+        loading += ["--teacher-quantization", f"{request.teacher_bits}bit"]
+    if setup.mode == "cached":
+        sizes = ["--top-k", str(request.top_k), "--max-length", str(setup.seq)]
+        cache_command = shlex.join(["sad", "cache", *teacher, *data, "--out", "teacher-cache", *loading, *sizes]) + "\n"
         teacher, loading = ["--teacher-cache", "teacher-cache"], []
-    words = ["sad", "train", *teacher, "--student", question.student, *data, "--out", "runs/first", *loading]
-    if question.lora:
-        words += ["--lora-rank", str(question.lora)]
-        if question.lora_target != "all":  # the default
-            names = {matrix.name.rpartition(".")[2] for matrix in student.adapted(question.lora_target)}
+    words = ["sad", "train", *teacher, "--student", request.student, *data, "--out", "runs/first", *loading]
+    if request.lora:
+        words += ["--lora-rank", str(request.lora)]
+        if request.lora_target != "all":  # the default of `sad train`
+            names = {matrix.name.rpartition(".")[2] for matrix in student.adapted(request.lora_target)}
             words += ["--lora-targets", ",".join(sorted(names))]
         if setup.dtype == "bf16":
             words += ["--student-dtype", "bfloat16"]
-    for name, x in settings.items():
-        words += [f"--{name.replace('_', '-')}"] + ([] if x is True else [str(x)])
-    return before + shlex.join(words)
+    for name, value in config.items():
+        words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return cache_command + shlex.join(words)
 
 
 def _notes(
-    question: Question, teacher: ModelShape, student: ModelShape, outcomes: dict[str, Outcome], mode: str | None
+    request: PlanRequest, teacher: ModelShape, student: ModelShape, modes: dict[str, ModePlan], mode: str | None
 ) -> Iterator[str]:
     if teacher.vocab != student.vocab:
-        sizes = f"{teacher.vocab:,} and {student.vocab:,}"
-        yield f"Vocabularies of {sizes} rows: the models must share a tokenizer, with heads padded to other sizes at most."
-    names = sorted({x for x in (question.teacher, question.student) if not Path(x).is_dir()})
+        sizes = f"{teacher.vocab:,} and {student.vocab:,} rows"
+        yield f"The vocabularies have {sizes}: the models must share a tokenizer, only the padding of heads may differ."
+    names = sorted({x for x in (request.teacher, request.student) if not Path(x).is_dir()})
     if mode is not None and names:
-        yield f"Names stand for folders with the models, made by: hf download NAME --local-dir DIR ({', '.join(names)})."
-    if mode is not None and outcomes[mode].setup.optimizer == "adamw_8bit":
-        yield "8-bit AdamW is that of bitsandbytes: pip install bitsandbytes."
-    if mode is not None and question.teacher_bits < 16:
-        yield "The teacher is quantized by bitsandbytes: pip install 'structured-agent-distillation[quantized]'."
+        yield (
+            f"Replace each model name by a folder with the model ({', '.join(names)}). "
+            "Download it with: hf download NAME --local-dir DIR."
+        )
+    if mode is not None and modes[mode].setup.optimizer == "adamw_8bit":
+        yield "8-bit AdamW needs bitsandbytes: pip install bitsandbytes."
+    if mode is not None and request.teacher_bits < 16:
+        yield "The quantized teacher needs bitsandbytes: pip install 'structured-agent-distillation[quantized]'."
     if mode == "cached":
         yield (
-            "The cache is made first, by the teacher alone: elsewhere or with fewer bits (--teacher-quantization) where it "
-            "does not fit on this GPU."
+            "`sad cache` runs the teacher alone before the training. If the teacher does not fit on this GPU, run "
+            "`sad cache` on another one or with --teacher-quantization."
         )
     if mode is None:
-        least = min(("linear", "cached"), key=lambda name: outcomes[name].peak)
-        short = (outcomes[least].peak - usable_bytes(question.gpu)) / 10**9
-        more = math.ceil((outcomes[least].peak + RESERVED_BYTES) / (1 - GAPS) / 10**9)
+        least = min(("linear", "cached"), key=lambda name: modes[name].peak)
+        missing = (modes[least].peak - usable_bytes(request.gpu_bytes)) / 10**9
+        needed = math.ceil((modes[least].peak + RESERVED_BYTES) / (1 - FRAGMENTATION) / 10**9)
         yield (
-            f"Nothing fits: {least} lacks {short:.1f} GB and needs a GPU of {more} GB. Adapters (--lora), fewer bits for "
-            "the teacher (--teacher-bits), a smaller student or shorter sequences need less."
+            f"Nothing fits: {least} lacks {missing:.1f} GB and needs a GPU of {needed} GB. To use less memory, add adapters "
+            "(--lora), use fewer bits for the teacher (--teacher-bits), a smaller student, or shorter sequences."
         )

@@ -1,4 +1,4 @@
-"""Configs of well-known model families by name, so that memory can be planned before anything is downloaded."""
+"""Configs of well-known models by name, so that `sad plan` needs no download."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _opt(width: int, layers: int, heads: int, **other: Any) -> dict[str, Any]:
 
 
 def _gated(kind: str, vocab: int, positions: int, **fixed: Any):
-    """(H, I, layers, heads, key heads, tied) to a config of the LLaMA kind."""
+    """Returns a function from (H, I, layers, heads, key heads, tied) to the config of a model with a gated MLP."""
 
     def config(width: int, mlp: int, layers: int, heads: int, key_heads: int, tied: bool = False, **other: Any):
         return {
@@ -47,10 +47,10 @@ _llama = _gated("llama", 32000, 2048)
 _llama3 = _gated("llama", 128256, 8192)
 _llama32 = _gated("llama", 128256, 131072)
 _qwen25 = _gated("qwen2", 151936, 32768)
-_qwen25_large = _gated("qwen2", 152064, 131072)  # of 7B and more, whose embeddings are padded further
+_qwen25_large = _gated("qwen2", 152064, 131072)  # models from 7B on pad their embeddings further
 _qwen3 = _gated("qwen3", 151936, 40960, head_dim=128)
 
-# The numbers that decide sizes; what is not named has transformers' default for the architecture.
+# Only the fields that decide sizes. All others have the default of transformers for the architecture.
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 24, 16),
@@ -87,21 +87,21 @@ _SUFFIXES = ("-instruct", "-base", "-hf")
 
 
 def config_of(argument: str, model: str) -> PretrainedConfig:
-    """The config of a model in a folder or of a well-known one; nothing is downloaded.
+    """Returns the config of a model folder or of a well-known model. Downloads nothing.
 
     Args:
-        argument: What the user calls it, for messages: "teacher", "student".
-        model: A folder with a `config.json`, or a name in `CONFIGS`; an organisation in front of it ("facebook/opt-13b"),
-            capitals, and "-Instruct", "-Base" or "-hf" behind it make no difference.
+        argument: The argument's name for error messages: "teacher", "student".
+        model: A folder with a `config.json`, or a name in `CONFIGS`. The name may have an organization in front
+            ("facebook/opt-13b"), capitals, and the suffix "-Instruct", "-Base" or "-hf".
 
     Raises:
-        InputError: It is neither.
+        InputError: `model` is neither, or its config cannot be read.
     """
     if Path(model).is_dir():
         path = check_model_dir(argument, model)
         try:
             return AutoConfig.from_pretrained(path, local_files_only=True)
-        except Exception as error:  # of many kinds, of a file that somebody wrote
+        except Exception as error:  # transformers raises many types for a malformed file
             remedy = "Load it with AutoConfig.from_pretrained to see the whole error."
             raise InputError(str(path / "config.json"), "a config of transformers", str(error), remedy) from error
     name = _plain(model)

@@ -1,5 +1,5 @@
-"""The teacher's likeliest tokens on disk: written by one pass of the teacher, read in place of it when the student trains.
+"""The teacher's top-k log-probabilities on disk, which training reads instead of running the teacher.
 
-`rows` are the numbers of one token, `packed` their bytes, `shard` files of them, `index` their list, `folder` their place.
-`teacher` and `writer` make a cache, `reader` and `loss` train from one; `make` is the command.
+`options` declares the options of `sad cache`, and `make` runs the command. `metadata` identifies a cache. `rows` computes
+the values per token and packs them into bytes, `storage` keeps them in files, `writer` and `reader` write and read a cache.
 """

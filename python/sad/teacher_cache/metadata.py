@@ -1,4 +1,4 @@
-"""What makes one teacher cache another: every file of a cache carries it, and nothing is mixed or read under another."""
+"""Identifies a teacher cache and its examples. Every file of a cache stores the metadata, so caches never mix."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sad.errors import InputError
+from sad.teacher_cache.options import DTYPES
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = "sad teacher cache"
 VERSION = 1
-DTYPES = ("uint16", "float32")
 
 
 @dataclass(frozen=True)
 class CacheMetadata:
-    """How a cache was made.
+    """The properties that all files of a cache share.
 
     Args:
-        top_k: Tokens listed per row.
-        vocab_size: Columns of the teacher's softmax, V.
-        dtype: How log-probabilities are stored, a name in `DTYPES`.
+        top_k: k, log-probabilities per row.
+        vocab_size: V, columns of the teacher's softmax.
+        dtype: Storage of the log-probabilities: "uint16" or "float32".
         tokenizer: `tokenizer_digest` of the tokenizer.
         teacher: `sad.model_parts.model_digest` of the teacher.
-        teacher_dtype: Of its weights.
-        teacher_name: What it is called; for people.
+        teacher_dtype: Dtype of the teacher's weights.
+        teacher_name: Name of the teacher for messages. It does not take part in comparisons.
+
+    Raises:
+        InputError: `dtype` or `top_k` is out of range.
     """
 
     top_k: int
@@ -51,57 +55,65 @@ class CacheMetadata:
             expected = f"from 1 to the {self.vocab_size} columns of the softmax"
             raise InputError("top_k", expected, repr(self.top_k), "64 is usual.")
 
-    def record(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON object that files store."""
         return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
 
     def differences(self, other: CacheMetadata) -> tuple[str, str] | None:
-        """The fields in which `other` is not the same, in words, ours and its; None if there are none."""
+        """Returns the differing fields in words, (own values, values of `other`); None if there are none."""
         names = [item.name for item in dataclasses.fields(self) if item.compare]
         names = [name for name in names if getattr(self, name) != getattr(other, name)]
-        ours, theirs = (", ".join(f"{name} {_short(getattr(x, name))}" for name in names) for x in (self, other))
-        return (ours, theirs) if names else None
+        own, others = (", ".join(f"{name} {_shorten(getattr(x, name))}" for name in names) for x in (self, other))
+        return (own, others) if names else None
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def read_metadata(where: str, record: Any) -> CacheMetadata:
-    """`CacheMetadata` from what `record` made.
+def metadata_from_json(file: str, record: Any) -> CacheMetadata:
+    """Returns the metadata that `CacheMetadata.to_json` stored.
 
     Args:
-        where: The file, for messages.
-        record: Parsed JSON.
+        file: The file's path for error messages.
+        record: The parsed JSON.
 
     Raises:
-        InputError: It is none of a teacher cache, or of another version of the format.
+        InputError: The JSON does not belong to a teacher cache, or has another version of the format.
     """
     if not isinstance(record, Mapping) or record.get("format") != FORMAT:
-        raise InputError(where, "a file of a teacher cache", "one of something else", "Give a folder made by `sad cache`.")
+        raise InputError(file, "a file of a teacher cache", "something else", "Give a folder made by `sad cache`.")
     if record.get("version") != VERSION:
-        remedy = "Make the cache anew, or use the version of sad that made it."
-        raise InputError(where, f"version {VERSION} of the format", repr(record.get("version")), remedy)
+        remedy = "Write the cache again, or use the version of sad that wrote it."
+        raise InputError(file, f"version {VERSION} of the format", repr(record.get("version")), remedy)
     try:
         return CacheMetadata(**{item.name: record[item.name] for item in dataclasses.fields(CacheMetadata)})
     except (KeyError, TypeError, InputError) as error:
-        raise InputError(where, "the settings of a teacher cache", str(error), "Make the cache anew.") from error
+        raise InputError(file, "the metadata of a teacher cache", str(error), "Write the cache again.") from error
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all tokens and their ids. Tokenizers with one vocabulary that cut texts otherwise give other examples."""
+    """Returns a hash of all tokens and their ids.
+
+    Tokenizers with the same vocabulary but other merges produce other token ids, so `example_digest` tells them apart.
+    """
     entries = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def example_digest(input_ids: ArrayLike, span_ids: ArrayLike) -> str:
-    """The name of an example in a cache: a hash of its tokens and labels, 32 hexadecimal digits."""
+    """Returns the key of an example in a cache: a hash of its tokens and labels, 32 hexadecimal digits."""
     tokens, labels = np.asarray(input_ids, dtype="<i8"), np.asarray(span_ids, dtype=np.int8)
-    whole = len(tokens).to_bytes(8, "little") + tokens.tobytes() + labels.tobytes()
-    return hashlib.sha256(whole).hexdigest()[:32]
+    data = len(tokens).to_bytes(8, "little") + tokens.tobytes() + labels.tobytes()
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def supervised_rows(span_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The positions of one example whose next token is reasoning or action, ascending: its rows in a cache."""
-    following = np.asarray(span_ids, dtype=np.int8)[1:]
-    return np.flatnonzero((following == 1) | (following == 2))
+    """Returns the positions of an example whose next token is reasoning or action, ascending: its rows in a cache."""
+    next_ids = np.asarray(span_ids, dtype=np.int8)[1:]
+    return np.flatnonzero((next_ids == 1) | (next_ids == 2))
+
+
+def logit_columns(model: nn.Module) -> int:
+    """Returns V, the columns of the logits of a `transformers` model, or of a PEFT model of one."""
+    return int(model.config.get_text_config().vocab_size)

@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sad.errors import InputError
-from sad.teacher_cache.folder import CacheFolder
-from sad.teacher_cache.index import read_index
 from sad.teacher_cache.metadata import example_digest, supervised_rows, tokenizer_digest
 from sad.teacher_cache.rows import TeacherRows, concatenate, no_rows
-from sad.teacher_cache.shard import Entry, ShardHeader, read_header, read_rows
+from sad.teacher_cache.storage import CacheFolder, Entry, ShardHeader, read_header, read_index, read_rows
 from sad.trajectories.labels import span_ids_of
 
 if TYPE_CHECKING:
@@ -25,106 +23,133 @@ if TYPE_CHECKING:
 
 
 class TeacherCache:
-    """A finished cache. Examples are found by what they are, so order and choice of the training data are free.
+    """A finished teacher cache.
 
-    Opening reads the index alone. Rows are read when they are asked for, by whichever process asks: local files through
-    memory maps, which processes share. What is read is compared with its checksum.
+    The cache looks examples up by a hash of their tokens and labels, so training may use any part of it in any order.
+    Opening reads only the index. Each process reads rows when it needs them: local files through memory maps that all
+    processes share. A checksum verifies the rows of each example.
 
     Args:
-        path: The folder or URL.
+        path: Folder or URL of the cache.
 
     Attributes:
-        settings: `CacheMetadata`, how it was made.
-        rows: How many tokens it holds.
+        metadata: `CacheMetadata`, the properties of the cache.
+        rows: Number of supervised tokens.
 
     Raises:
         InputError: There is no finished cache, or it is damaged.
+
+    Example:
+        >>> cache = sad.TeacherCache("teacher-cache")
+        >>> rows = cache.read(example["input_ids"], example["span_ids"])
+        >>> rows.ids.shape, rows.logprobs.shape  # (R, k), (R, k)
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self._folder = CacheFolder(path, "teacher_cache")
         index = read_index(self._folder)
-        self.settings, self.rows = index.settings, index.rows()
+        self.metadata = index.metadata
+        self.rows = sum(entry.rows for shard in index.shards for entry in shard.entries)
         self._sizes = {shard.name: shard.size for shard in index.shards}
-        self._places: dict[str, tuple[str, int, Entry]] = {}
+        self._locations: dict[str, tuple[str, int, Entry]] = {}
         for shard in index.shards:
             first = 0
             for entry in shard.entries:
-                self._places[entry.digest] = (shard.name, first, entry)
+                self._locations[entry.digest] = (shard.name, first, entry)
                 first += entry.rows
         self._headers: dict[str, ShardHeader] = {}
 
     def __str__(self) -> str:
-        known = self.settings
+        k, columns, teacher = self.metadata.top_k, self.metadata.vocab_size, self.metadata.teacher_name or "a teacher"
         tokens = f"{self.rows} supervised tokens of {len(self)} trajectories"
-        return f"{known.top_k} of {known.vocab_size} log-probabilities of {known.teacher_name or 'a teacher'} for {tokens}"
+        return f"{k} of {columns} log-probabilities of {teacher} for {tokens}"
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._places
+        return digest in self._locations
 
     def __len__(self) -> int:
-        """How many examples it holds."""
-        return len(self._places)
+        """Number of examples."""
+        return len(self._locations)
 
     def read(self, input_ids: Sequence[int], span_ids: Sequence[int]) -> TeacherRows:
-        """The teacher at the supervised positions of an example, those whose next token has a span, ascending.
+        """Returns the teacher's rows at the R supervised positions of an example, in ascending order.
+
+        A position is supervised if its next token is reasoning or action.
 
         Args:
-            input_ids: (T,)
-            span_ids: (T,)
+            input_ids: (T,) token ids.
+            span_ids: (T,) labels.
 
         Raises:
-            InputError: The example is not in the cache, or its bytes are damaged.
+            InputError: The example is not in the cache, or its rows are damaged.
         """
-        name, first, entry = self._place(input_ids, span_ids)
+        name, first, entry = self._locate(input_ids, span_ids)
         if name not in self._headers:
             header = read_header(self._folder, name, self._sizes[name])
-            if differ := self.settings.differences(header.settings):
-                remedy = "Make the cache anew in an empty folder."
-                raise InputError(self._folder.where(name), f"a file with {differ[0]}", f"one with {differ[1]}", remedy)
+            if differ := self.metadata.differences(header.metadata):
+                remedy = "Write the cache again into an empty folder."
+                raise InputError(
+                    self._folder.display_path(name), f"a file with {differ[0]}", f"one with {differ[1]}", remedy
+                )
             self._headers[name] = header
-        return read_rows(self._folder, name, self._headers[name], first, entry, self.settings)
+        return read_rows(self._folder, name, self._headers[name], first, entry)
 
     def read_all(self, tokens: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> TeacherRows:
-        """`read` of several examples, one after the other; those without a supervised position have no rows."""
+        """Returns the concatenated rows of several examples. Examples without a supervised position have no rows.
+
+        Args:
+            tokens: B sequences of token ids.
+            labels: B sequences of span ids.
+
+        Raises:
+            InputError: An example is not in the cache, or its rows are damaged.
+        """
         pairs = [(ids, kinds) for ids, kinds in zip(tokens, labels) if len(supervised_rows(kinds))]
-        return concatenate([no_rows(self.settings.top_k), *(self.read(*pair) for pair in pairs)])
+        return concatenate([no_rows(self.metadata.top_k), *(self.read(*pair) for pair in pairs)])
 
     def entropy_sums(self, dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> Tensor:
-        """(n,) float64: the teacher's entropy summed over the supervised positions of each example, nats; from the index."""
+        """Returns the teacher's entropy summed over the supervised positions of each example, (n,) float64 in nats.
+
+        Reads only the index.
+
+        Args:
+            dataset: n examples, as `sad.SpanCollator` takes them.
+            max_length: Tokens per example; None: all.
+
+        Raises:
+            InputError: An example is not in the cache.
+        """
         sums = torch.zeros(len(dataset), dtype=torch.float64)
         for number, tokens, labels in _examples(dataset, max_length):
             if len(supervised_rows(labels)):
-                sums[number] = self._place(tokens, labels)[2].entropy
+                sums[number] = self._locate(tokens, labels)[2].entropy
         return sums
 
-    def _place(self, input_ids: Sequence[int], span_ids: Sequence[int]) -> tuple[str, int, Entry]:
-        """File, first row, and entry of an example."""
+    def _locate(self, input_ids: Sequence[int], span_ids: Sequence[int]) -> tuple[str, int, Entry]:
+        """Returns the shard, the first row in it, and the entry of an example."""
         digest = example_digest(input_ids, span_ids)
-        if digest not in self._places:
+        if digest not in self._locations:
             raise self._missing(f"one of {len(input_ids)} tokens that is not")
-        return self._places[digest]
-
-    # --- whether it can stand in for a teacher ---
+        return self._locations[digest]
 
     def check_examples(self, dataset: Sequence[Mapping[str, Any]], max_length: int | None, name: str = "data") -> None:
-        """Every example that has a supervised token is in the cache.
+        """Checks that the cache holds every example that has a supervised token.
 
         Args:
-            dataset: Examples as the collator takes them.
-            max_length: Where they are cut.
-            name: What the data are called, for messages.
+            dataset: Examples as `sad.SpanCollator` takes them.
+            max_length: Tokens per example; None: all.
+            name: Name of the dataset for error messages.
 
         Raises:
-            InputError: One is not, or the dataset cannot be gone through beforehand.
+            InputError: An example is missing, or the dataset is iterable only.
         """
         if not hasattr(dataset, "__len__"):
-            remedy = "Give a dataset with a length, or a live teacher."
-            raise InputError(name, "a dataset whose examples can be looked up in the cache", "an iterable one", remedy)
+            remedy = "Give a dataset with a length, or a teacher model."
+            raise InputError(name, "a dataset with a length, so that its examples can be checked", "an iterable one", remedy)
         missing = []
         for number, tokens, labels in _examples(dataset, max_length):
-            if len(supervised_rows(labels)) and example_digest(tokens, labels) not in self._places:
+            if len(supervised_rows(labels)) and example_digest(tokens, labels) not in self._locations:
                 missing.append((number, len(tokens)))
         if missing:
             number, length = missing[0]
@@ -134,36 +159,36 @@ class TeacherCache:
 
     def _missing(self, got: str, name: str = "data") -> InputError:
         remedy = (
-            "An example is found by its tokens and labels: run `sad cache` with this file, format and max_length into the "
-            "same folder, which adds what is missing."
+            "Run `sad cache` with this file into the same folder: it adds missing examples. --format and --max-length must "
+            "be the same as in training, because the cache looks examples up by their tokens and labels."
         )
         return InputError(name, f"examples that are in the teacher cache {self.path!r}", got, remedy)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The cache was made with this tokenizer's vocabulary.
+        """Checks that the cache was made with the vocabulary of this tokenizer.
 
         Raises:
             InputError: It was not.
         """
-        if tokenizer_digest(tokenizer) != self.settings.tokenizer:
-            remedy = "Choose a student of the teacher's family: its tokens must be the teacher's."
+        if tokenizer_digest(tokenizer) != self.metadata.tokenizer:
+            remedy = "Choose a student of the teacher's family: both must have the same tokens."
             got = f"another than that of {self.path!r}"
             raise InputError("student's tokenizer", "the tokenizer of the teacher cache", got, remedy)
 
     def check_columns(self, vocab_size: int) -> None:
-        """A student's head of `vocab_size` rows has all columns of the cached softmax.
+        """Checks that a student's head with `vocab_size` rows has all columns of the cached softmax.
 
         Raises:
-            InputError: It has fewer.
+            InputError: The head has fewer rows.
         """
-        if vocab_size < self.settings.vocab_size:
-            got = f"{self.settings.vocab_size} in {self.path!r}"
-            remedy = f"Make the cache with --vocab-size {vocab_size}: the softmax then runs over the columns that both have."
+        if vocab_size < self.metadata.vocab_size:
+            got = f"{self.metadata.vocab_size} in {self.path!r}"
+            remedy = f"Make the cache with --vocab-size {vocab_size}: its softmax then covers the columns of both models."
             raise InputError("teacher_cache", f"a softmax over at most the student's {vocab_size} columns", got, remedy)
 
 
 def _examples(dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> Iterator[tuple[int, NDArray, NDArray]]:
-    """Number, tokens and labels of each example, cut."""
+    """Yields the number, the tokens and the labels of each example, truncated to `max_length`."""
     for number in range(len(dataset)):
         example = dataset[number]
         [labels] = span_ids_of([example], max_length)
@@ -171,5 +196,5 @@ def _examples(dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> I
 
 
 def open_cache(cache: TeacherCache | str | os.PathLike) -> TeacherCache:
-    """A cache from its path, or as it is."""
+    """Returns the cache at a path. An open cache is returned unchanged."""
     return cache if isinstance(cache, TeacherCache) else TeacherCache(cache)

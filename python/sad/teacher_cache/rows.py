@@ -1,4 +1,15 @@
-"""What a cache knows of the teacher at one position: the likeliest tokens, what is left, and the whole entropy."""
+"""The cached values of one token, computed from the teacher's logits, and their packed form on disk.
+
+The packed form stores few bytes per row. Ids ascend, so 16 bits of each are stored and, for V > 65,536, the number of ids
+below each multiple of 65,536. Log-probabilities are stored as float32, or as uint16 levels below the row's largest:
+
+    d = max log p - log p,   span = the row's largest finite d,   level = round(65534 d / span),   65535 if p = 0
+
+At k = 64 this is ten times more precise than float16 of d, and a hundred times more precise than float16 of log p
+(`docs/cache.md`). The largest log-probability is not stored: the top-k probabilities sum to 1 - rest, and `unpack` restores
+this sum, so that rounding does not leak into the probability of the rest. A token other than the most likely one has a
+level of at least 1.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +20,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sad.teacher_cache.metadata import CacheMetadata
+
+_BLOCK = 1 << 16
+_MAX_LEVEL = 65534
+_ZERO_PROBABILITY = 65535
+
 
 class TeacherRows(NamedTuple):
     """R rows of the teacher's softmax at temperature 1.
 
-    `ids` (R, k) int32, the likeliest columns in ascending order; `logprobs` (R, k) float32, theirs; `rest` (R,) float32, the
-    probability of all other columns; `entropy` (R,) float32, of the whole softmax, nats; `argmax` (R,) int32, the likeliest
-    column, the lowest of equals.
+    Attributes:
+        ids: (R, k) int32, the top-k columns in ascending order.
+        logprobs: (R, k) float32, their log-probabilities.
+        rest: (R,) float32, the probability of all other columns together.
+        entropy: (R,) float32, the entropy of the whole softmax in nats.
+        argmax: (R,) int32, the most likely column, the lowest if several are equal.
     """
 
     ids: NDArray[np.int32]
@@ -25,56 +45,132 @@ class TeacherRows(NamedTuple):
     argmax: NDArray[np.int32]
 
     def part(self, rows: slice) -> TeacherRows:
-        """Some of them."""
+        """Returns a slice of the rows."""
         return TeacherRows(*(x[rows] for x in self))
 
 
 def concatenate(parts: list[TeacherRows]) -> TeacherRows:
-    """One after the other."""
+    """Returns the rows of all parts in order."""
     return TeacherRows(*map(np.concatenate, zip(*parts)))
 
 
 def no_rows(top_k: int) -> TeacherRows:
-    """R = 0."""
+    """Returns `TeacherRows` with R = 0."""
     lists = (np.zeros((0, top_k), dtype) for dtype in (np.int32, np.float32))
     return TeacherRows(*lists, *(np.zeros(0, dtype) for dtype in (np.float32, np.float32, np.int32)))
 
 
-def rows_of_logits(logits: Tensor, top_k: int) -> TeacherRows:
-    """Reads R rows of logits.
+def rows_from_logits(logits: Tensor, top_k: int) -> TeacherRows:
+    """Computes the cached values of R rows of logits.
 
     Args:
-        logits: (R, V), of any floating-point dtype, on any device.
+        logits: (R, V), any floating-point dtype, any device.
         top_k: k <= V.
 
     Returns:
-        Rows in the CPU's memory. Where logits are NaN or +inf, the entropy is NaN.
+        Rows in CPU memory. The entropy of a row with NaN or +inf logits is NaN.
     """
     logits = logits.float()
     ids = logits.topk(top_k, dim=-1, sorted=False).indices.sort(dim=-1).values
     argmax = logits.argmax(-1)
     z = logits - logits.amax(-1, keepdim=True)
     p = z.exp()
-    total = p.sum(-1)  # a sum in pairs; that inside of `log_softmax` on a CPU is off by 1e-4 at V = 50,000
-    listed = z.gather(1, ids) - total.log()[:, None]
-    of_z = z.clamp_(min=torch.finfo(z.dtype).min).mul_(p).sum(-1)  # 0 where p is 0, not 0 x inf
-    entropy = total.log() - of_z / total
-    rest = p.scatter_(1, ids, 0.0).sum(-1) / total  # a sum of what is left: 1 - sum of the listed has no digits of 1e-8
-    parts = (ids.int(), listed, rest, entropy, argmax.int())
+    total = p.sum(-1)  # pairwise; the sum inside of the CPU's `log_softmax` is off by 1e-4 at V = 50,000
+    logprobs = z.gather(1, ids) - total.log()[:, None]
+    weighted = z.clamp_(min=torch.finfo(z.dtype).min).mul_(p).sum(-1)  # the clamp avoids 0 * -inf
+    entropy = total.log() - weighted / total
+    rest = p.scatter_(1, ids, 0.0).sum(-1) / total  # 1 - sum of the top k would lose a rest of 1e-8 to rounding
+    parts = (ids.int(), logprobs, rest, entropy, argmax.int())
     return TeacherRows(*(x.cpu().numpy() for x in parts))
 
 
 def tail_spread(rows: TeacherRows, vocab_size: int) -> NDArray[np.float64]:
-    """(R,) what the list does not show of each row, nats.
+    """Returns the part of the KL that the cache cannot show for a student with a uniform tail, (R,) in nats.
 
-    A student is compared with k listed tokens and the probability of all others together. The KL to the whole teacher is
-    more by rest * KL(teacher's tail || student's tail); this is that for a student to whom all tokens of the tail are alike.
+    The loss from a cache compares k tokens and one bucket for all others. It is smaller than the KL to the whole teacher by
+    rest * KL(teacher's tail || student's tail). This is that difference if the student's tail is uniform.
     """
-    unlisted = vocab_size - rows.ids.shape[1]
-    if unlisted == 0:
+    tail_columns = vocab_size - rows.ids.shape[1]
+    if tail_columns == 0:
         return np.zeros(len(rows.rest))
     log_p, rest = rows.logprobs.astype(np.float64), rows.rest.astype(np.float64)
-    of_listed = np.where(log_p == -np.inf, 0.0, np.exp(log_p) * np.where(log_p == -np.inf, 0.0, log_p)).sum(1)
-    of_tail = -rows.entropy.astype(np.float64) - of_listed  # sum of p log p over the tail
-    uniform = rest * np.log(np.maximum(rest, np.finfo(np.float64).tiny) / unlisted)
-    return np.maximum(of_tail - uniform, 0.0)
+    topk_sum = np.where(log_p == -np.inf, 0.0, np.exp(log_p) * np.where(log_p == -np.inf, 0.0, log_p)).sum(1)
+    tail_sum = -rows.entropy.astype(np.float64) - topk_sum  # sum of p log p over the tail
+    uniform = rest * np.log(np.maximum(rest, np.finfo(np.float64).tiny) / tail_columns)
+    return np.maximum(tail_sum - uniform, 0.0)
+
+
+class Column(NamedTuple):
+    """One packed array: its dtype, and its numbers per row (0: one number and no second dimension)."""
+
+    dtype: np.dtype
+    width: int
+
+    def row_bytes(self) -> int:
+        """Returns the bytes per row."""
+        return self.dtype.itemsize * max(1, self.width)
+
+    def from_bytes(self, data: bytes | NDArray[np.uint8], rows: int) -> NDArray:
+        """Returns the array of `rows` rows that has these bytes."""
+        return np.frombuffer(data, self.dtype).reshape((rows, self.width) if self.width else (rows,))
+
+
+def packed_columns(metadata: CacheMetadata) -> dict[str, Column]:
+    """Returns the packed arrays by name, in the order of the checksum."""
+    k, blocks = metadata.top_k, (metadata.vocab_size - 1) // _BLOCK
+    named = {"ids": ("<u2", k)}
+    if blocks:
+        named["ids_below"] = ("<u4", blocks)
+    named |= {"levels": ("<u2", k), "span": ("<f4", 0)} if metadata.dtype == "uint16" else {"logprobs": ("<f4", k)}
+    named |= {"rest": ("<f4", 0), "entropy": ("<f4", 0), "argmax": ("<i4", 0)}
+    return {name: Column(np.dtype(dtype), width) for name, (dtype, width) in named.items()}
+
+
+def row_bytes(metadata: CacheMetadata) -> int:
+    """Returns the bytes per row on disk."""
+    return sum(column.row_bytes() for column in packed_columns(metadata).values())
+
+
+def pack(rows: TeacherRows, metadata: CacheMetadata) -> dict[str, NDArray]:
+    """Returns the arrays that `packed_columns` names."""
+    packed: dict[str, NDArray] = {"ids": (rows.ids % _BLOCK).astype("<u2")}
+    blocks = (metadata.vocab_size - 1) // _BLOCK
+    if blocks:
+        borders = _BLOCK * np.arange(1, blocks + 1)
+        packed["ids_below"] = (rows.ids[:, None, :] < borders[:, None]).sum(-1).astype("<u4")
+    if metadata.dtype == "uint16":
+        packed["levels"], packed["span"] = _to_levels(rows.logprobs)
+    else:
+        packed["logprobs"] = rows.logprobs.astype("<f4")
+    return packed | {"rest": rows.rest, "entropy": rows.entropy, "argmax": rows.argmax}
+
+
+def unpack(packed: dict[str, NDArray], metadata: CacheMetadata) -> TeacherRows:
+    """Returns the rows that `pack` packed. The log-probabilities are equal up to rounding."""
+    ids = packed["ids"].astype(np.int32)
+    if "ids_below" in packed:
+        index = np.arange(ids.shape[1])
+        ids += _BLOCK * (index >= packed["ids_below"][:, :, None].astype(np.int64)).sum(1, dtype=np.int32)
+    if metadata.dtype == "uint16":
+        logprobs = _from_levels(packed["levels"], packed["span"], packed["rest"])
+    else:
+        logprobs = np.array(packed["logprobs"], np.float32)
+    return TeacherRows(ids, logprobs, *(np.array(packed[name]) for name in ("rest", "entropy", "argmax")))
+
+
+def _to_levels(logprobs: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    below = logprobs.max(1, keepdims=True).astype(np.float64) - logprobs
+    span = np.where(np.isinf(below), 0, below).max(1).astype("<f4")
+    share = np.where(np.isinf(below), 0, below) / np.maximum(span, np.finfo(np.float32).tiny)[:, None]
+    levels = np.clip(np.rint(_MAX_LEVEL * share), below > 0, _MAX_LEVEL)
+    levels[np.isinf(below)] = _ZERO_PROBABILITY
+    return levels.astype("<u2"), span
+
+
+def _from_levels(levels: NDArray[np.uint16], span: NDArray[np.float32], rest: NDArray[np.float32]) -> NDArray[np.float32]:
+    below = span.astype(np.float64)[:, None] / _MAX_LEVEL * levels
+    below[levels == _ZERO_PROBABILITY] = np.inf
+    topk_probability = 1.0 - np.minimum(rest.astype(np.float64), 1.0)
+    with np.errstate(divide="ignore"):
+        largest = np.log(topk_probability / np.exp(-below).sum(1))
+    return (largest[:, None] - below).astype(np.float32)

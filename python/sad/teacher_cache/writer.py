@@ -1,40 +1,56 @@
-"""Writes a teacher cache: one pass over what is missing, in any number of processes, going on where a killed one stopped."""
+"""Writes a teacher cache: one pass of the teacher over the missing examples, in one or several processes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from sad.errors import InputError
-from sad.teacher_cache.folder import CacheFolder, partial_of
-from sad.teacher_cache.index import NAME, write_index
+from sad.model_parts import split_model
 from sad.teacher_cache.metadata import CacheMetadata, example_digest, supervised_rows
-from sad.teacher_cache.packed import row_bytes
-from sad.teacher_cache.rows import TeacherRows
-from sad.teacher_cache.shard import SHARD_NAME, DamagedFileError, ShardHeader, read_column, read_header, shard_bytes
-from sad.teacher_cache.teacher import RowReader
-from sad.trajectories.batching import batches_by_length
+from sad.teacher_cache.options import BATCH_TOKENS
+from sad.teacher_cache.rows import TeacherRows, concatenate, row_bytes, rows_from_logits
+from sad.teacher_cache.storage import (
+    INDEX_NAME,
+    PARTIAL_NAME,
+    SHARD_NAME,
+    CacheFolder,
+    DamagedFileError,
+    ShardHeader,
+    read_column,
+    read_header,
+    serialize_shard,
+    write_index,
+)
+from sad.trajectories.batching import batches_by_length, pad_batch
 
-SHARD_BYTES = 32 << 20  # at most this much work is done twice after a kill
-BATCH_TOKENS = 4096
-_UNFINISHED = partial_of(f"{SHARD_NAME.pattern}|{re.escape(NAME)}")
-_Decision = TypeVar("_Decision")
+SHARD_BYTES = 32 << 20  # an interrupted process repeats at most this much work
+_CHUNK_BYTES = 64 << 20  # float32 logits per chunk; `rows_from_logits` allocates three more buffers of this size
+_Result = TypeVar("_Result")
 Example = Mapping[str, Sequence[int]]
+
+logger = logging.get_logger(__name__)
 
 
 class CacheReport(NamedTuple):
-    """A finished cache in numbers, over all of its tokens.
+    """Statistics of a finished cache, over all of its tokens.
 
-    `tokens`; `bytes_per_token` of all files but the index; `mass` and `mass_low`, the probability of the listed tokens, mean
-    and 1st percentile; `tail_spread`, what the lists hide, nats, mean (`sad.teacher_cache.rows.tail_spread`).
+    Attributes:
+        tokens: Supervised tokens.
+        bytes_per_token: Bytes per token of all files except the index.
+        mass: Probability of the top-k tokens, mean.
+        mass_low: Probability of the top-k tokens, 1st percentile.
+        tail_spread: KL that the cache cannot show for a student with a uniform tail, mean in nats
+            (`sad.teacher_cache.rows.tail_spread`).
     """
 
     tokens: int
@@ -48,57 +64,59 @@ def write_teacher_cache(
     teacher: nn.Module,
     examples: Sequence[Example],
     path: str | Path,
-    settings: CacheMetadata,
+    metadata: CacheMetadata,
     *,
     batch_tokens: int = BATCH_TOKENS,
     shard_size: int = SHARD_BYTES,
     show_progress: bool = True,
 ) -> CacheReport:
-    """Runs the teacher over the examples that the cache does not hold yet, and adds them.
+    """Runs the teacher over the examples that the cache lacks, and adds them.
 
-    Every process of a distributed run calls this and takes its share of the batches. Each writes files of its own, which say
-    what they hold; the index comes last. So a run that was killed leaves whole files, and the next one, of any number of
-    processes, computes the rest.
+    Every process of a distributed run calls this function and computes its share of the batches into shards of its own. An
+    interrupted run leaves complete shards. The next run, with any number of processes, computes the rest.
 
     Args:
-        teacher: A causal language model, on the device where it is to run. Put into evaluation mode.
+        teacher: A causal language model on its device. The function switches it to evaluation mode.
         examples: Mappings with `input_ids` and `span_ids`.
-        path: Folder or URL of the cache: new, unfinished, or finished.
-        settings: What the cache is; those of a cache that exists must be the same.
-        batch_tokens: Tokens of a batch, padding included.
-        shard_size: Bytes after which a file is written.
-        show_progress: A bar with tokens per second, in the first process of each machine.
+        path: Folder or URL of the cache: new, unfinished or finished.
+        metadata: Identifies the cache. An existing cache must have equal metadata.
+        batch_tokens: Tokens per batch, padding included.
+        shard_size: Bytes after which a shard is written.
+        show_progress: Whether the first process of each machine shows a progress bar.
+
+    Returns:
+        Statistics of the whole cache.
 
     Raises:
-        InputError: The folder holds another cache or something else, no example has a supervised token, or the teacher's
-            logits are NaN.
+        InputError: The folder holds another cache or other files, no example has a supervised token, or the teacher's
+            logits are NaN or infinite.
     """
     state, folder = PartialState(), CacheFolder(path)
     by_digest = {example_digest(x["input_ids"], x["span_ids"]): x for x in examples if len(supervised_rows(x["span_ids"]))}
     if not by_digest:
-        raise InputError("data", "examples with reasoning or actions", "none", "See with `sad inspect` what was found.")
+        raise InputError("data", "examples with reasoning or actions", "none", "Check the data with `sad inspect`.")
 
     def missing() -> list[str]:
-        held = {entry.digest for header in read_shards(folder, settings).values() for entry in header.entries}
-        return [digest for digest in by_digest if digest not in held]
+        written = {entry.digest for header in read_shards(folder, metadata).values() for entry in header.entries}
+        return [digest for digest in by_digest if digest not in written]
 
-    todo = _agree(state, missing)
-    lengths = [len(by_digest[digest]["input_ids"]) for digest in todo]
+    digests = _run_on_main(state, missing)
+    lengths = [len(by_digest[digest]["input_ids"]) for digest in digests]
     batches = batches_by_length(lengths, batch_tokens)[state.process_index :: state.num_processes]
     if batches:
-        reader = RowReader(teacher, settings.top_k, settings.vocab_size)
-        named = [[(todo[i], by_digest[todo[i]]) for i in batch] for batch in batches]
-        _write_shards(reader, named, folder, settings, shard_size, show_progress and state.is_local_main_process)
+        runner = TeacherRunner(teacher, metadata.top_k, metadata.vocab_size)
+        named = [[(digests[i], by_digest[digests[i]]) for i in batch] for batch in batches]
+        _write_shards(runner, named, folder, metadata, shard_size, show_progress and state.is_local_main_process)
     state.wait_for_everyone()
-    return _agree(state, lambda: _finish(folder, settings, list(by_digest)))
+    return _run_on_main(state, lambda: _finish(folder, metadata, list(by_digest)))
 
 
-def _agree(state: PartialState, decide: Callable[[], _Decision]) -> _Decision:
-    """What `decide` returns in the main process, in all of them, or its error."""
+def _run_on_main(state: PartialState, compute: Callable[[], _Result]) -> _Result:
+    """Runs `compute` in the main process. Returns its result, or raises its `InputError`, in all processes."""
     found: list[Any] = [None]
     if state.is_main_process:
         try:
-            found = [decide()]
+            found = [compute()]
         except InputError as error:
             found = [error]
     broadcast_object_list(found)
@@ -107,15 +125,15 @@ def _agree(state: PartialState, decide: Callable[[], _Decision]) -> _Decision:
     return found[0]
 
 
-def read_shards(folder: CacheFolder, settings: CacheMetadata | None = None) -> dict[str, ShardHeader]:
-    """The beginnings of the whole files in a folder by name. Damaged files are left out.
+def read_shards(folder: CacheFolder, metadata: CacheMetadata | None = None) -> dict[str, ShardHeader]:
+    """Returns the headers of a folder's shards by name, without damaged ones.
 
     Args:
-        folder: Where.
-        settings: What the cache must be; None: any.
+        folder: The cache.
+        metadata: The metadata that all shards must have; None: any.
 
     Raises:
-        InputError: Something else is in the folder, or a cache with other settings.
+        InputError: The folder holds other files, or a cache with other metadata.
     """
     headers = {}
     for name, size in sorted(folder.sizes().items()):
@@ -124,54 +142,107 @@ def read_shards(folder: CacheFolder, settings: CacheMetadata | None = None) -> d
                 headers[name] = read_header(folder, name, size)
             except DamagedFileError:
                 continue
-        elif name != NAME and not _UNFINISHED.fullmatch(name):
+        elif name != INDEX_NAME and not PARTIAL_NAME.fullmatch(name):
             got = f"{folder.url!r}, which holds {name!r}"
-            raise InputError("out", "a new or empty folder, or one of a teacher cache", got, "Choose another folder.")
-    for name, header in headers.items() if settings is not None else ():
-        if differ := settings.differences(header.settings):
-            remedy = "Repeat the command that began it, or choose another folder."
-            raise InputError("out", f"a cache with {differ[0]}", f"{differ[1]} in {folder.where(name)!r}", remedy)
+            raise InputError("out", "a new or empty folder, or a teacher cache", got, "Choose another folder.")
+    for name, header in headers.items() if metadata is not None else ():
+        if differ := metadata.differences(header.metadata):
+            remedy = "Use the same options as the command that made the cache, or choose another folder."
+            raise InputError("out", f"a cache with {differ[0]}", f"{differ[1]} in {folder.display_path(name)!r}", remedy)
     return headers
 
 
+class TeacherRunner:
+    """Runs a teacher in evaluation mode and computes the rows of its supervised positions.
+
+    Only supervised positions are projected onto the vocabulary. If the model cannot be split into backbone and head, the
+    runner warns and computes the logits of all tokens.
+
+    Args:
+        model: A causal language model on its device.
+        top_k: Columns per row.
+        vocab_size: The softmax runs over the first `vocab_size` columns.
+    """
+
+    def __init__(self, model: nn.Module, top_k: int, vocab_size: int) -> None:
+        self._model, self._top_k, self._vocab_size = model.eval(), top_k, vocab_size
+        try:
+            self._parts = split_model(model)
+        except ValueError as error:
+            logger.warning("The teacher computes the logits of all tokens because it cannot be split: %s.", error)
+            self._parts = None
+
+    @torch.no_grad()
+    def run(self, examples: Sequence[Example]) -> Iterator[TeacherRows]:
+        """Yields the rows of each example, from one forward over all of them.
+
+        Args:
+            examples: B mappings with `input_ids` and `span_ids`.
+
+        Raises:
+            InputError: The teacher's logits are NaN or infinite.
+        """
+        device = self._model.device
+        tokens, labels = ([example[name] for example in examples] for name in ("input_ids", "span_ids"))
+        batch = {name: x.to(device) for name, x in pad_batch(tokens, labels).items()}
+        positions = batch.pop("loss_rows")
+        del batch["span_ids"]
+        if self._parts is None:
+            options = {"use_cache": False} if hasattr(self._model, "config") else {}
+            output, head = self._model(**batch, **options).logits, None
+        else:
+            output, head = self._parts.hidden(batch), self._parts.head()
+        output = output.flatten(0, 1)[positions.to(output.device)]
+        parts = []
+        for chunk in output.split(max(1, _CHUNK_BYTES // (4 * self._vocab_size))):
+            logits: Tensor = chunk if head is None else head.logits(chunk)
+            parts.append(rows_from_logits(logits[:, : self._vocab_size], self._top_k))
+        rows = concatenate(parts)
+        if not np.isfinite(rows.entropy).all():
+            remedy = "Run it in bfloat16 or float32: --teacher-dtype."
+            raise InputError("teacher", "finite logits", "NaN or infinite logits", remedy)
+        start = 0
+        for example in examples:
+            stop = start + len(supervised_rows(example["span_ids"]))
+            yield rows.part(slice(start, stop))
+            start = stop
+
+
 def _write_shards(
-    reader: RowReader,
+    runner: TeacherRunner,
     batches: list[list[tuple[str, Example]]],
     folder: CacheFolder,
-    settings: CacheMetadata,
+    metadata: CacheMetadata,
     shard_size: int,
     show: bool,
 ) -> None:
     total = sum(len(supervised_rows(example["span_ids"])) for batch in batches for _, example in batch)
-    waiting: list[tuple[str, TeacherRows]] = []
+    pending: list[tuple[str, TeacherRows]] = []
     size = 0
     with tqdm(total=total, desc="teacher", unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:
-        for digest, rows in _rows(reader, batches):
-            waiting.append((digest, rows))
-            size += len(rows.rest) * row_bytes(settings)
-            bar.update(len(rows.rest))
-            if size >= shard_size:
-                folder.write(*shard_bytes(waiting, settings))
-                waiting, size = [], 0
-    if waiting:
-        folder.write(*shard_bytes(waiting, settings))
+        for batch in batches:
+            for (digest, _), rows in zip(batch, runner.run([example for _, example in batch])):
+                pending.append((digest, rows))
+                size += len(rows.rest) * row_bytes(metadata)
+                bar.update(len(rows.rest))
+                if size >= shard_size:
+                    folder.write(*serialize_shard(pending, metadata))
+                    pending, size = [], 0
+    if pending:
+        folder.write(*serialize_shard(pending, metadata))
 
 
-def _rows(reader: RowReader, batches: list[list[tuple[str, Example]]]) -> Iterator[tuple[str, TeacherRows]]:
-    for batch in batches:
-        yield from zip([digest for digest, _ in batch], reader.read([example for _, example in batch]))
-
-
-def _finish(folder: CacheFolder, settings: CacheMetadata, wanted: list[str]) -> CacheReport:
-    """Lists the files, deletes what is not part of the cache, and reads what is to be reported."""
-    headers = read_shards(folder, settings)
-    held = {entry.digest for header in headers.values() for entry in header.entries}
-    if lacking := [digest for digest in wanted if digest not in held]:
-        got = f"{len(lacking)} missing after the pass"
-        raise InputError(folder.url, "all examples in the files written", got, "Let one run at a time write into a folder.")
+def _finish(folder: CacheFolder, metadata: CacheMetadata, digests: list[str]) -> CacheReport:
+    """Writes the index, deletes damaged and partial files, and computes the statistics."""
+    headers = read_shards(folder, metadata)
+    written = {entry.digest for header in headers.values() for entry in header.entries}
+    if missing := [digest for digest in digests if digest not in written]:
+        got = f"{len(missing)} missing after the pass"
+        remedy = "Let only one run at a time write into a folder."
+        raise InputError(folder.url, "all examples in the written files", got, remedy)
     write_index(folder, headers)
     for name in folder.sizes():
-        if name not in headers and name != NAME:
+        if name not in headers and name != INDEX_NAME:
             folder.remove(name)
     rest = np.concatenate([read_column(folder, name, header, "rest") for name, header in headers.items()])
     mass = 1.0 - rest.astype(np.float64)

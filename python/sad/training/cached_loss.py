@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sad.errors import InputError
 from sad.losses import SpanStats, fused_linear_topk_span_kl, fused_topk_span_kl
 from sad.model_parts import forward_as
+from sad.teacher_cache.metadata import logit_columns
 from sad.teacher_cache.reader import TeacherCache
-from sad.teacher_cache.teacher import head_columns
 from sad.training.collator import SpanCollator, model_inputs
 from sad.training.config import SADConfig
 from sad.training.losses import LossOutput, loss_options, parts_of
@@ -50,8 +50,8 @@ class CachedLoss:
         if args.accelerator_config is not None and args.accelerator_config.dispatch_batches:
             remedy = "Leave dispatch_batches out: it splits batches without their loss_rows."
             raise InputError("accelerator_config", "no dispatch_batches with a teacher cache", "true", remedy)
-        cache.check_columns(head_columns(student))
-        self._args, self._vocab_size = args, cache.settings.vocab_size
+        cache.check_columns(logit_columns(student))
+        self._args, self._vocab_size = args, cache.metadata.vocab_size
         self._parts = parts_of("student", student, args)
 
     def __call__(

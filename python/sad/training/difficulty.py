@@ -102,7 +102,7 @@ def measure_dataset(
     """
     path, digest, entropy = Path(args.output_dir, FILE_NAME), None, None
     if args.curriculum_gamma:
-        digest = model_digest(teacher) if cache is None else cache.settings.teacher
+        digest = model_digest(teacher) if cache is None else cache.metadata.teacher
     stored = load(path, rows.digest, digest)
     if stored is not None:
         return stored

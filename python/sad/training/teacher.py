@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from sad.errors import InputError
-from sad.teacher_cache.teacher import head_columns
+from sad.teacher_cache.metadata import logit_columns
 
 
 def place_teacher(teacher: nn.Module, device: torch.device) -> nn.Module:
@@ -50,6 +50,6 @@ def vocabulary_group(model: nn.Module, logits: Tensor, accelerator: Accelerator)
         accelerator: The accelerator, which knows the device mesh.
     """
     parallelism = getattr(accelerator, "parallelism_config", None)
-    if parallelism is None or not parallelism.tp_enabled or logits.shape[-1] >= head_columns(model):
+    if parallelism is None or not parallelism.tp_enabled or logits.shape[-1] >= logit_columns(model):
         return None
     return accelerator.torch_device_mesh["tp"].get_group()

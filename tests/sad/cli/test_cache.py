@@ -1,4 +1,4 @@
-"""`sad cache` from the command line, and `sad train` from what it leaves."""
+"""`sad cache` from the command line, and `sad train` from the cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAME = ["--max-length", "96", "--format", "sad"]
 
 @pytest.fixture(scope="module")
 def cache(folder, tmp_path_factory):  # noqa: F811
-    """A cache of two files, made by the second of two commands from what the first left."""
+    """A cache of two data files. The first command writes one, the second adds the other."""
     import sys
 
     from sad.cli.main import main
@@ -36,7 +36,7 @@ def cache(folder, tmp_path_factory):  # noqa: F811
 
 
 def test_a_student_learns_from_it_without_the_teacher(sad, folder, cache, tmp_path):  # noqa: F811
-    assert TeacherCache(cache).settings.teacher_name == "teacher"
+    assert TeacherCache(cache).metadata.teacher_name == "teacher"
     paths = ["--student", folder / "student", "--data", folder / "data.jsonl", "--eval-data", folder / "eval.jsonl"]
     code, stdout, stderr = sad(
         "train", "--teacher-cache", cache, *paths, "--format", "sad", "--out", tmp_path / "run", *FAST
@@ -79,7 +79,7 @@ def test_a_second_command_reports_the_whole(sad, folder, cache):  # noqa: F811
         ("cache", ["--teacher", "nowhere"], "not a folder"),
         ("cache", ["--max-length", "500"], "128 positions"),
         ("cache", ["--format", "markers"], "sad inspect"),
-        ("train", ["--teacher", "nowhere"], "no teacher beside it"),
+        ("train", ["--teacher", "nowhere"], "teacher_cache: expected no teacher"),
         ("train", ["--student", "stranger"], "tokenizer of the teacher cache"),
         ("train", ["--temperature", "2"], "temperature"),
         ("train", ["--max-length", "20"], "missing"),

@@ -15,7 +15,7 @@ GPT2 = ("--teacher", "gpt2-xl", "--student", "gpt2", "--batch", "64", "--seq", "
 
 @pytest.fixture
 def sad_plan(monkeypatch, capsys):
-    """Runs `sad plan ...`; gives exit code, stdout and stderr."""
+    """Runs `sad plan ...`; returns exit code, stdout and stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sad", "plan", *arguments])
@@ -52,14 +52,14 @@ def test_json(sad_plan):
     code, out, _ = sad_plan("--teacher", "opt-13b", "--student", "opt-1.3b", "--gpu", "24GB", "--json")
     found = json.loads(out)
     assert code == 0 and found["mode"] == "cached"
-    cached = found["outcomes"]["cached"]
-    assert cached["levers"] == ["8-bit AdamW"] and cached["optimizer"] == "adamw_8bit"
+    cached = found["modes"]["cached"]
+    assert cached["savings"] == ["8-bit AdamW"] and cached["optimizer"] == "adamw_8bit"
     sizes = cached["bytes"]
     assert sizes.pop("peak") == sum(sizes.values()) <= found["usable"] < found["gpu"] == 24 * 10**9
-    assert not found["outcomes"]["linear"]["fits"]
+    assert not found["modes"]["linear"]["fits"]
 
 
-def test_exit_code_where_nothing_fits(sad_plan):
+def test_exit_code_if_nothing_fits(sad_plan):
     code, out, _ = sad_plan("--teacher", "llama-65b", "--student", "llama-13b", "--gpu", "24GB")
     assert code == 1
     assert out.splitlines()[-1].startswith("Nothing fits: cached lacks ")
@@ -71,14 +71,19 @@ def test_options_reach_the_plan(sad_plan):
     found = json.loads(
         sad_plan(*arguments, "--optimizer", "adafactor", "--teacher-bits", "4", "--supervised-fraction", "0.2")[1]
     )
-    assert found["lora"] == 8 and found["lora_target"] == "all" and found["checkpointing"] is False
-    assert (found["dtype"], found["optimizer"], found["teacher_bits"], found["supervised"]) == ("fp32", "adafactor", 4, 0.2)
+    assert found["lora"] == 8 and found["lora_target"] == "all" and found["gradient_checkpointing"] is False
+    assert (found["dtype"], found["optimizer"], found["teacher_bits"], found["supervised_fraction"]) == (
+        "fp32",
+        "adafactor",
+        4,
+        0.2,
+    )
     assert found["command"].startswith("sad train ") and "bf16" not in found["command"]
     assert "--teacher-quantization 4bit --lora-rank 8 --" in found["command"]
 
 
 def test_adapters_in_the_command(sad_plan):
-    """On queries and values, by the names that the student's layers have; frozen weights in 16 bits."""
+    """Adapters on queries and values have the names of the student's layers; the frozen weights are bfloat16."""
     for student, names in (("gpt2", "c_attn"), ("opt-125m", "q_proj,v_proj")):
         command = json.loads(sad_plan(*GPT2, "--student", student, "--lora", "8", "--json")[1])["command"]
         assert f"--lora-rank 8 --lora-targets {names} --student-dtype bfloat16 --" in command

@@ -1,7 +1,8 @@
-"""What a training step really keeps: the bytes of live tensors, counted as PyTorch makes and drops them.
+"""Measures the memory of a training step: counts the bytes of live tensors as PyTorch creates and frees them.
 
-Under `FakeTensorMode` nothing is allocated, so that models of any size can be counted. The step runs as it would on a GPU:
-CUDA's autocast computes some functions in float32 that the CPU's does not, and CUDA's dropout keeps a mask of one byte.
+`FakeTensorMode` allocates nothing, so models of any size can be counted. Patches make the step save the same tensors as on
+a GPU: CUDA's autocast computes some functions in float32 that the CPU's does not, and CUDA's dropout saves a mask of one
+byte per number.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 import sad
 from sad.planner import formulas
-from sad.planner.model_shape import LORA_TARGETS
+from sad.planner.request import LORA_TARGETS
 
 
 class LiveBytes(TorchDispatchMode):
-    """`now` and `peak` bytes of the storages that ops made while the mode was on."""
+    """Counts the bytes of the storages that ops create while the mode is active.
+
+    `now` is the current number of bytes, `peak` the largest since the last `phase` began.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
         return made
 
     def adopt(self, model: torch.nn.Module | None) -> None:
-        """Counts the weights of a model that was made before."""
+        """Counts the weights of a model that existed before the mode."""
         for tensor in () if model is None else (*model.parameters(), *model.buffers()):
             self._add(tensor.untyped_storage())
 
@@ -56,7 +60,7 @@ class LiveBytes(TorchDispatchMode):
 
     @contextmanager
     def phase(self, peaks: dict[str, int], name: str):
-        """Writes the peak of a stretch of code to `peaks[name]`."""
+        """Writes the peak of the enclosed code to `peaks[name]`, if it is higher than the value there."""
         self.peak = self.now
         yield
         peaks[name] = max(peaks.get(name, 0), self.peak)
@@ -75,7 +79,7 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 @contextmanager
 def _like_cuda():
-    """Patched rather than in a mode, which would not be there when a checkpoint computes a layer again in the backward."""
+    """Patches functions. A dispatch mode would not be active when a checkpoint recomputes a layer in the backward."""
     with (
         patch.object(torch, "pow", _float32_under_autocast(torch.pow)),
         patch.object(F, "layer_norm", _float32_under_autocast(F.layer_norm)),
@@ -85,7 +89,7 @@ def _like_cuda():
 
 
 def _without_attention_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    """CUDA's fused attention drops without a mask; the CPU's would fall back to T x T."""
+    """Turns dropout of attention off. CUDA's fused attention saves no mask; the CPU's would fall back to T x T weights."""
     for name in ("attn_pdrop", "attention_dropout"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
@@ -98,46 +102,46 @@ def model_of(config: PretrainedConfig, dtype: torch.dtype):
     return made
 
 
-def with_adapters(model, how: formulas.Setup):
-    """peft's, of float32 weights. Nothing is to be moved, and fake weights cannot be."""
+def with_adapters(model, setup: formulas.Setup):
+    """Returns a PEFT model with float32 adapters. `Module.to` is patched because fake weights cannot be moved."""
     from peft import LoraConfig, get_peft_model
 
-    ends = LORA_TARGETS[how.lora_target]
-    targets = "all-linear" if ends is None else list(ends)
-    settings = LoraConfig(r=how.lora_rank, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+    suffixes = LORA_TARGETS[setup.lora_target]
+    targets = "all-linear" if suffixes is None else list(suffixes)
+    lora = LoraConfig(r=setup.lora_rank, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
     with patch.object(torch.nn.Module, "to", lambda self, *args, **kwargs: self):
-        return get_peft_model(model, settings)
+        return get_peft_model(model, lora)
 
 
 def naive_kl(student: Tensor, teacher: Tensor, span_ids: Tensor) -> Tensor:
-    """As written without a kernel for it."""
+    """The span KL in plain PyTorch."""
     kl = F.kl_div(F.log_softmax(student.float(), -1), F.softmax(teacher.float(), -1), reduction="none").sum(-1)
     return (kl * (span_ids > 0)).sum()
 
 
 class Step:
-    """One training step of a student, counted phase by phase.
+    """One training step of a student, with the peak memory of each phase.
 
     Args:
-        student: Trained as it is: parameters that require grad get one.
-        teacher: None where a cache stands for it.
-        how: What the plan was asked.
+        student: The model to train. Parameters that require a gradient are trained.
+        teacher: The teacher; None in the mode "cached".
+        setup: Configuration of the step.
     """
 
-    def __init__(self, student, teacher, how: formulas.Setup) -> None:
-        self.student, self.teacher, self.how = student, teacher, how
+    def __init__(self, student, teacher, setup: formulas.Setup) -> None:
+        self.student, self.teacher, self.setup = student, teacher, setup
         self.optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-4, fused=True)
-        if how.checkpointing:
-            newer = getattr(student, "activation_checkpointing_enable", None)  # the same by another name
+        if setup.checkpointing:
+            newer = getattr(student, "activation_checkpointing_enable", None)  # a newer name of the same method
             (newer or student.gradient_checkpointing_enable)()
         student.train()
-        shape = (how.micro_batch, how.seq)
+        shape = (setup.micro_batch, setup.seq)
         self.ids, self.attention = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
-        self.attention[0, 0] = 0  # padding: without any, transformers leaves the mask out
+        self.attention[0, 0] = 0  # padding: without it, transformers drops the mask
         self.span_ids = torch.ones(shape, dtype=torch.long)
 
     def autocast(self):
-        return torch.autocast("cpu", torch.bfloat16) if self.how.dtype == "bf16" else nullcontext()
+        return torch.autocast("cpu", torch.bfloat16) if self.setup.dtype == "bf16" else nullcontext()
 
     def backbone(self, model) -> Tensor:
         return model.get_decoder()(input_ids=self.ids, attention_mask=self.attention, use_cache=False)[0]
@@ -145,13 +149,13 @@ class Step:
     @torch.no_grad()
     def run_teacher(self) -> Tensor | None:
         with self.autocast():
-            if self.how.mode == "linear":
+            if self.setup.mode == "linear":
                 return self.backbone(self.teacher)
-            if self.how.mode == "naive":
+            if self.setup.mode == "naive":
                 return self.teacher(input_ids=self.ids, attention_mask=self.attention, use_cache=False).logits
 
     def run_student(self, live: LiveBytes, peaks: dict[str, int], teacher: Tensor | None) -> Tensor:
-        if self.how.mode != "naive":
+        if self.setup.mode != "naive":
             with self.autocast():
                 with live.phase(peaks, "forward"):
                     hidden = self.backbone(self.student)
@@ -159,8 +163,8 @@ class Step:
                 if self.teacher is not None:
                     pairs += [teacher, self.teacher.get_output_embeddings().weight]
                 with live.phase(peaks, "loss"):
-                    dtype = torch.get_autocast_dtype("cpu") if self.how.dtype == "bf16" else hidden.dtype
-                    return _LinearStandIn.apply(self.how.supervised_rows, *(x.to(dtype) for x in pairs))
+                    dtype = torch.get_autocast_dtype("cpu") if self.setup.dtype == "bf16" else hidden.dtype
+                    return _LinearStandIn.apply(self.setup.supervised_rows, *(x.to(dtype) for x in pairs))
         with live.phase(peaks, "forward"), self.autocast():
             logits = self.student(input_ids=self.ids, attention_mask=self.attention, use_cache=False).logits
         logits = logits.float()
@@ -168,7 +172,7 @@ class Step:
             return naive_kl(logits, teacher, self.span_ids)
 
     def __call__(self, live: LiveBytes) -> dict[str, int]:
-        """Peak of every phase, of two micro-batches and an optimizer step; the second finds gradients there."""
+        """Runs two micro-batches, of which the second accumulates, and an optimizer step; returns the peak of each phase."""
         peaks: dict[str, int] = {}
         for _ in range(2):
             with live.phase(peaks, "teacher"):
@@ -192,8 +196,10 @@ class Step:
 
 
 class _LinearStandIn(torch.autograd.Function):
-    """The buffers of `sad.fused_linear_span_kl`, without a teacher of `sad.fused_linear_topk_span_kl`, on a GPU; the ops
-    themselves show nothing of their inside to a mode."""
+    """Allocates the buffers of `sad.fused_linear_span_kl` on a GPU, or of `sad.fused_linear_topk_span_kl` without a teacher.
+
+    A dispatch mode cannot see inside of the ops themselves.
+    """
 
     @staticmethod
     def forward(ctx, rows: int, hidden: Tensor, weight: Tensor, teacher=None, teacher_weight=None) -> Tensor:
@@ -217,7 +223,7 @@ class _LinearStandIn(torch.autograd.Function):
             if of_weight is not None and weight.dtype == torch.float32:
                 of_weight.addmm_(logits[: len(some)].t(), part)
             elif of_weight is not None:
-                of_weight.add_(torch.empty_like(of_weight))  # as CUDA's product of bfloat16 with a float32 result
+                of_weight.add_(torch.empty_like(of_weight))  # as on CUDA: a bfloat16 product with a float32 result
         del logits, other
         ctx.shape, ctx.inputs = shape, 3 if teacher is None else 5
         ctx.save_for_backward(of_hidden, None if of_weight is None else of_weight.to(weight.dtype))
@@ -229,13 +235,13 @@ class _LinearStandIn(torch.autograd.Function):
         return None, of_hidden.view(ctx.shape), of_weight, *[None] * (ctx.inputs - 3)
 
 
-def real_peak(student, teacher, how: formulas.Setup) -> int:
-    """Bytes that the CPU's allocator holds at the highest moment of two micro-batches of a linear step, weights included.
+def real_peak(student, teacher, setup: formulas.Setup) -> int:
+    """Returns the peak bytes of the CPU's allocator over two micro-batches of a step in the mode "linear".
 
-    PyTorch's profiler sees every allocation, also those inside of the op.
+    Includes the weights. PyTorch's profiler sees every allocation, also inside of the op.
     """
-    step = Step(student, teacher, how)
-    standing = 16 * sum(p.numel() for p in student.parameters()) + sum(p.nbytes for p in teacher.parameters())
+    step = Step(student, teacher, setup)
+    persistent = 16 * sum(p.numel() for p in student.parameters()) + sum(p.nbytes for p in teacher.parameters())
 
     def once() -> None:
         with torch.no_grad():
@@ -245,7 +251,7 @@ def real_peak(student, teacher, how: formulas.Setup) -> int:
         sad.fused_linear_span_kl(hidden, heads[0], teacher_hidden, heads[1], step.span_ids, shift=True).backward()
 
     teacher.requires_grad_(False)
-    once()  # gradients are there from now on
+    once()  # creates the gradients
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         once()
     changes = sorted(
@@ -257,15 +263,18 @@ def real_peak(student, teacher, how: formulas.Setup) -> int:
     for _, change in changes:
         held += change
         highest = max(highest, held)
-    return standing + highest
+    return persistent + highest
 
 
-def kept_by_layer(make, how: formulas.Setup) -> int:
-    """What a model of three layers keeps for its backward beyond one of two; make(layers) gives the model."""
+def kept_by_layer(make, setup: formulas.Setup) -> int:
+    """Returns the bytes that one layer saves for its backward: a model of three layers minus one of two.
+
+    `make(layers)` returns the model.
+    """
     kept = []
     for layers in (2, 3):
         with FakeTensorMode(allow_non_fake_inputs=True), _like_cuda():
-            step = Step(make(layers), None, how)
+            step = Step(make(layers), None, setup)
             with LiveBytes() as live, step.autocast():
                 live.adopt(step.student)
                 weights = live.now
@@ -275,11 +284,11 @@ def kept_by_layer(make, how: formulas.Setup) -> int:
     return kept[1] - kept[0]
 
 
-def count(make_student, make_teacher, how: formulas.Setup) -> dict[str, int]:
-    """Runs a `Step` with nothing allocated."""
+def count(make_student, make_teacher, setup: formulas.Setup) -> dict[str, int]:
+    """Runs a `Step` under `FakeTensorMode` and returns the peak of each phase."""
     with FakeTensorMode(allow_non_fake_inputs=True), _like_cuda():
         models = make_student(), make_teacher() if make_teacher else None
         with LiveBytes() as live:
             for model in models:
                 live.adopt(model)
-            return Step(*models, how)(live)
+            return Step(*models, setup)(live)

@@ -1,4 +1,4 @@
-"""The script that holds plans against a GPU runs here too, without its figures: what it trains is what was planned."""
+"""`benchmarks/check_plan.py` on the CPU: it trains the planned run, without measuring memory."""
 
 from __future__ import annotations
 

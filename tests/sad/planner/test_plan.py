@@ -1,4 +1,4 @@
-"""The memory plan: parameter counts against the published ones, formulas against counted steps, and what fits."""
+"""The memory plan: parameter counts against published ones, formulas against measured steps, and which runs fit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from transformers import AutoConfig
 
 from sad.errors import InputError
 from sad.planner import formulas
-from sad.planner.formulas import Setup, phases, standing
+from sad.planner.formulas import Setup, persistent_bytes, phases
 from sad.planner.model_shape import shape_of
-from sad.planner.plan import Question, gpu_bytes, plan, usable_bytes
+from sad.planner.plan import plan, usable_bytes
 from sad.planner.presets import CONFIGS, config_of
+from sad.planner.request import OPTIMIZERS, PlanRequest, parse_memory_size
 from sad.training.cli_args import parse_flags
 from tests.sad.planner.measured_memory import count, kept_by_layer, model_of, real_peak, with_adapters
 
-BAR = 0.10  # of the peak
+TOLERANCE = 0.10  # relative to the peak
 
-# As they are reported for the released checkpoints; tied heads counted once.
+# As reported for the released checkpoints. A tied head counts once.
 PUBLISHED = {
     "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
     "opt-125m": 125_239_296, "opt-350m": 331_196_416, "opt-1.3b": 1_315_758_080, "opt-2.7b": 2_651_596_800,
@@ -51,19 +52,19 @@ def small(family: str, layers: int):
     return AutoConfig.for_model(family, num_hidden_layers=layers, **SMALL[family])
 
 
-def of_peak(student, teacher, how: Setup) -> float:
-    """The formulas' peak over the counted one, of configs."""
+def planned_over_measured(student, teacher, setup: Setup) -> float:
+    """Returns the peak of the formulas divided by the measured one, for two configs."""
     shapes = shape_of("student", student), shape_of("teacher", teacher)
-    frozen = torch.bfloat16 if how.r == 2 else torch.float32
+    frozen = torch.bfloat16 if setup.residual_bytes == 2 else torch.float32
 
     def make_student():
         made = model_of(student, frozen)
-        return with_adapters(made, how) if how.lora_rank else made
+        return with_adapters(made, setup) if setup.lora_rank else made
 
-    measured = count(make_student, None if how.mode == "cached" else lambda: model_of(teacher, torch.bfloat16), how)
-    stands = standing(*shapes, how).total
-    assert stands == pytest.approx(measured["static"], rel=2e-3)  # but for buffers and scalars exactly
-    return (stands + max(phase.total for phase in phases(*shapes, how))) / max(measured.values())
+    measured = count(make_student, None if setup.mode == "cached" else lambda: model_of(teacher, torch.bfloat16), setup)
+    persistent = persistent_bytes(*shapes, setup).total
+    assert persistent == pytest.approx(measured["static"], rel=2e-3)  # differs by buffers and scalars
+    return (persistent + max(phase.total for phase in phases(*shapes, setup))) / max(measured.values())
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -71,18 +72,18 @@ def test_parameter_counts_are_the_published_ones():
     assert {name: shape_of(name, config_of("student", name)).parameters for name in CONFIGS} == PUBLISHED
 
 
-@pytest.mark.parametrize("how", [Setup(dtype="bf16"), Setup(dtype="fp32")], ids=lambda how: how.dtype)
+@pytest.mark.parametrize("setup", [Setup(dtype="bf16"), Setup(dtype="fp32")], ids=lambda setup: setup.dtype)
 @pytest.mark.parametrize("family", SMALL)
-def test_what_a_layer_keeps(family, how):
-    how = replace(how, micro_batch=4, seq=128)
+def test_activations_of_a_layer(family, setup):
+    setup = replace(setup, micro_batch=4, seq=128)
     shape = shape_of("student", small(family, 2))
-    counted = kept_by_layer(lambda layers: model_of(small(family, layers), torch.float32), how)
-    formula = formulas.layer(shape, how) + formulas.autocast_copies(shape, how) // shape.layers
+    counted = kept_by_layer(lambda layers: model_of(small(family, layers), torch.float32), setup)
+    formula = formulas.layer_activations(shape, setup) + formulas.autocast_copies(shape, setup) // shape.layers
     assert formula == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    "how",
+    "setup",
     [
         Setup(mode="linear", dtype="bf16"),
         Setup(mode="linear", dtype="fp32", checkpointing=True),
@@ -90,17 +91,17 @@ def test_what_a_layer_keeps(family, how):
         Setup(mode="cached", dtype="bf16", checkpointing=True),
         Setup(mode="cached", dtype="fp32"),
     ],
-    ids=lambda how: f"{how.mode}-{how.dtype}{'-checkpointing' * how.checkpointing}",
+    ids=lambda setup: f"{setup.mode}-{setup.dtype}{'-checkpointing' * setup.checkpointing}",
 )
 @pytest.mark.parametrize("family", SMALL)
-def test_peak_of_small_models(family, how, monkeypatch):
+def test_peak_of_small_models(family, setup, monkeypatch):
     monkeypatch.setattr(formulas, "CHUNK_BYTES", 1 << 20)
-    how = replace(how, micro_batch=4, seq=128)
-    assert of_peak(small(family, 6), small(family, 2), how) == pytest.approx(1, abs=BAR)
+    setup = replace(setup, micro_batch=4, seq=128)
+    assert planned_over_measured(small(family, 6), small(family, 2), setup) == pytest.approx(1, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "how"),
+    ("teacher", "student", "setup"),
     [
         ("gpt2-xl", "gpt2", Setup(mode="linear", micro_batch=32)),
         ("gpt2-xl", "gpt2", Setup(mode="naive", micro_batch=8)),
@@ -113,88 +114,85 @@ def test_peak_of_small_models(family, how, monkeypatch):
     ],
     ids=lambda x: f"{x.mode}-{x.micro_batch}" if isinstance(x, Setup) else x,
 )
-def test_peak_at_real_sizes(teacher, student, how):
-    if how.lora_rank:
+def test_peak_at_real_sizes(teacher, student, setup):
+    if setup.lora_rank:
         pytest.importorskip("peft")
-    assert of_peak(config_of("student", student), config_of("teacher", teacher), how) == pytest.approx(1, abs=BAR)
+    assert planned_over_measured(config_of("student", student), config_of("teacher", teacher), setup) == pytest.approx(
+        1, abs=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(
     ("family", "checkpointing"), [*((family, False) for family in SMALL), ("gpt2", True), ("qwen3", True)]
 )
-def test_peak_that_is_really_allocated(family, checkpointing):
-    how = Setup(dtype="fp32", micro_batch=2, seq=128, checkpointing=checkpointing, supervised=1.0)
+def test_peak_of_the_cpu_allocator(family, checkpointing):
+    setup = Setup(dtype="fp32", micro_batch=2, seq=128, checkpointing=checkpointing, supervised_fraction=1.0)
     configs = small(family, 3), small(family, 2)
     shapes = [shape_of("model", config) for config in configs]
-    formula = standing(*shapes, how).total + max(phase.total for phase in phases(*shapes, how))
-    allocated = real_peak(model_of(configs[0], torch.float32), model_of(configs[1], torch.bfloat16), how)
-    assert formula == pytest.approx(allocated, rel=BAR)
-
-
-def question(teacher: str, student: str, gpu: str, **other) -> Question:
-    return Question(teacher, student, gpu_bytes(gpu), **other)
+    formula = persistent_bytes(*shapes, setup).total + max(phase.total for phase in phases(*shapes, setup))
+    allocated = real_peak(model_of(configs[0], torch.float32), model_of(configs[1], torch.bfloat16), setup)
+    assert formula == pytest.approx(allocated, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("asked", "mode"),
+    ("pair", "mode"),
     [
-        (question("gpt2-xl", "gpt2", "24GB"), "linear"),
-        (question("opt-13b", "opt-1.3b", "24GB"), "cached"),
-        (question("llama-13b", "llama-7b", "48GB", lora=16), "cached"),
+        (PlanRequest("gpt2-xl", "gpt2", "24GB"), "linear"),
+        (PlanRequest("opt-13b", "opt-1.3b", "24GB"), "cached"),
+        (PlanRequest("llama-13b", "llama-7b", "48GB", lora=16), "cached"),
     ],
     ids=["gpt2", "opt", "llama-lora"],
 )
-def test_the_papers_pairs_fit(asked, mode):
-    found = plan(asked).outcomes[mode]
-    assert found.fits and found.peak <= usable_bytes(asked.gpu) < asked.gpu
-    assert found.setup.micro_batch * found.accumulation == asked.batch == 64
-    assert found.levers == (("8-bit AdamW",) if mode == "cached" and not asked.lora else ())
+def test_the_papers_pairs_fit(pair, mode):
+    found = plan(pair).modes[mode]
+    assert found.fits and found.peak <= usable_bytes(pair.gpu_bytes) < pair.gpu_bytes
+    assert found.setup.micro_batch * found.accumulation == pair.batch == 64
+    assert found.savings == (("8-bit AdamW",) if mode == "cached" and not pair.lora else ())
 
 
 def test_a_larger_micro_batch_does_not_fit():
-    asked = question("gpt2-xl", "gpt2", "24GB")
-    found = plan(asked)
-    for outcome in found.outcomes.values():
-        twice = replace(outcome.setup, micro_batch=2 * outcome.setup.micro_batch)
-        stands = standing(found.student, found.teacher, twice).total
-        assert stands + max(x.total for x in phases(found.student, found.teacher, twice)) > found.usable
+    found = plan(PlanRequest("gpt2-xl", "gpt2", "24GB"))
+    for mode_plan in found.modes.values():
+        twice = replace(mode_plan.setup, micro_batch=2 * mode_plan.setup.micro_batch)
+        persistent = persistent_bytes(found.student, found.teacher, twice).total
+        assert persistent + max(x.total for x in phases(found.student, found.teacher, twice)) > found.usable
 
 
 def test_naive_needs_most_and_a_cache_no_teacher():
-    outcomes = {
-        mode: plan(question("gpt2-xl", "gpt2", "80GB", batch=1)).outcomes[mode] for mode in ("naive", "linear", "cached")
+    modes = {
+        mode: plan(PlanRequest("gpt2-xl", "gpt2", "80GB", batch=1)).modes[mode] for mode in ("naive", "linear", "cached")
     }
-    assert outcomes["naive"].peak > outcomes["linear"].peak > outcomes["cached"].peak
-    assert outcomes["cached"].standing.teacher == 0
-    assert outcomes["linear"].standing.teacher == 2 * PUBLISHED["gpt2-xl"]
+    assert modes["naive"].peak > modes["linear"].peak > modes["cached"].peak
+    assert modes["cached"].persistent.teacher == 0
+    assert modes["linear"].persistent.teacher == 2 * PUBLISHED["gpt2-xl"]
 
 
-def test_levers_in_their_order_and_only_where_they_are_needed():
+def test_savings_come_in_order_and_only_if_needed():
     pair = ("gpt2-xl", "gpt2-large")
-    assert plan(question(*pair, "40GB")).outcomes["linear"].levers == ()
-    assert plan(question(*pair, "20.5GB", batch=4)).outcomes["linear"].levers == ("gradient checkpointing",)
-    assert "8-bit AdamW" in plan(question(*pair, "17GB")).outcomes["linear"].levers
-    kept = plan(question(*pair, "20.5GB", batch=4, checkpointing=False, optimizer="adamw")).outcomes["linear"]
-    assert not kept.fits and kept.levers == () and kept.setup.micro_batch == 1
+    assert plan(PlanRequest(*pair, "40GB")).modes["linear"].savings == ()
+    assert plan(PlanRequest(*pair, "20.5GB", batch=4)).modes["linear"].savings == ("gradient checkpointing",)
+    assert "8-bit AdamW" in plan(PlanRequest(*pair, "17GB")).modes["linear"].savings
+    kept = plan(PlanRequest(*pair, "20.5GB", batch=4, gradient_checkpointing=False, optimizer="adamw")).modes["linear"]
+    assert not kept.fits and kept.savings == () and kept.setup.micro_batch == 1
 
 
-def test_states_of_optimizers_and_bits_of_teachers():
+def test_optimizer_states_and_teacher_bits():
     shapes = [shape_of(name, config_of(name, name)) for name in ("opt-1.3b", "opt-13b")]
-    sizes = {kind: standing(*shapes, Setup(optimizer=kind)).optimizer for kind in formulas.OPTIMIZERS}
+    sizes = {kind: persistent_bytes(*shapes, Setup(optimizer=kind)).optimizer for kind in OPTIMIZERS}
     assert sizes["adamw"] == 8 * PUBLISHED["opt-1.3b"]
     assert sizes["adafactor"] < 0.01 * sizes["adamw"] < 0.3 * sizes["adamw"] < sizes["adamw_8bit"] < 0.4 * sizes["adamw"]
-    teachers = [standing(*shapes, Setup(teacher_bits=bits)).teacher for bits in (16, 8, 4)]
+    teachers = [persistent_bytes(*shapes, Setup(teacher_bits=bits)).teacher for bits in (16, 8, 4)]
     assert teachers[0] == 2 * PUBLISHED["opt-13b"] > max(1.9 * teachers[1], 3.2 * teachers[2])
 
 
-def test_commands_are_understood():
-    words = plan(question("gpt2-xl", "gpt2-large", "17GB")).command.split()
+def test_sad_train_accepts_the_command():
+    words = plan(PlanRequest("gpt2-xl", "gpt2-large", "17GB")).command.split()
     assert words[:2] == ["sad", "train"]
     at = words.index("--max-length")
     given = parse_flags(words[at:], ())
     assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 64
     assert given["max_length"] == 512 and given["bf16"] is True and given["optim"] == "adamw_8bit"
-    cached = plan(question("opt-13b", "opt-1.3b", "24GB"))
+    cached = plan(PlanRequest("opt-13b", "opt-1.3b", "24GB"))
     first, second = cached.command.splitlines()
     assert cached.mode == "cached" and first.startswith("sad cache --teacher opt-13b ")
     assert first.endswith("--top-k 64 --max-length 512")
@@ -205,27 +203,27 @@ def test_commands_are_understood():
 
 def test_a_folder_is_read(tmp_path):
     small("qwen3", 3).save_pretrained(tmp_path)
-    found = plan(question(str(tmp_path), str(tmp_path), "1GB", batch=2, seq=64))
+    found = plan(PlanRequest(str(tmp_path), str(tmp_path), "1GB", batch=2, seq=64))
     assert found.student.parameters == sum(p.numel() for p in model_of(small("qwen3", 3), torch.float32).parameters())
     assert found.mode == "linear"
 
 
 @pytest.mark.parametrize("name", ["facebook/opt-13b", "OPT-13B", "opt-13b"])
-def test_names_as_people_write_them(name):
+def test_spellings_of_a_name(name):
     assert config_of("teacher", name).hidden_size == 5120
 
 
 @pytest.mark.parametrize(
     ("text", "size"), [("24GB", 24 * 10**9), ("80 GiB", 80 * 2**30), ("24", 24 * 10**9), ("1.5g", 15 * 10**8)]
 )
-def test_sizes(text, size):
-    assert gpu_bytes(text) == size
+def test_memory_sizes(text, size):
+    assert parse_memory_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "24TB", "-3GB", "0GB", "24GB!"])
-def test_sizes_that_are_none(text):
+@pytest.mark.parametrize("text", ["", "much", "24TB", "-3GB", "0GB", "24GB!", 24])
+def test_invalid_sizes(text):
     with pytest.raises(InputError, match="gpu: expected a size of memory"):
-        gpu_bytes(text)
+        parse_memory_size(text)
 
 
 @pytest.mark.parametrize(
@@ -240,15 +238,15 @@ def test_sizes_that_are_none(text):
         ({"lora": -1}, "lora: expected"),
         ({"lora_target": "mlp"}, "lora_target: expected one of qv, all"),
         ({"teacher_bits": 3}, "teacher_bits: expected one of 16, 8, 4"),
-        ({"supervised": 0.0}, "supervised: expected a share"),
-        ({"supervised": float("nan")}, "supervised: expected a share"),
+        ({"supervised_fraction": 0.0}, "supervised_fraction: expected a share"),
+        ({"supervised_fraction": float("nan")}, "supervised_fraction: expected a share"),
         ({"top_k": 10**6}, "top_k: expected at most the teacher's"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )
-def test_what_cannot_be_planned(fields, message):
+def test_invalid_requests(fields, message):
     with pytest.raises(InputError, match=message):
-        plan(Question(**{"teacher": "gpt2-xl", "student": "gpt2", "gpu": 24 * 10**9} | fields))
+        plan(PlanRequest(**{"teacher": "gpt2-xl", "student": "gpt2", "gpu": "24GB"} | fields))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +263,7 @@ def test_what_cannot_be_planned(fields, message):
     ],
     ids=["family", "activation", "zero", "no-layers", "contradiction", "no-json", "list", "empty"],
 )
-def test_folders_that_cannot_be_planned(tmp_path, content, message):
+def test_invalid_model_folders(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        plan(question("gpt2-xl", str(tmp_path), "24GB"))
+        plan(PlanRequest("gpt2-xl", str(tmp_path), "24GB"))

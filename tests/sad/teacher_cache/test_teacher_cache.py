@@ -1,4 +1,4 @@
-"""Writing and reading a teacher cache: what comes back, a kill at any moment, several runs, and what is refused."""
+"""Writing and reading a teacher cache: round trips, interrupted and repeated runs, and rejected inputs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from sad import TeacherCache
 from sad.errors import InputError
 from sad.teacher_cache import writer
 from sad.teacher_cache.metadata import example_digest, supervised_rows, tokenizer_digest
-from tests.sad.training import teacher_cached, tiny
+from tests.sad.teacher_cache import tiny_cache
+from tests.sad.training import tiny
 
 EXAMPLES = tiny.examples(12)
 TOKENIZER = tokenizer_digest(tiny.tokenizer())
-SHARD = 6000  # bytes: several files
+SHARD_BYTES = 6000  # small, so that a cache has several shards
 
 
 def write(path, examples=EXAMPLES, model=None, **fields):
-    return teacher_cached.write(path, examples, model, **{"shard_size": SHARD, "tokenizer": TOKENIZER} | fields)
+    return tiny_cache.write(path, examples, model, **{"shard_size": SHARD_BYTES, "tokenizer": TOKENIZER} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(whole, tmp_path) -> Path:
-    """A finished cache to be damaged."""
+    """A finished cache that a test may damage."""
     path = tmp_path / "copy"
     path.mkdir()
     for file in whole.iterdir():
@@ -56,7 +57,7 @@ def same(path, other) -> bool:
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
 def test_every_supervised_row_against_the_teacher_alone(family):
-    """One example at a time and without padding, on a file system that is none of the machine's."""
+    """Compares with one unpadded example at a time, on a file system in memory."""
     model, path = tiny.model(family, seed=1, sharpness=30).eval(), f"memory://{uuid.uuid4().hex}/cache"
     report = write(path, model=model)
     cache = TeacherCache(path)
@@ -77,8 +78,8 @@ def test_every_supervised_row_against_the_teacher_alone(family):
     assert 0 < report.tail_spread < 1
 
 
-def test_other_columns_and_a_teacher_that_does_not_come_apart(tmp_path):
-    """The softmax over the columns that a smaller head has; from the logits of all tokens where it must be."""
+def test_fewer_columns_and_a_teacher_that_cannot_be_split(tmp_path):
+    """The softmax covers the columns of a smaller head, from hidden states and from the logits of all tokens."""
     model = tiny.model(seed=1, sharpness=30)
     write(tmp_path / "apart", model=model, vocab_size=290)
     model.get_output_embeddings = lambda: None
@@ -94,11 +95,11 @@ def test_other_columns_and_a_teacher_that_does_not_come_apart(tmp_path):
 
 
 class Killed(BaseException):
-    """Like SIGKILL, nobody catches it."""
+    """Like SIGKILL: no handler catches it."""
 
 
 def kill_at(monkeypatch, moment: int) -> None:
-    """The file system stops at its nth operation: in the middle of a file's bytes, or before it is renamed or deleted."""
+    """Stops the file system at its nth operation: in the middle of a write, or before a rename or a deletion."""
     seen = 0
 
     def dying(name, half=None):
@@ -121,10 +122,10 @@ def kill_at(monkeypatch, moment: int) -> None:
 
 
 def test_a_run_killed_at_any_moment_is_finished_by_the_next(whole, tmp_path, monkeypatch):
-    """Nothing that was written whole is computed again."""
+    """The second run computes no example of a complete shard again."""
     computed = []
-    inner = writer.RowReader.read
-    monkeypatch.setattr(writer.RowReader, "read", lambda self, x: (computed.extend(x), inner(self, x))[1])
+    inner = writer.TeacherRunner.run
+    monkeypatch.setattr(writer.TeacherRunner, "run", lambda self, x: (computed.extend(x), inner(self, x))[1])
     for moment in range(100):
         path = tmp_path / str(moment)
         with monkeypatch.context() as patch:
@@ -143,20 +144,20 @@ def test_a_run_killed_at_any_moment_is_finished_by_the_next(whole, tmp_path, mon
         assert len(computed) == len(EXAMPLES) - len(held)
         assert same(path, whole)
         assert all(name == "index.json" or name.endswith(".safetensors") for name in (p.name for p in path.iterdir()))
-    assert moment == 2 * len(list(whole.iterdir()))  # a write and a renaming of each file: all moments were tried
+    assert moment == 2 * len(list(whole.iterdir()))  # one write and one rename per file: the loop tried all moments
 
 
-def test_other_data_are_added_and_a_second_run_computes_nothing(whole, tmp_path, monkeypatch):
+def test_a_run_adds_missing_examples_and_a_repeated_run_computes_nothing(whole, tmp_path, monkeypatch):
     write(tmp_path, EXAMPLES[:5])
     with pytest.raises(InputError, match="7 of 12 missing, the first example 5"):
         TeacherCache(tmp_path).check_examples(EXAMPLES, None)
     report = write(tmp_path, EXAMPLES[3:] + EXAMPLES[3:])
     assert same(tmp_path, whole) and report.tokens == TeacherCache(whole).rows
-    monkeypatch.setattr(writer, "RowReader", None)
+    monkeypatch.setattr(writer, "TeacherRunner", None)
     assert write(tmp_path) == report
 
 
-def test_a_damaged_file_is_refused_and_replaced(copy, whole):
+def test_a_damaged_file_is_rejected_and_replaced(copy, whole):
     victim = sorted(copy.glob("*.safetensors"))[0]
     content = victim.read_bytes()
     for damage, reason in ((content[:-7], "bytes"), (content[:5], "bytes"), (None, "no such file")):
@@ -169,13 +170,13 @@ def test_a_damaged_file_is_refused_and_replaced(copy, whole):
         victim.write_bytes(content)
 
 
-def test_changed_bytes_are_noticed_when_they_are_read(copy):
+def test_reading_detects_changed_bytes(copy):
     victim = sorted(copy.glob("*.safetensors"))[-1]
     content = bytearray(victim.read_bytes())
     content[-200] ^= 1
     victim.write_bytes(content)
     cache = TeacherCache(copy)
-    with pytest.raises(InputError, match="other bytes of example"):
+    with pytest.raises(InputError, match="another checksum of example"):
         for example in EXAMPLES:
             cache.read(**example)
     victim.write_bytes(b"\xff" * len(content))
@@ -187,22 +188,22 @@ def test_changed_bytes_are_noticed_when_they_are_read(copy):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda index: "not JSON", "no JSON"),
+        (lambda index: "not JSON", "not JSON"),
         (lambda index: json.dumps({"weight_map": {}}), "something else"),
         (lambda index: json.dumps({**index, "version": 99}), "version 1"),
-        (lambda index: json.dumps({**index, "shards": [{}]}), "other entries"),
+        (lambda index: json.dumps({**index, "shards": [{}]}), "unknown entries"),
         (lambda index: json.dumps({**index, "top_k": 15}), "top_k 15.*top_k 16"),
     ],
-    ids=["no JSON", "foreign", "version", "entries", "files of another cache"],
+    ids=["not JSON", "foreign", "version", "entries", "files of another cache"],
 )
-def test_an_index_of_something_else_is_refused(copy, change, reason):
+def test_a_foreign_or_damaged_index_is_rejected(copy, change, reason):
     path = copy / "index.json"
     path.write_text(change(json.loads(path.read_text())))
     with pytest.raises(InputError, match=reason):
         TeacherCache(copy).read(**EXAMPLES[0])
 
 
-def test_other_settings_and_other_folders_are_left_alone(copy, tmp_path):
+def test_other_metadata_and_other_folders_are_rejected_unchanged(copy, tmp_path):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     for other in ({"top_k": 8}, {"dtype": "float32"}, {"teacher": "another"}, {"tokenizer": "another"}, {"vocab_size": 299}):
         with pytest.raises(InputError, match=next(iter(other))):
@@ -223,7 +224,7 @@ def test_other_settings_and_other_folders_are_left_alone(copy, tmp_path):
         TeacherCache(tmp_path / "nowhere")
 
 
-def test_a_cache_that_does_not_fit_is_refused(whole):
+def test_mismatches_are_rejected(whole):
     cache = TeacherCache(whole)
     cache.check_tokenizer(tiny.tokenizer())
     with pytest.raises(InputError, match="tokenizer of the teacher cache"):
@@ -248,11 +249,11 @@ def test_nan_is_not_written(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_it_travels_to_other_processes(whole):
-    """As a spawned DataLoader worker gets it, after it has been read from."""
+def test_pickled_cache_reads_the_same(whole):
+    """A spawned DataLoader worker receives a pickled copy of a cache that was already read from."""
     cache = TeacherCache(whole)
     cache.read(**EXAMPLES[0])
     sent = pickle.loads(pickle.dumps(cache))
     for a, b in zip(sent.read(**EXAMPLES[1]), cache.read(**EXAMPLES[1])):
         assert np.array_equal(a, b)
-    assert dataclasses.asdict(sent.settings) == dataclasses.asdict(cache.settings)
+    assert dataclasses.asdict(sent.metadata) == dataclasses.asdict(cache.metadata)

@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from sad.training.config import SADConfig
 from sad.training.trainer import SADTrainer
-from tests.sad.training import teacher_cached, tiny
+from tests.sad.teacher_cache import tiny_cache
+from tests.sad.training import tiny
 
 STOP = 4  # in the second epoch of three steps
 
@@ -85,7 +86,7 @@ def main(folder: Path) -> None:
     second = trainer(folder / "cut", batch=2)
     second.train(resume_from_checkpoint=True)
     result["resumed"] = {"weights": weights(second)}
-    result["cached"] = teacher_cached.made_and_trained(folder / "cached", batch=2)
+    result["cached"] = tiny_cache.make_and_train(folder / "cached", batch=2)
     result["contrastive"] = contrastive(folder / "contrastive", accumulate=1)
     if whole.is_world_process_zero():
         measured = json.loads((folder / "whole" / "curriculum.json").read_text())

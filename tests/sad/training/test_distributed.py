@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.processes import run_two
+from tests.sad.teacher_cache import tiny_cache
 from tests.sad.training import distributed_worker as worker
-from tests.sad.training import teacher_cached
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_contrastive_term_of_two_processes(two, tmp_path):
 
 def test_two_processes_make_and_read_one_teacher_cache(two, tmp_path):
     """Each computes a part, and both find all of it."""
-    one, both = teacher_cached.made_and_trained(tmp_path, batch=4), two["cached"]
+    one, both = tiny_cache.make_and_train(tmp_path, batch=4), two["cached"]
     assert both["rows"].keys() == one["rows"].keys() and both["files"] > one["files"] == 1
     for digest, rows in one["rows"].items():
         for ours, theirs in zip(rows, both["rows"][digest]):

@@ -14,8 +14,9 @@ from sad import SADTrainer
 from sad.errors import InputError
 from sad.training.losses import LogitsLoss
 from tests.processes import run_two
-from tests.sad.training import teacher_cached, tiny
+from tests.sad.teacher_cache import tiny_cache
 from tests.sad.training import tensor_parallel_worker as worker
+from tests.sad.training import tiny
 from tests.sad.training.test_trainer import logged, weights
 
 STEP = {"max_steps": 1, "per_device_train_batch_size": 8, "optim": "sgd", "learning_rate": 0.5, "warmup_steps": 0}
@@ -87,7 +88,7 @@ def test_a_cache_mixes_in_the_cross_entropy(trainer, config, tmp_path, loss_from
     """All columns of the teacher in the cache, so that the loss is that of the live teacher."""
     data, fields = tiny.examples(8), {**STEP, "ce_weight": 0.3, "loss_from": loss_from}
     cache = tmp_path / "cache"
-    teacher_cached.write(cache, data, top_k=300, dtype="float32")
+    tiny_cache.write(cache, data, top_k=300, dtype="float32")
     live = trainer(train=data, **fields)
     made = SADTrainer(tiny.model(seed=2), args=config(**fields), train_dataset=data, teacher_cache=cache)
     for run in (live, made):
@@ -157,7 +158,7 @@ def test_refused(trainer, config, tmp_path):
         with pytest.raises(InputError) as caught:
             config(**fields)
         assert caught.value.where == name
-    teacher_cached.write(tmp_path / "cache", data := tiny.examples(4))
+    tiny_cache.write(tmp_path / "cache", data := tiny.examples(4))
     with pytest.raises(InputError, match="divergence: expected forward_kl"):
         SADTrainer(tiny.model(), args=config(divergence="jsd"), train_dataset=data, teacher_cache=tmp_path / "cache")
 

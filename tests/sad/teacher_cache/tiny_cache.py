@@ -1,4 +1,4 @@
-"""Makes a teacher cache and trains a student from it, in however many processes call this."""
+"""Makes a tiny teacher cache and trains a student from it, in one or several processes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tests.sad.training import tiny
 
 
 def write(path: str | Path, examples: list, model=None, shard_size: int = 1 << 20, **fields):
-    """A cache of the tiny teacher, 16 of 300 columns unless told otherwise."""
+    """Writes a cache of the tiny teacher, with 16 of 300 columns by default."""
     model = tiny.model(seed=1, sharpness=30) if model is None else model
-    known = {"top_k": 16, "vocab_size": 300, "dtype": "uint16", "tokenizer": "tokens", "teacher": model_digest(model)}
-    settings = CacheMetadata(**known | {"teacher_dtype": "float32"} | fields)
-    return write_teacher_cache(model, examples, path, settings, batch_tokens=200, shard_size=shard_size, show_progress=False)
+    defaults = {"top_k": 16, "vocab_size": 300, "dtype": "uint16", "tokenizer": "tokens", "teacher": model_digest(model)}
+    metadata = CacheMetadata(**defaults | {"teacher_dtype": "float32"} | fields)
+    return write_teacher_cache(model, examples, path, metadata, batch_tokens=200, shard_size=shard_size, show_progress=False)
 
 
-def made_and_trained(folder: Path, batch: int) -> dict[str, Any]:
-    """What the cache holds, and what came of the training. 7 to evaluate on: two processes fill the last batch up."""
+def make_and_train(folder: Path, batch: int) -> dict[str, Any]:
+    """Returns the cache's rows and the results of the training. 7 evaluation examples leave the last batch incomplete."""
     examples, other = tiny.examples(24), tiny.examples(7, seed=9)
     write(folder / "cache", examples + other)
     cache = TeacherCache(folder / "cache")

@@ -1,0 +1,56 @@
+"""The options of `sad cache`. This module imports neither PyTorch nor transformers, so `sad --help` stays fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sad.errors import InputError
+from sad.options import option
+
+DTYPES = ("uint16", "float32")  # storage of the log-probabilities
+BATCH_TOKENS = 4096
+
+_INPUT, _CACHE, _TEACHER = "Input", "Cache", "Teacher"
+
+
+@dataclass
+class CacheOptions:
+    """The inputs and the format of a cache.
+
+    Each field has its description in its `help` metadata, which `sad cache --help` shows.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    teacher: str = option(help="Folder of the teacher model.", group=_INPUT)
+    data: list[str] = option(help="Trajectories, JSON Lines (.gz too). May be repeated.", group=_INPUT)
+    out: str = option(help="Folder of the cache, or a URL that fsspec can open.", group=_CACHE)
+    top_k: int = option(64, help="Log-probabilities to store per supervised token.", group=_CACHE)
+    dtype: str = option("uint16", help="Storage of the log-probabilities: uint16 or float32.", group=_CACHE)
+    format: str | None = option(
+        None, help="Format of the trajectories, such as alfworld. Default: each trajectory's own format.", group=_INPUT
+    )
+    max_length: int = option(512, help="Tokens per trajectory; must equal --max-length of `sad train`.", group=_INPUT)
+    vocab_size: int | None = option(
+        None,
+        help="Columns of the teacher's softmax. Default: all columns of its head. Set it if the student has fewer.",
+        group=_CACHE,
+    )
+    tokenizer: str | None = option(None, help="Folder of the tokenizer. Default: the teacher's folder.", group=_INPUT)
+    teacher_dtype: str = option("auto", help="auto (as saved), float32, bfloat16 or float16.", group=_TEACHER)
+    teacher_quantization: str | None = option(
+        None, help="8bit or 4bit (needs bitsandbytes). Default: no quantization.", group=_TEACHER
+    )
+    batch_tokens: int = option(BATCH_TOKENS, help="Tokens per batch of the teacher, padding included.", group=_TEACHER)
+    use_cpu: bool = option(False, flag="--use-cpu", help="Run on the CPU even if there is a GPU.", group=_TEACHER)
+
+    def __post_init__(self) -> None:
+        for name, least in (("top_k", 1), ("max_length", 2), ("batch_tokens", 1)):
+            if getattr(self, name) < least:
+                remedy = "Choose a value in that range."
+                raise InputError(name, f"a whole number >= {least}", str(getattr(self, name)), remedy)
+        if self.dtype not in DTYPES:
+            raise InputError("dtype", "one of " + ", ".join(DTYPES), repr(self.dtype), "Choose one of these.")
+        if not self.data:
+            raise InputError("data", "a file of trajectories", "nothing", "Give --data; repeat it for more files.")

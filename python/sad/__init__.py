@@ -1,7 +1,7 @@
-"""Structured Agent Distillation: compress a ReAct-style agent by matching its reasoning and its actions.
+"""Structured Agent Distillation: compresses a ReAct-style agent by matching its reasoning and its actions.
 
-Names are imported on first use, so that `import sad; sad.fused_span_kl(...)` loads PyTorch and the
-kernels and nothing of the trainer's libraries.
+A name is imported when it is first used, so `import sad; sad.fused_span_kl(...)` loads PyTorch and the kernels, but none of
+the libraries that only the trainer needs.
 """
 
 from __future__ import annotations
@@ -28,21 +28,30 @@ _HOMES = {
     "sad.trajectories.formats": ("ChatFormat", "Format", "formats", "register_format"),
     "sad.trajectories.trajectory": ("Trajectory", "read_jsonl", "write_jsonl"),
     "sad.trajectories.encode": ("Encoded", "EncodedCorpus", "encode", "encode_all"),
+    "sad.teacher_cache.metadata": ("CacheMetadata",),
+    "sad.teacher_cache.reader": ("TeacherCache",),
+    "sad.teacher_cache.writer": ("CacheReport", "write_teacher_cache"),
+    "sad.planner.plan": ("plan",),
+    "sad.planner.request": ("PlanRequest",),
     "sad.training.config": ("SADConfig",),
     "sad.training.collator": ("SpanCollator",),
     "sad.training.curriculum": ("CurriculumSampler", "difficulty_scores"),
-    "sad.teacher_cache.reader": ("TeacherCache",),
     "sad.training.trainer": ("SADTrainer",),
+    "sad.agents.collect": ("collect", "collect_endpoint", "collect_expert"),
+    "sad.agents.endpoint": ("Endpoint",),
+    "sad.agents.episode": ("Episode",),
+    "sad.agents.evaluate": ("evaluate",),
+    "sad.agents.rollout": ("rollout",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {"envs": "sad.envs"}
+_MODULES = ("envs",)  # subpackages that `import sad` offers as attributes
 
-__all__ = ["__version__", "envs", *sorted(_HOME_OF)]
+__all__ = ["__version__", *_MODULES, *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        value = importlib.import_module(_MODULES[name])
+        value = importlib.import_module(f"sad.{name}")
     elif name in _HOME_OF:
         value = getattr(importlib.import_module(_HOME_OF[name]), name)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sad.cli.bench import BenchOptions
+from sad.cli.bench_options import BenchOptions
 from sad.errors import InputError
 from sadkernels.bench import cases
 from sadkernels.bench.cases import Case

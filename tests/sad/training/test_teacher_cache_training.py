@@ -1,4 +1,4 @@
-"""Training from a teacher cache is training with its teacher: the same losses, logs and curriculum, whatever the way."""
+"""Training from a teacher cache has the same losses, logs and curriculum as training with the teacher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAIN, EVAL = tiny.examples(24), tiny.examples(7, seed=9)
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory) -> dict[str, Path]:
-    """Of one teacher: all columns exactly, all columns in 16 bits, and 16 columns."""
+    """Returns caches of one teacher: all columns in float32, all columns in 16 bits, and 16 columns."""
     folder = tmp_path_factory.mktemp("caches")
     for name, fields in {"exact": {"top_k": 300, "dtype": "float32"}, "rounded": {"top_k": 300}, "short": {}}.items():
         write(folder / name, TRAIN + EVAL, **fields)
@@ -28,7 +28,7 @@ def caches(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def cached(config):
-    """A student and a cache, before training."""
+    """Returns a function that builds a trainer of a student and a cache."""
 
     def build(cache, train=TRAIN, eval=EVAL, model=None, **fields) -> SADTrainer:
         model = tiny.model(seed=2) if model is None else model
@@ -40,7 +40,7 @@ def cached(config):
 @pytest.mark.parametrize("loss_from", ["hidden", "logits"])
 @pytest.mark.parametrize(("name", "tolerance"), [("exact", 1e-6), ("rounded", 1e-5)])
 def test_all_columns_are_the_live_teacher(trainer, cached, caches, tmp_path, loss_from, name, tolerance):
-    """Every logged number of every step, the evaluation, the weights, and the difficulties of the curriculum."""
+    """Compares every logged number, the evaluation, the weights and the difficulties of the curriculum."""
     fields = {"loss_from": loss_from, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "lambda_act": 2.0}
     fields |= {"optim": "sgd", "learning_rate": 0.5}
     live = trainer(train=TRAIN, eval=EVAL, output_dir=str(tmp_path / "live"), **fields)
@@ -69,8 +69,8 @@ def test_sixteen_columns_are_a_lower_bound_and_teach(trainer, cached, caches):
     assert logged(made, "teacher_entropy_act")[0] == pytest.approx(logged(live, "teacher_entropy_act")[0], rel=1e-5)
 
 
-def test_ways_of_reading_and_padding_change_nothing(cached, caches):
-    """Workers that open the files for themselves, a padded student, and a batch rounded up in length."""
+def test_workers_and_padding_change_nothing(cached, caches):
+    """Covers data loader workers, a student with a padded head, and padded batch lengths."""
     plain = cached(caches["short"])
     plain.train()
     others = (
@@ -95,7 +95,7 @@ def test_adapters_learn_from_it(cached, caches):
 
 
 def _padded():
-    """The student with 20 columns more, which the softmax leaves out."""
+    """Returns the student with 20 more columns, which the softmax excludes."""
     student = tiny.model(seed=2)
     wider = tiny.model(vocabulary=320, seed=5)
     with torch.no_grad():

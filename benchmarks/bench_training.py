@@ -1,9 +1,9 @@
-"""Measures training throughput and memory with the loss from hidden states, from logits, and in plain PyTorch.
+"""Training steps per second and memory: the loss from hidden states, from logits, and from logits in plain PyTorch.
 
     python benchmarks/bench_training.py [--steps N] [--out FILE]
 
-All variants use `SADTrainer`, random GPT-2s of two sizes with GPT-2's vocabulary, and the same batches. Each variant runs in
-its own process, so that its peak memory is its own. All variants must log the same losses.
+The same `SADTrainer`, random GPT-2s of two sizes with GPT-2's vocabulary, and the same batches; only where the loss comes
+from differs. Each way is a process of its own, so that peak memory is its own; all of them have to log the same losses.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 
 from harness import RESULTS, write_csv
 
-VARIANTS = ("pytorch", "logits", "hidden")
+WAYS = ("pytorch", "logits", "hidden")
 VOCABULARY, TOKENS, BATCH = 50257, 128, 8
 STUDENT, TEACHER = {"n_layer": 4, "n_embd": 256, "n_head": 4}, {"n_layer": 6, "n_embd": 512, "n_head": 8}
-SUPERVISED = 0.4  # share of the tokens
+SUPERVISED = 0.4  # of the tokens; the rest is what the environment wrote
 
 
-def run(variant: str, steps: int) -> dict[str, object]:
-    """Returns losses, tokens/s after a warm-up, and the peak memory of this process."""
+def run(way: str, steps: int) -> dict[str, object]:
+    """Losses, tokens per second after a warm-up, and peak memory of this process."""
     import torch
     import torch.nn.functional as F
     from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
@@ -34,7 +34,7 @@ def run(variant: str, steps: int) -> dict[str, object]:
     import sad
 
     class PyTorchTrainer(sad.SADTrainer):
-        """The loss in plain PyTorch: both softmaxes over all rows, then a mask."""
+        """The loss as one would write it: both softmaxes over all rows, then a mask."""
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -45,7 +45,7 @@ def run(variant: str, steps: int) -> dict[str, object]:
             return (kl * mask).sum() / num_items_in_batch
 
     class Clock(TrainerCallback):
-        """Times all steps after the second."""
+        """Times the steps after the second."""
 
         began = ended = 0.0
 
@@ -81,9 +81,9 @@ def run(variant: str, steps: int) -> dict[str, object]:
             per_device_train_batch_size=BATCH,
             gradient_accumulation_steps=1,
             logging_steps=1,
-            loss_from="hidden" if variant == "hidden" else "logits",
+            loss_from="hidden" if way == "hidden" else "logits",
         )
-        kind = PyTorchTrainer if variant == "pytorch" else sad.SADTrainer
+        kind = PyTorchTrainer if way == "pytorch" else sad.SADTrainer
         trainer = kind(student, teacher, config, train_dataset=examples, callbacks=[clock])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         trainer.train()
@@ -99,32 +99,29 @@ def run(variant: str, steps: int) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=8, help="number of timed steps")
+    parser.add_argument("--steps", type=int, default=8, help="that are timed")
     parser.add_argument("--out", type=Path, default=RESULTS / "training_cpu.csv")
-    parser.add_argument("--variant", choices=VARIANTS, help="run only this variant and print its measurements")
+    parser.add_argument("--way", choices=WAYS, help="run this one and print what was found")
     options = parser.parse_args()
-    if options.variant:
-        print(json.dumps(run(options.variant, options.steps)))
+    if options.way:
+        print(json.dumps(run(options.way, options.steps)))
         return 0
     found = {}
-    for variant in VARIANTS:
-        command = [sys.executable, __file__, "--variant", variant, "--steps", str(options.steps)]
+    for way in WAYS:
+        command = [sys.executable, __file__, "--way", way, "--steps", str(options.steps)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{variant}:\n{done.stderr[-3000:]}")
-        found[variant] = json.loads(done.stdout.splitlines()[-1])
-        print(
-            f"{variant}: {found[variant]['tokens_per_second']:.0f} tokens/s, peak {found[variant]['peak_mib']:.0f} MiB",
-            flush=True,
-        )
-    for variant in VARIANTS:
-        differences = [abs(a / b - 1) for a, b in zip(found[variant]["losses"], found["pytorch"]["losses"])]
+            raise SystemExit(f"{way}:\n{done.stderr[-3000:]}")
+        found[way] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{way}: {found[way]['tokens_per_second']:.0f} tokens/s, peak {found[way]['peak_mib']:.0f} MiB", flush=True)
+    for way in WAYS:
+        differences = [abs(a / b - 1) for a, b in zip(found[way]["losses"], found["pytorch"]["losses"])]
         if max(differences) > 1e-4:
-            raise SystemExit(f"{variant} does not train like PyTorch: losses differ by up to {max(differences):.1e}")
+            raise SystemExit(f"{way} does not train as PyTorch does: losses differ by up to {max(differences):.1e}")
     base = found["pytorch"]
     rows = [
         {
-            "loss_from": variant,
+            "loss_from": way,
             "tokens_per_second": round(x["tokens_per_second"], 1),
             "speedup": round(x["tokens_per_second"] / base["tokens_per_second"], 3),
             "peak_mib": round(x["peak_mib"]),
@@ -133,7 +130,7 @@ def main() -> int:
             "tokens": TOKENS,
             "supervised": SUPERVISED,
         }
-        for variant, x in found.items()
+        for way, x in found.items()
     ]
     write_csv(options.out, rows)
     return 0

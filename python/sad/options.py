@@ -17,7 +17,7 @@ def option(
     The field's name gives the flag (`max_length` -> `--max-length`) and the YAML key, its annotation gives the type.
 
     Args:
-        default: The value if the flag is absent. A list or dict is copied for each instance. Required without it.
+        default: The value if the flag is absent. A list or dict is copied for each instance. Without it the option is required.
         help: One sentence for `--help`, with the unit and the meaning of the default.
         group: The heading in `--help` under which the flag is listed.
         flag: The flag in typer's notation, if it differs from the name, such as `"--resume"` for a switch that has no
@@ -25,11 +25,9 @@ def option(
         positional: Whether it is an argument without a flag.
 
     Returns:
-        A `dataclasses.field` whose metadata holds `help` and the other arguments that were set. With `help` alone,
-        `transformers.HfArgumentParser` can read the field too.
+        A `dataclasses.field` whose metadata holds `help` (as `transformers.HfArgumentParser` reads it) and the rest.
     """
-    extras = {"group": group, "flag": flag, "positional": positional}
-    metadata = {"help": help} | {name: value for name, value in extras.items() if value}
+    metadata = {"help": help, "group": group, "flag": flag, "positional": positional}
     factory: Callable[[], Any] | None = None
     if isinstance(default, (list, dict)):
         value = default

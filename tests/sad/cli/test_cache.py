@@ -79,7 +79,7 @@ def test_a_second_command_reports_the_whole(sad, folder, cache):  # noqa: F811
         ("cache", ["--teacher", "nowhere"], "not a folder"),
         ("cache", ["--max-length", "500"], "128 positions"),
         ("cache", ["--format", "markers"], "sad inspect"),
-        ("train", ["--teacher", "nowhere"], "no teacher beside it"),
+        ("train", ["--teacher", "nowhere"], "teacher_cache: expected no teacher"),
         ("train", ["--student", "stranger"], "tokenizer of the teacher cache"),
         ("train", ["--temperature", "2"], "temperature"),
         ("train", ["--max-length", "20"], "missing"),

@@ -27,13 +27,13 @@ def model(family: str):
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """Two sequences, the second padded on the right."""
+    """Returns two sequences, the second padded on the right."""
     ids = torch.randint(0, 300, (2, 7))
     return {"input_ids": ids, "attention_mask": torch.tensor([[1] * 7, [1] * 4 + [0] * 3])}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_parts_make_the_whole(family):
+def test_the_parts_compute_the_model_s_logits(family):
     whole, given = model(family).eval(), batch()
     parts = split_model(whole)
     torch.testing.assert_close(parts.head().logits(parts.hidden(given)), whole(**given).logits, rtol=1e-5, atol=1e-5)
@@ -41,7 +41,7 @@ def test_the_parts_make_the_whole(family):
 
 @pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"], "saved"], ids=str)
 def test_adapters(targets):
-    """LoRA below the head, on it, and a head that is trained as a whole."""
+    """Covers LoRA below the head, LoRA on the head, and a fully trained head."""
     peft = pytest.importorskip("peft")
     saved = {"modules_to_save": ["lm_head"]} if targets == "saved" else {}
     lora = peft.LoraConfig(r=4, target_modules=["q_proj"] if saved else targets, task_type="CAUSAL_LM", **saved)
@@ -57,7 +57,7 @@ def test_adapters(targets):
     torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-4)
 
 
-def test_a_model_that_does_more_is_refused():
+def test_a_model_with_other_logits_is_refused():
     whole = model("llama")
     inner = whole.forward
     whole.forward = lambda **given: type(out := inner(**given))(logits=out.logits + 1.0)
@@ -67,7 +67,7 @@ def test_a_model_that_does_more_is_refused():
         ModelParts(torch.nn.Linear(3, 3))
 
 
-def test_redirection_ends():
+def test_forward_is_restored():
     layer = torch.nn.Linear(3, 3)
     with forward_as(layer, lambda: "elsewhere"):
         assert layer() == "elsewhere"

@@ -1,4 +1,4 @@
-"""Models and tokenizers from folders: what belongs together, and what is refused."""
+"""Models and tokenizers from folders, and the checks that they fit together."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_other_vocabularies_are_named_by_their_first_differences():
 
 
 def test_equal_vocabularies_that_cut_differently():
-    """The same entries, of which one tokenizer never makes the last."""
+    """Two tokenizers have the same entries, and one never produces the last."""
     ours = tiny.tokenizer()
     state = json.loads(ours.backend_tokenizer.to_str())
     state["model"]["merges"] = state["model"]["merges"][:-10]
     theirs = tiny.tokenizer()
     theirs._tokenizer = type(ours.backend_tokenizer).from_str(json.dumps(state))
     assert ours.get_vocab() == theirs.get_vocab()
-    models.shared_tokenizer(theirs, ours)  # nothing to see without text
+    models.shared_tokenizer(theirs, ours)  # the merges are not compared without text
     with pytest.raises(InputError, match="different merges"):
         models.shared_tokenizer(theirs, ours, [tiny.trajectories(1)[0].text])
 

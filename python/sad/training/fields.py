@@ -1,81 +1,84 @@
 """Declares the fields that `sad.SADConfig` adds to `transformers.TrainingArguments`, without importing transformers.
 
-`sad train --help` shows them by group. The metadata of a field holds only its help, because `HfArgumentParser` passes every
-other key on to argparse.
+`sad train --help` shows them by group.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from sad.options import option
+
+def _field(default: Any, *, help: str) -> Any:
+    """Declares a field with its help. `HfArgumentParser` passes all metadata on to argparse, so there is no other key."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class LossFields:
     """The loss of a step."""
 
-    lambda_reason: float = option(1.0, help="Weight of the loss on reasoning tokens (paper eq. 6), >= 0.")
-    lambda_act: float = option(1.0, help="Weight of the loss on action tokens (paper eq. 6), >= 0; not both 0.")
-    divergence: str = option(
+    lambda_reason: float = _field(1.0, help="Weight of the loss on reasoning tokens (paper eq. 6), >= 0.")
+    lambda_act: float = _field(1.0, help="Weight of the loss on action tokens (paper eq. 6), >= 0; not both 0.")
+    divergence: str = _field(
         "forward_kl", help="forward_kl: KL(teacher || student), the paper's; reverse_kl: KL(student || teacher); jsd."
     )
-    beta: float = option(
+    beta: float = _field(
         0.5, help="Weight of the teacher in the mixture of jsd, between 0 and 1, as in TRL's GKDConfig. Unused otherwise."
     )
-    temperature: float = option(
+    temperature: float = _field(
         1.0, help="Divides the logits of teacher and student in the divergence, > 0. The loss is not multiplied by T^2."
     )
-    ce_weight: float = option(
+    ce_weight: float = _field(
         0.0, help="Share of the cross-entropy on the trajectory's tokens: (1 - ce_weight) * divergence + ce_weight * CE."
     )
-    contrastive_weight: float = option(
+    contrastive_weight: float = _field(
         0.0, help="Weight of the trajectory-level contrastive term; 0 turns it off, the paper uses 0.3."
     )
-    contrastive_temperature: float = option(0.07, help="Temperature of the softmax in the contrastive term, > 0.")
-    loss_from: str = option(
+    contrastive_temperature: float = _field(0.07, help="Temperature of the softmax in the contrastive term, > 0.")
+    loss_from: str = _field(
         "auto",
         help="hidden: project only supervised rows, in chunks; logits: use both models' logits; auto: hidden if possible.",
     )
-    loss_chunk_bytes: int | None = option(
+    loss_chunk_bytes: int | None = _field(
         None, help="Bytes for the logits of one chunk in the loss from hidden states. Default: 128 MiB on CPU, 256 on GPU."
     )
-    logit_scale: float | None = option(
+    logit_scale: float | None = _field(
         None, help="Scale of the logits in the loss from hidden states, > 0. Default: from the model's configuration."
     )
-    logit_softcap: float | None = option(
+    logit_softcap: float | None = _field(
         None, help="Cap of the logits in the loss from hidden states, > 0. Default: from the model's configuration."
     )
-    inplace_backward: bool = option(
+    inplace_backward: bool = _field(
         True, help="Write the gradient over the student's logits in the loss from logits, which saves one such buffer."
     )
-    backend: str = option("auto", help="Backend of the loss: auto, reference, cpu, triton or cuda.")
+    backend: str = _field("auto", help="Backend of the loss: auto, reference, cpu, triton or cuda.")
 
 
 @dataclass
 class BatchFields:
     """The tensors of a batch."""
 
-    max_length: int = option(512, help="Maximum number of tokens per trajectory. Longer ones are truncated.")
-    pad_to_multiple_of: int | None = option(None, help="Round the length of a batch up to a multiple of this number.")
+    max_length: int = _field(512, help="Maximum number of tokens per trajectory. Longer ones are truncated.")
+    pad_to_multiple_of: int | None = _field(None, help="Round the length of a batch up to a multiple of this number.")
 
 
 @dataclass
 class CurriculumFields:
     """The order of the trajectories."""
 
-    curriculum: bool = option(True, help="Train on easy trajectories first (paper eq. 7). Off: random order.")
-    curriculum_alpha: float = option(1.0, help="Weight of the number of reasoning tokens in the difficulty, >= 0.")
-    curriculum_beta: float = option(1.0, help="Weight of the number of action tokens in the difficulty, >= 0.")
-    curriculum_gamma: float = option(
+    curriculum: bool = _field(True, help="Train on easy trajectories first (paper eq. 7). Off: random order.")
+    curriculum_alpha: float = _field(1.0, help="Weight of the number of reasoning tokens in the difficulty, >= 0.")
+    curriculum_beta: float = _field(1.0, help="Weight of the number of action tokens in the difficulty, >= 0.")
+    curriculum_gamma: float = _field(
         1.0, help="Weight of the teacher's mean entropy in the difficulty, >= 0. 0 skips the teacher's pass over the data."
     )
-    curriculum_units: str = option(
+    curriculum_units: str = _field(
         "relative", help="relative: divide each term of the difficulty by its mean over the data; raw: tokens and nats."
     )
-    curriculum_start: float = option(0.2, help="Share of the trajectories, the easiest, available at the start, 0 to 1.")
-    curriculum_end: float = option(0.5, help="Share of the training after which all trajectories are available.")
-    curriculum_window: int = option(
+    curriculum_start: float = _field(0.2, help="Share of the trajectories, the easiest, available at the start, 0 to 1.")
+    curriculum_end: float = _field(0.5, help="Share of the training after which all trajectories are available.")
+    curriculum_window: int = _field(
         8, help="Optimizer steps within which trajectories of similar length are batched together. 1 keeps the order."
     )
 

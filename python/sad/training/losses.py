@@ -97,6 +97,9 @@ class LogitsLoss:
         teacher = teacher_logits(self._teacher, batch, accelerator)
         outputs = model(**batch)
         group = self._vocabulary_group(model, outputs.logits, teacher, accelerator)
+        if args.ce_weight and group is not None:
+            remedy = "Set ce_weight to 0, or load the models with a head that gathers its logits."
+            raise InputError("ce_weight", "0 with logits that are sharded over processes", str(args.ce_weight), remedy)
         loss, stats = fused_span_kl(
             outputs.logits,
             teacher,
@@ -106,15 +109,9 @@ class LogitsLoss:
             **_divergence_options(args, normalizer),
         )
         if args.ce_weight:
-            if group is not None:
-                remedy = "Set ce_weight to 0, or load the models with a head that gathers its logits."
-                raise InputError("ce_weight", "0 with logits that are sharded over processes", str(args.ce_weight), remedy)
             options = _ce_options(args, normalizer, min(outputs.logits.shape[-1], teacher.shape[-1]))
-            loss, stats = _mixed(
-                args.ce_weight,
-                (loss, stats),
-                fused_span_ce(outputs.logits, inputs["input_ids"], inputs["span_ids"], **options),
-            )
+            ce = fused_span_ce(outputs.logits, inputs["input_ids"], inputs["span_ids"], **options)
+            loss, stats = _mixed(args.ce_weight, (loss, stats), ce)
         return LossOutput(loss, stats, outputs)
 
     def _vocabulary_group(

@@ -1,9 +1,11 @@
-"""`sad train` from the command line: a run folder, its continuation, and bad input with exit code 2."""
+"""`sad train`: the run folder, resuming, the help, and invalid input with exit code 2."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,7 +26,7 @@ FAST = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A teacher, a student, a student of another tokenizer, and trajectories of which one is long and one is empty."""
+    """Returns a folder with a teacher, a student, a student with another tokenizer, and trajectories, one of them empty."""
     folder = tmp_path_factory.mktemp("inputs")
     for name, seed, sharpness in (("teacher", 1, 30.0), ("student", 2, 1.0), ("stranger", 2, 1.0)):
         tiny.model(seed=seed, sharpness=sharpness).save_pretrained(folder / name)
@@ -36,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def sad(monkeypatch, capsys):
-    """Runs `sad ...`; gives exit code, stdout and stderr."""
+    """Returns a function that runs `sad ...` and returns exit code, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sad", *map(str, arguments)])
@@ -75,7 +77,7 @@ def test_a_run_leaves_config_records_metrics_and_a_model(sad, folder, tmp_path):
     assert AutoTokenizer.from_pretrained(out / "model").get_vocab() == tiny.tokenizer().get_vocab()
 
 
-def test_flags_win_over_the_file_and_a_run_s_config_repeats_it(sad, folder, tmp_path):
+def test_flags_override_the_file_and_a_run_s_config_repeats_it(sad, folder, tmp_path):
     file = tmp_path / "train.yaml"
     paths = {name: str(folder / name) for name in ("teacher", "student")} | {"data": str(folder / "data.jsonl")}
     file.write_text(yaml.safe_dump({**paths, "out": str(tmp_path / "one"), "learning_rate": "5e-3", "use_cpu": True}))
@@ -95,7 +97,7 @@ def test_resume_continues_to_the_same_weights(sad, folder, tmp_path):
     assert sad("train", *inputs(folder), "--out", tmp_path / "whole", *FAST, *save)[0] == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "model")
-    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")  # as if stopped after step 3: the metrics are ahead
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")  # stopped after step 3, so the metrics are ahead of the checkpoint
     code, stdout, stderr = sad("train", "--resume", "--out", tmp_path / "cut")
     assert code == 0, stderr
     assert "checkpoint-2" in stdout
@@ -151,6 +153,33 @@ def test_bad_input_is_one_message_and_exit_code_2(sad, folder, tmp_path, replace
     assert not (tmp_path / "run").exists()
 
 
-def test_fields_are_listed(sad):
+def test_help_shows_the_options_and_the_fields_of_sad_without_transformers():
+    code = (
+        "import sys\nfrom sad.cli.main import app\n"
+        "try:\n    app(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'transformers', 'torch'} & set(sys.modules)))"
+    )
+    options = {"capture_output": True, "text": True, "check": True, "env": {**os.environ, "COLUMNS": "200"}}
+    stdout = subprocess.run([sys.executable, "-c", code], **options).stdout
+    assert stdout.endswith("[]\n")
+    headings = [stdout.index(f"─ {heading} ─") for heading in ("Teacher", "Student", "Data", "Run", "Loss", "Curriculum")]
+    assert headings == sorted(headings)
+    for flag in ("--teacher-cache", "--lora-rank", "--eval-data", "--max-length", "--ce-weight", "--no-curriculum"):
+        assert flag in stdout
+    assert "gradient-accumulation" not in stdout and "[default: forward_kl]" in stdout
+
+
+def test_fields_are_listed_those_of_sad_first(sad):
     code, stdout, _ = sad("train", "--fields")
-    assert code == 0 and "--curriculum_end" in stdout and "--learning_rate" in stdout
+    assert code == 0
+    places = [stdout.index(name) for name in ("fields of SAD", "--curriculum_end", "TrainingArguments", "--learning_rate")]
+    assert places == sorted(places)
+
+
+def test_flags_of_the_loss_reach_the_run(sad, folder, tmp_path):
+    flags = ["--divergence", "jsd", "--beta", "0.2", "--ce-weight", "0.5", "--curriculum", "false"]
+    code, _, stderr = sad("train", *inputs(folder), "--out", tmp_path / "run", *FAST, *flags)
+    assert code == 0, stderr
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (kept["divergence"], kept["beta"], kept["ce_weight"], kept["curriculum"]) == ("jsd", 0.2, 0.5, False)
+    assert kept["teacher_dtype"] == "auto" and "out" not in kept

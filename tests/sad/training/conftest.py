@@ -1,4 +1,4 @@
-"""Trainers on tiny models, with defaults that keep a test short."""
+"""Fixtures: trainers of tiny models with short defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sad.training import tiny
 
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., SADConfig]:
-    """`SADConfig` for the CPU, in a folder of its own."""
+    """Returns a function that builds a `SADConfig` for the CPU, with its own output folder."""
 
     def build(**fields) -> SADConfig:
         return SADConfig(**{"output_dir": str(tmp_path / "run"), **tiny.CONFIG, **fields})
@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> Callable[..., SADConfig]:
 
 @pytest.fixture
 def trainer(config) -> Callable[..., SADTrainer]:
-    """A student and an opinionated teacher, before training; keywords are fields of `SADConfig`, or parts to replace."""
+    """Returns a function that builds a trainer. Keywords replace its parts, or are fields of `SADConfig`."""
 
     def build(model=None, teacher=None, train=None, eval=None, **fields) -> SADTrainer:
         model = tiny.model(seed=2) if model is None else model

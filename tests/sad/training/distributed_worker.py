@@ -1,4 +1,4 @@
-"""Trains in however many processes it is started, and writes weights and logs: `python -m ... FOLDER`."""
+"""Trains in the processes it is started in, and writes weights and logs: `python -m ... FOLDER`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sad.training.trainer import SADTrainer
 from tests.sad.teacher_cache import tiny_cache
 from tests.sad.training import tiny
 
-STOP = 4  # in the second epoch of three steps
+STOP = 4  # in the second epoch; an epoch has three steps
 
 
 class Stop(TrainerCallback):
-    """Interrupts the first half of the run that is resumed."""
+    """Stops a run that is resumed later."""
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= STOP
 
 
 def trainer(folder: Path, batch: int, **fields) -> SADTrainer:
-    """SGD, so that weights stay as close as gradients; a curriculum that grows to the end."""
+    """Returns a trainer with SGD, which keeps weights as close as gradients, and a curriculum that grows to the end."""
     config = SADConfig(
         output_dir=str(folder),
         **tiny.CONFIG
@@ -44,7 +44,7 @@ def trainer(folder: Path, batch: int, **fields) -> SADTrainer:
         },
     )
     teacher, student = tiny.model(seed=1, sharpness=30), tiny.model(seed=2)
-    # 24 to train on: whole batches on two processes. 7 to evaluate on: the last batch is filled up.
+    # 24 training examples are whole batches on two processes. 7 evaluation examples need a filled last batch.
     return SADTrainer(student, teacher, config, train_dataset=tiny.examples(24), eval_dataset=tiny.examples(7, seed=9))
 
 
@@ -53,10 +53,10 @@ def weights(made: SADTrainer) -> torch.Tensor:
 
 
 def record(made: SADTrainer) -> dict:
-    """Everything that should not depend on the number of processes."""
+    """Returns all results that must not depend on the number of processes."""
     names = ("loss", "loss_reason", "loss_act", "tokens_reason", "tokens_act", "grad_norm")
     logs = [{name: log[name] for name in names} for log in made.state.log_history if "loss" in log]
-    # Both speeds have the same seconds, so that their quotient is that of two counts.
+    # Both throughputs have the same seconds, so their quotient is exact.
     speeds = [
         (log["supervised_tokens_per_second"], log["tokens_per_second"]) for log in made.state.log_history if "loss" in log
     ]
@@ -66,7 +66,7 @@ def record(made: SADTrainer) -> dict:
 
 
 def contrastive(folder: Path, accumulate: int) -> dict:
-    """With the contrastive term over two trajectories; on two processes they are the batches that one accumulates."""
+    """Trains with the contrastive term on batches of two. Two processes equal one that accumulates two batches."""
     fields = {"contrastive_weight": 0.3, "gradient_accumulation_steps": accumulate, "max_steps": 3, "save_strategy": "no"}
     made = trainer(folder, batch=2, **fields)
     made.train()

@@ -9,6 +9,7 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from transformers import AutoModelForCausalLM
 
+from sad.errors import InputError
 from sad.training.config import SADConfig
 from sad.training.difficulty import read_rows, teacher_entropy_sums
 from sad.training.trainer import SADTrainer
@@ -16,26 +17,31 @@ from tests.sad.training import tiny
 
 
 def save_models(folder: Path) -> None:
-    """Saves a teacher and a student with a tensor-parallel plan of transformers."""
+    """Saves a teacher and a student of a family with a tensor-parallel plan."""
     for name, seed, sharpness in (("teacher", 1, 30.0), ("student", 2, 1.0)):
         tiny.model("llama", seed=seed, sharpness=sharpness).save_pretrained(folder / name)
 
 
-def trainer(models: Path, out: Path, plan: dict[str, str] | None = None, **fields) -> SADTrainer:
-    """A trainer of the saved models, whole or, with a plan, sharded over the processes."""
-    options = {}
-    if plan is not None:
-        from transformers.distributed import DistributedConfig
+def load(folder: Path, plan: dict[str, str] | None):
+    """Returns a saved model, which a plan shards over the processes."""
+    if plan is None:
+        return AutoModelForCausalLM.from_pretrained(folder)
+    from transformers.distributed import DistributedConfig
 
-        options["distributed_config"] = DistributedConfig(tp_size=torch.distributed.get_world_size(), tp_plan=plan)
-    student, teacher = (AutoModelForCausalLM.from_pretrained(models / name, **options) for name in ("student", "teacher"))
+    config = DistributedConfig(tp_size=torch.distributed.get_world_size(), tp_plan=plan)
+    return AutoModelForCausalLM.from_pretrained(folder, distributed_config=config)
+
+
+def trainer(models: Path, out: Path, plan=None, teacher_plan=None, **fields) -> SADTrainer:
+    """Returns a trainer of the saved models. The teacher has the student's plan by default."""
+    student, teacher = load(models / "student", plan), load(models / "teacher", teacher_plan or plan)
     steps = {"optim": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "max_steps": 3, "lambda_act": 2.0}
     config = SADConfig(output_dir=str(out), **tiny.CONFIG | steps | fields)
     return SADTrainer(student, teacher, config, train_dataset=tiny.examples(12), eval_dataset=tiny.examples(4, seed=9))
 
 
 def record(made: SADTrainer) -> dict:
-    """Everything that should not depend on the number of processes."""
+    """Returns all results that must not depend on the number of processes."""
     data = made.train_dataset
     entropy = teacher_entropy_sums(data, read_rows(data, 96), made.args, made.accelerator, made.teacher_model)
     batch = {"input_ids": torch.tensor([data[0]["input_ids"]])}
@@ -54,13 +60,25 @@ def record(made: SADTrainer) -> dict:
     }
 
 
+def refused(folder: Path, plan: dict[str, str]) -> list[str]:
+    """Returns the messages for combinations that sharded logits do not allow."""
+    sharded, messages = plan | {"lm_head": "colwise"}, []
+    for fields in ({"plan": sharded, "ce_weight": 0.5}, {"plan": sharded, "teacher_plan": plan}):
+        made = trainer(folder, folder / "refused", loss_from="logits", curriculum=False, **fields)
+        try:
+            made.train()
+        except InputError as error:
+            messages.append(str(error))
+    return messages
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    ParallelismConfig._validate_accelerator = lambda *args: None  # accelerate allows tensor parallelism on GPUs only
+    ParallelismConfig._validate_accelerator = lambda *args: None  # accelerate allows tensor parallelism only on GPUs
     torch.distributed.init_process_group("gloo")
     whole = AutoModelForCausalLM.from_pretrained(folder / "student").tp_plan
     plans = {"whole logits": whole, "sharded logits": whole | {"lm_head": "colwise"}, "hidden": whole}
-    result = {}
+    result = {"refused": refused(folder, whole)}
     for name, plan in plans.items():
         loss_from = "hidden" if name == "hidden" else "logits"
         result[name] = record(trainer(folder, folder / name, plan, loss_from=loss_from))

@@ -1,4 +1,4 @@
-"""What makes large models fit: adapters, quantized teachers, checkpointing, 16 bits; from Python and from `sad train`."""
+"""Memory options: adapters, quantized teachers, checkpointing, 16 bits; from Python and from `sad train`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLAGS = [
 
 
 def wide(seed: int = 1) -> LlamaForCausalLM:
-    """Layers of 64 inputs, the block size of NF4; an opinionated head."""
+    """Returns a Llama whose layers have 64 inputs, the block size of NF4, and a head with peaked outputs."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     made = LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=128, tie_word_embeddings=False, **sizes))
@@ -38,7 +38,7 @@ def wide(seed: int = 1) -> LlamaForCausalLM:
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, capsys):
-    """Runs `sad train` on a Llama student of 32 columns and a teacher of 64; gives exit code, stdout and stderr."""
+    """Runs `sad train` on a Llama student of width 32 and a teacher of width 64. Returns exit code, stdout and stderr."""
     wide().save_pretrained(tmp_path / "teacher")
     tiny.model("llama", seed=2).save_pretrained(tmp_path / "student")
     tiny.tokenizer().save_pretrained(tmp_path / "student")
@@ -59,7 +59,7 @@ def train(tmp_path, monkeypatch, capsys):
 
 
 def test_adapters_from_the_command_line(train, tmp_path, monkeypatch):
-    """A run writes adapters, a run that was cut resumes to the same bits, and the folder loads where models do."""
+    """A run saves adapters, an interrupted run resumes to the same bits, and the adapter folder loads like a model."""
     pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
     flags = ["--lora-rank", "4", "--lora-targets", "q_proj, down_proj", "--student=student"]  # a relative path
@@ -88,7 +88,7 @@ def test_adapters_from_the_command_line(train, tmp_path, monkeypatch):
 
 
 def test_adapters_on_a_head_tied_to_the_embedding(trainer):
-    """The effective head is the embedding plus an adapter; its loss from hidden states is that from logits."""
+    """The effective head is the embedding plus an adapter. Hidden states and logits give the same loss."""
     peft = pytest.importorskip("peft")
     runs = {}
     for loss_from in ("hidden", "logits"):
@@ -102,12 +102,12 @@ def test_adapters_on_a_head_tied_to_the_embedding(trainer):
         runs[loss_from].train()
     assert logged(runs["hidden"], "loss") == pytest.approx(logged(runs["logits"], "loss"), rel=1e-5)
     torch.testing.assert_close(weights(runs["hidden"]), weights(runs["logits"]), rtol=0, atol=1e-6)
-    learnt = {name: x for name, x in runs["hidden"].model.named_parameters() if "lora_B" in name}  # zero at first
+    learnt = {name: x for name, x in runs["hidden"].model.named_parameters() if "lora_B" in name}  # initially zero
     assert len(learnt) == 3 and all(x.abs().max() > 0 for x in learnt.values())
 
 
 def test_gpt2_adapters_change_nothing_before_training(tmp_path):
-    """GPT-2's layers hold their weights the other way round."""
+    """The layers of GPT-2 store transposed weights."""
     pytest.importorskip("peft")
     student, ids = tiny.model("gpt2").eval(), torch.arange(9)[None]
     before = student(ids).logits
@@ -121,7 +121,7 @@ def test_gpt2_adapters_change_nothing_before_training(tmp_path):
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_a_quantized_teacher(train, tmp_path, bits):
-    """Smaller, close to what it was, and a run with it: the loss differs by what quantization does to the teacher."""
+    """A quantized teacher is smaller and close to the original, and the loss of a run differs by the quantization error."""
     pytest.importorskip("bitsandbytes")
     whole, ids = wide(), torch.arange(60).view(2, 30)
     whole.save_pretrained(tmp_path / "wide")
@@ -143,7 +143,7 @@ def test_a_quantized_teacher(train, tmp_path, bits):
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
 def test_checkpointing_and_16_bits(trainer, adapters):
-    """Checkpointing computes the same again; bfloat16 is as close as bfloat16 is."""
+    """Checkpointing recomputes the same loss. bfloat16 is close."""
     runs, calls = {}, {}
     for name, fields in {
         "plain": {},
@@ -159,7 +159,7 @@ def test_checkpointing_and_16_bits(trainer, adapters):
         layer.register_forward_hook(lambda *_, seen=calls[name]: seen.append(torch.is_grad_enabled()))
         runs[name] = trainer(student, loss_from="hidden", optim="sgd", learning_rate=0.5, curriculum=False, **fields)
         runs[name].train()
-    assert len(calls["checkpointing"]) == len(calls["both"]) == len(calls["plain"]) + 4  # once more in each of the steps
+    assert len(calls["checkpointing"]) == len(calls["both"]) == len(calls["plain"]) + 4  # one more call per step
     losses = {name: logged(run, "loss") for name, run in runs.items()}
     assert losses["plain"][-1] < losses["plain"][0]
     assert losses["checkpointing"] == pytest.approx(losses["plain"], rel=1e-6)

@@ -1,4 +1,4 @@
-"""Flags and YAML: the same names, the same values, flags win; what is misspelt is found."""
+"""Flags and YAML accept the same names and values. Flags override YAML, and unknown names are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sad.training.config import RECIPE
 OPTIONS = ("teacher", "data")
 
 
-def test_flags_take_both_spellings_and_give_only_what_was_said():
+def test_flags_accept_both_spellings_and_return_only_given_values():
     given = parse_flags(["--learning-rate", "1e-4", "--lambda_act=2", "--bf16", "--no-curriculum", "--max-steps", "-1"], ())
     assert given == {"learning_rate": 1e-4, "lambda_act": 2.0, "bf16": True, "curriculum": False, "max_steps": -1}
     assert parse_flags([], ()) == {}
@@ -29,7 +29,7 @@ def test_yaml_reads_values_as_flags_do(tmp_path):
     given = read_yaml(path, OPTIONS)
     assert given == {
         "teacher": "t",
-        "learning_rate": 2e-5,  # a string to YAML
+        "learning_rate": 2e-5,  # a string in YAML
         "max_steps": -1,
         "bf16": True,
         "lr_scheduler_type": "linear",

@@ -1,4 +1,4 @@
-"""Padding that is neither attended to nor supervised."""
+"""Padding is neither attended to nor supervised."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def test_pads_to_the_longest():
         "input_ids",
         "loss_rows",
         "span_ids",
-    ]  # what else an example holds stays behind
+    ]  # other keys are dropped
 
 
 def test_rounds_up_and_cuts():
     batch = SpanCollator(pad_to_multiple_of=4, max_length=2)(EXAMPLES)
     assert batch["input_ids"].tolist() == [[5, 6, 0, 0], [8, 0, 0, 0]]
-    assert batch["span_ids"].sum() == 1  # the action token was cut
+    assert batch["span_ids"].sum() == 1  # the action token was truncated
 
 
 def both_ways(count: int) -> tuple[list[dict], list[dict]]:
-    """The same examples with labels, and with what they follow from. An EOS that ends a span is its next character."""
+    """Returns examples with labels, and the same with offsets and spans. An EOS that ends a span is its next character."""
     labelled, spanned = [], []
     tokenizer = tiny.tokenizer()
     for number, trajectory in enumerate(tiny.trajectories(count)):
@@ -77,7 +77,7 @@ def test_no_spans_and_no_tokens():
 
 def test_batches_are_labelled_in_forked_workers():
     labelled, spanned = both_ways(8)
-    torch.randn(512, 512) @ torch.randn(512, 512)  # the parent has used threads
+    torch.randn(512, 512) @ torch.randn(512, 512)  # starts threads in the parent
     loaders = (
         torch.utils.data.DataLoader(x, 4, collate_fn=SpanCollator(), num_workers=n) for x, n in ((labelled, 0), (spanned, 2))
     )
@@ -106,7 +106,7 @@ def test_examples_that_cannot_be(example, message):
 
 
 def test_the_padding_token_does_not_matter():
-    """No tokenizer needs a pad_token: logits of real tokens are the same whatever stands in the padding."""
+    """The padding token does not change the logits of real tokens, so no tokenizer needs a pad_token."""
     for family in ("gpt2", "opt", "llama"):
         model = tiny.model(family).eval()
         logits = []
@@ -115,7 +115,7 @@ def test_the_padding_token_does_not_matter():
             real = batch["attention_mask"].bool()
             with torch.no_grad():
                 logits.append(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[real])
-        assert not real.all()  # some of it is padding
+        assert not real.all()  # some tokens are padding
         torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-6)
 
 

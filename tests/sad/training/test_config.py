@@ -1,4 +1,4 @@
-"""The paper's defaults, and values that are refused."""
+"""The paper's defaults, and refused values."""
 
 from __future__ import annotations
 

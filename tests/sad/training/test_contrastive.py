@@ -1,4 +1,4 @@
-"""The contrastive term against its formula written out, and what it does in a training."""
+"""The contrastive term against its formula, and in training."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def seed() -> None:
 
 
 def models() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A student, and a teacher of another family whose head is padded."""
+    """Returns a student, and a teacher of another family with a padded head."""
     return tiny.model("gpt2", seed=2), tiny.model("llama", vocabulary=320, seed=1, sharpness=30)
 
 
 def formula(student, teacher, span_ids, temperature: float, kinds=KINDS) -> torch.Tensor:
-    """Item by item. `student` and `teacher`: per trajectory, what the head makes of each row, (T, V)."""
+    """Computes the term item by item. `student` and `teacher` hold the logits (T, V) of each trajectory."""
     terms = []
     for kind in kinds:
         rows = [[t for t in range(len(ids) - 1) if ids[t + 1] == kind] for ids in span_ids]
@@ -44,7 +44,7 @@ def formula(student, teacher, span_ids, temperature: float, kinds=KINDS) -> torc
 
 
 def term_of(made, batch_of_examples, temperature: float, kinds=KINDS) -> float:
-    """The formula for models and examples, without padding, in float64."""
+    """Computes the formula for models and examples, without padding, in float64."""
     sides = [[], []]
     for side, whole in zip(sides, (made.model, made.teacher_model)):
         for example in batch_of_examples:
@@ -54,7 +54,7 @@ def term_of(made, batch_of_examples, temperature: float, kinds=KINDS) -> float:
 
 
 def heads() -> tuple[Head, Head]:
-    """Of widths 5 and 7; one has a bias, a scale and a padded row."""
+    """Returns heads of widths 5 and 7. One has a bias, a scale and a padded row."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = [torch.randn(*shape).double() for shape in ((11, 5), (12, 7), (12,))]
@@ -69,7 +69,7 @@ def term(hidden: torch.Tensor, teacher_hidden: torch.Tensor, kinds=KINDS) -> tor
 
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[1:]], ids=["both", "actions"])
 def test_formula_and_gradient(kinds):
-    """Different widths, a padded head, trajectories without one kind or any; float64."""
+    """Covers different widths, a padded head, and trajectories without one or both kinds, in float64."""
     hidden, teacher_hidden = torch.randn(4, 6, 5).double().requires_grad_(), torch.randn(4, 6, 7).double()
     ours, theirs = heads()
     expected = formula(ours.logits(hidden), theirs.logits(teacher_hidden)[..., :11], IDS.tolist(), 0.07, kinds)
@@ -91,7 +91,7 @@ def test_rows_of_no_kind_are_not_read():
 
 
 def test_a_student_that_is_the_teacher_finds_its_trajectories():
-    """The cosine with its own is 1, so the term is below that of equal scores, and near 0 at a low temperature."""
+    """The cosine with its own trajectory is 1. The term is below that of equal scores, and near 0 at a low temperature."""
     hidden, head = torch.randn(4, 6, 7).double(), heads()[1]
     own, present = directions(hidden, head, IDS, 11, KINDS)
     torch.testing.assert_close((own * own).sum(-1)[present], torch.ones(5).double())
@@ -99,7 +99,7 @@ def test_a_student_that_is_the_teacher_finds_its_trajectories():
 
 
 def test_a_step_is_the_kl_plus_the_term(trainer):
-    """Value and weight, heads of two sizes and widths; the term moves the body and leaves the student's head alone."""
+    """Heads of two sizes and widths. The term trains the backbone and not the student's head."""
     data, runs = tiny.examples(8), {}
     for weight in (0.0, 0.3):
         fields = {"contrastive_weight": weight, "contrastive_temperature": 0.2, "max_steps": 1, "lambda_reason": 0.0}
@@ -117,7 +117,7 @@ def test_a_step_is_the_kl_plus_the_term(trainer):
 
 
 def test_accumulated_batches_weigh_the_same(trainer):
-    """The step's term is the mean of its batches', and that of a trajectory alone in its batch is 0."""
+    """The term of a step is the mean over its batches. A trajectory alone in its batch has term 0."""
     data = tiny.examples(4)
     fields = {"contrastive_weight": 0.5, "max_steps": 1, "curriculum": False, "gradient_accumulation_steps": 2}
     made, batches = trainer(*models(), data, per_device_train_batch_size=2, **fields), []
@@ -136,7 +136,7 @@ def test_accumulated_batches_weigh_the_same(trainer):
 
 
 def test_it_is_learnt_and_resumes_to_the_same_bits(trainer, tmp_path):
-    """Under autocast to bfloat16, which the pooling is kept out of."""
+    """Runs under autocast to bfloat16, which does not apply to the pooling."""
     fields = {"contrastive_weight": 0.3, "bf16": True, "max_steps": 24, "per_device_train_batch_size": 8}
     fields |= {"save_strategy": "steps", "save_steps": 12, "save_total_limit": None, "curriculum": False}
     whole = trainer(*models(), output_dir=str(tmp_path / "whole"), **fields)

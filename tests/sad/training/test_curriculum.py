@@ -1,4 +1,4 @@
-"""Eq. 7 and the order that follows from it."""
+"""The difficulty of eq. 7 and the order of the trajectories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.sad.training import tiny
 
 
 def measured(made, dataset=None) -> difficulty.Measures:
-    """What a trainer's curriculum is made from, measured or from the run folder."""
+    """Returns the measures of a trainer's curriculum, measured or from the run folder."""
     dataset = made.train_dataset if dataset is None else dataset
     rows = difficulty.read_rows(dataset, made.args.max_length)
     return difficulty.measure_dataset(dataset, rows, made.args, made.accelerator, teacher=made.teacher_model)
@@ -63,7 +63,7 @@ def test_a_term_that_is_all_zero_or_not_weighed_is_left_out():
     seed=st.integers(0, 2**32),
 )
 def test_order_properties(scores, epochs, start, end, seed):
-    """What the class promises, for any scores and any pace."""
+    """The properties of the class hold for any scores and any pace."""
     n = len(scores)
     make = lambda: CurriculumSampler(scores, epochs=epochs, start=start, end=end, seed=seed)  # noqa: E731
     ranks = {index: rank for rank, index in enumerate(sorted(range(n), key=lambda i: (scores[i], i)))}
@@ -71,18 +71,18 @@ def test_order_properties(scores, epochs, start, end, seed):
     for epoch in range(int(np.ceil(epochs)) + 1):
         order = drawn(sampler, epoch)
         assert len(order) == n
-        assert order == drawn(make(), epoch)  # of the epoch alone, not of what was drawn before
+        assert order == drawn(make(), epoch)  # independent of earlier draws
         shares = [float(sampler.admitted_share((epoch + (i + 1) / n) / epochs)) for i in range(n)]
         for index, share in zip(order, shares):
-            assert ranks[index] < max(1, np.ceil(n * share))  # only admitted ones
+            assert ranks[index] < max(1, np.ceil(n * share))  # only admitted trajectories
         times = np.bincount(order, minlength=n)
-        # Exactly once each where the pool never runs dry, as in any epoch that begins with all admitted.
+        # Each is drawn once if the pool never runs empty, as in an epoch that starts with all admitted.
         if all(np.ceil(n * share - 1e-9) >= i + 1 for i, share in enumerate(shares)):
             assert (times == 1).all()
 
 
 def padding(order: list[int], lengths: np.ndarray, batch: int) -> float:
-    """The share of a training's tokens that only fills up batches."""
+    """Returns the share of padding among the tokens of all batches."""
     batches = [lengths[order[i : i + batch]] for i in range(0, len(order), batch)]
     return 1 - sum(x.sum() for x in batches) / sum(len(x) * x.max() for x in batches)
 
@@ -90,7 +90,7 @@ def padding(order: list[int], lengths: np.ndarray, batch: int) -> float:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 120), st.integers(1, 9), st.integers(1, 7), st.integers(0, 3))
 def test_grouping_by_length_changes_no_window(n, batch, window, epoch):
-    """The same draws in every window, whole batches of neighbours in length, the same order again."""
+    """Every window has the same draws, in batches of neighbours in length, in a reproducible order."""
     lengths = np.random.default_rng(n).integers(1, 500, n)
     plain = CurriculumSampler(np.arange(n), epochs=4, seed=1)
     grouped = CurriculumSampler(np.arange(n), epochs=4, seed=1, lengths=lengths, batch_size=batch, window=window)
@@ -155,7 +155,7 @@ def test_batches_hold_no_more_than_their_tokens_and_everything_once():
 
 
 def test_teacher_entropy_is_the_mean_over_supervised_tokens(trainer):
-    """Against log_softmax, trajectory by trajectory, without padding."""
+    """Compares each trajectory, without padding, with the entropy from its logits."""
     made = trainer()
     measures = measured(made)
     for index, example in enumerate(made.train_dataset):
@@ -166,7 +166,7 @@ def test_teacher_entropy_is_the_mean_over_supervised_tokens(trainer):
         assert measures.teacher_entropy[index] == pytest.approx(entropy.item(), rel=1e-5)
         assert measures.reason_tokens[index] == (labels == 1).sum()
         assert measures.act_tokens[index] == (labels == 2).sum()
-    assert np.std(measures.teacher_entropy) > 0.01  # else the third term would order nothing
+    assert np.std(measures.teacher_entropy) > 0.01  # the third term has an effect
 
 
 def test_the_teacher_runs_once_and_never_on_more_than_a_training_batch(trainer):
@@ -222,7 +222,7 @@ def test_the_data_hash_sees_tokens_labels_and_borders():
 
 
 def test_collated_entropies_ignore_padding(trainer):
-    """One long and one short trajectory in a batch give what each gives alone."""
+    """Trajectories in one padded batch have the same entropies as alone."""
     data, sums = tiny.examples(6), []
     for size in (1, 6):  # an example of max_length 96 per batch, or all of them
         made = trainer(train=data, per_device_train_batch_size=size)

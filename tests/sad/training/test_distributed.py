@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo) train what one trains."""
+"""Two processes on the CPU (gloo) train the same weights as one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.sad.training import distributed_worker as worker
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> dict:
-    """What two processes wrote: a whole run, and one that was stopped and resumed."""
+    """Returns the results of two processes: a whole run, and one that was stopped and resumed."""
     folder = tmp_path_factory.mktemp("two")
     run_two("tests.sad.training.distributed_worker", folder)
     return torch.load(folder / "result.pt")
 
 
 def test_two_processes_are_one(two, tmp_path):
-    """Loss, both span losses, gradient norm, weights; the evaluation set does not divide evenly."""
+    """Compares losses, gradient norm and weights. The evaluation set does not divide evenly."""
     alone = worker.trainer(tmp_path, batch=4)
     alone.train()
     one = worker.record(alone)
@@ -36,12 +36,12 @@ def test_two_processes_are_one(two, tmp_path):
 
 
 def test_resumed_in_two_processes(two):
-    """Inside the second epoch: every process must find that epoch's order again."""
+    """Resumes inside the second epoch, whose order every process must restore."""
     torch.testing.assert_close(two["resumed"]["weights"], two["whole"]["weights"], rtol=0, atol=0)
 
 
 def test_the_contrastive_term_of_two_processes(two, tmp_path):
-    """Two processes' batches are two accumulated ones: negatives never come from elsewhere."""
+    """The batches of two processes equal two accumulated ones, because negatives never come from another batch."""
     one = worker.contrastive(tmp_path, accumulate=2)
     for ours, theirs in zip(one["logs"], two["contrastive"]["logs"]):
         assert theirs == pytest.approx(ours, rel=1e-5) and ours["contrastive_loss"] > 0

@@ -133,6 +133,8 @@ def test_tensor_parallel_processes_are_one(tmp_path):
     worker.save_models(tmp_path)
     run_two("tests.sad.training.tensor_parallel_worker", tmp_path)
     found = torch.load(tmp_path / "result.pt")
+    for message, name in zip(found.pop("refused"), ("ce_weight: ", "teacher_model: "), strict=True):
+        assert message.startswith(name)
     alone = worker.record(worker.trainer(tmp_path, tmp_path / "alone"))
     assert found.keys() == {"whole logits", "sharded logits", "hidden"}
     for result in found.values():

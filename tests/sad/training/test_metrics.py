@@ -1,4 +1,4 @@
-"""Tokens per second and peak memory: what is counted, and which time."""
+"""Throughput and peak memory: the counted tokens and the measured time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.sad.training import tiny
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,7 +35,7 @@ def clock(monkeypatch) -> Clock:
 
 def test_pauses_and_logs_cut_the_time(clock):
     meter = Throughput(torch.device("cpu"))
-    clock.now += 50  # until training begins
+    clock.now += 50  # before training begins
     meter.on_train_begin(None, None, None)
     meter.add(torch.tensor([[1, 1, 1], [1, 0, 0]]))
     clock.now += 2
@@ -61,7 +61,7 @@ def test_tokens_add_up_over_processes_and_the_largest_peak_counts():
 
 
 def test_a_training_logs_tokens_without_padding_over_training_time(trainer, clock, monkeypatch):
-    """Each step takes one second, each evaluation and checkpoint a hundred."""
+    """Each step takes one second, each evaluation and each checkpoint 100 seconds."""
     data = tiny.examples(8)
     fields = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 4}
     made = trainer(train=data, eval=data[:2], logging_steps=2, gradient_accumulation_steps=2, curriculum=False, **fields)
@@ -91,8 +91,8 @@ def test_a_training_logs_tokens_without_padding_over_training_time(trainer, cloc
         assert log["peak_memory_gib"] > 0.05
 
 
-def test_nothing_waits_for_the_device():
-    """Fake tensors have no values that anybody could read: counting, and the contrastive term, do without."""
+def test_no_device_synchronization():
+    """Counting and the contrastive term work on fake tensors, whose values cannot be read."""
     meter, mean = Throughput(torch.device("cpu")), MeanMeter()
     with FakeTensorMode():
         hidden, ids = torch.empty(2, 5, 3, requires_grad=True), torch.empty(2, 5, dtype=torch.int8)
@@ -105,7 +105,7 @@ def test_nothing_waits_for_the_device():
 
 
 def test_real_seconds(trainer):
-    """No clock of our own: tokens divided by the speed are about the time that a training takes."""
+    """Without a fake clock, tokens divided by the throughput are about the time of the training."""
     data = tiny.examples(8)
     made = trainer(train=data, max_steps=6, logging_steps=6, per_device_train_batch_size=8)
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The loss that is trained, its log, and what may not change it: accumulation, batch size, interruption."""
+"""The trainer: its loss and its log, which accumulation, batch size and interruption must not change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sad.training import tiny
 
 
 def kl_sums(student, teacher, examples, temperature: float = 1.0, columns: int = 300) -> dict[int, tuple[float, int]]:
-    """KL sum and token count of each kind, from log_softmax in float64, one example at a time, without padding."""
+    """Returns KL sum and token count of each kind, from log_softmax in float64, one example at a time, without padding."""
     sums = dict.fromkeys((1, 2), (0.0, 0))
     for example in examples:
         ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["span_ids"][1:])
@@ -39,7 +39,7 @@ def logged(trainer: SADTrainer, name: str) -> list[float]:
 
 
 def test_first_step_is_the_paper_s_loss_and_its_parts(trainer):
-    """Loss, both span losses, agreement and entropies of a step over all data, against log_softmax."""
+    """Compares loss, losses of both kinds, agreement and entropies of a step over all data with log_softmax."""
     student, teacher, data = tiny.model(seed=2), tiny.model(seed=1, sharpness=30), tiny.examples(8)
     sums = kl_sums(student, teacher, data, temperature=2.0)
     fields = {"lambda_reason": 0.5, "lambda_act": 2.0, "temperature": 2.0, "max_steps": 1}
@@ -66,7 +66,7 @@ def test_families_learn(trainer, family):
 
 @pytest.mark.parametrize("columns", [(320, 300), (300, 320)], ids=["student padded", "teacher padded"])
 def test_padded_heads(trainer, columns):
-    """Heads of two sizes meet on the columns both have; the student's padding rows are not trained."""
+    """The loss uses the columns that both heads have. The student's padding rows are not trained."""
     student, teacher = tiny.model(vocabulary=columns[0], seed=2), tiny.model(vocabulary=columns[1], seed=1, sharpness=30)
     data = tiny.examples(4)
     (reason, n_reason), (act, n_act) = kl_sums(student, teacher, data).values()
@@ -79,8 +79,8 @@ def test_padded_heads(trainer, columns):
 
 
 def test_accumulation_changes_nothing(trainer):
-    """1x4 equals 4x1, though the four trajectories have different numbers of supervised tokens (SGD, so that a tiny
-    difference of gradients stays tiny)."""
+    """1x4 equals 4x1, although the trajectories have different numbers of supervised tokens. SGD keeps tiny differences
+    of the gradients tiny."""
     runs = {}
     for size, steps in ((4, 1), (2, 2), (1, 4)):
         fields = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
@@ -90,7 +90,7 @@ def test_accumulation_changes_nothing(trainer):
         assert logged(runs[size], "loss") == pytest.approx(logged(runs[4], "loss"), rel=1e-6)
         assert logged(runs[size], "loss_act") == pytest.approx(logged(runs[4], "loss_act"), rel=1e-6)
         torch.testing.assert_close(weights(runs[size]), weights(runs[4]), rtol=0, atol=1e-7)
-    assert (weights(runs[4]) - weights(trainer())).abs().max() > 1e-3  # something was learned at all
+    assert (weights(runs[4]) - weights(trainer())).abs().max() > 1e-3  # the weights changed
 
 
 def test_writing_the_gradient_in_place_changes_nothing(trainer):
@@ -102,7 +102,7 @@ def test_writing_the_gradient_in_place_changes_nothing(trainer):
 
 @pytest.mark.parametrize("stop", [4, 6], ids=["inside an epoch", "between epochs"])
 def test_resume_gives_the_weights_of_an_uninterrupted_run(trainer, tmp_path, stop):
-    """With dropout, a curriculum still growing, accumulation, and a scheduler: the same bits."""
+    """The weights have the same bits with dropout, a growing curriculum, accumulation and a scheduler."""
     fields = {"max_steps": 10, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
     fields |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "curriculum_end": 1.0}
     whole = trainer(tiny.model(seed=2, dropout=0.1), output_dir=str(tmp_path / "whole"), **fields)
@@ -158,7 +158,7 @@ def test_no_supervised_token_in_a_step(trainer):
 
 
 def test_curriculum_orders_the_training(trainer):
-    """The trajectories of the first steps are the easy ones; the log says how many are admitted."""
+    """The first steps train on easy trajectories. The log reports the admitted share."""
     made, seen = trainer(max_steps=12, curriculum_start=0.2, curriculum_end=1.0, curriculum_window=2), []
     inner = made.compute_loss
 

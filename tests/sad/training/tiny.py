@@ -24,8 +24,8 @@ THINGS = ("mug", "book", "pen", "lamp")
 
 
 def trajectories(count: int, seed: int = 0) -> list[Trajectory]:
-    """Episodes of one to four turns in the format `sad`; every third begins with reasoning, so that a supervised token
-    stands where a causal model predicts nothing."""
+    """Returns episodes of one to four turns in the format `sad`. Every third starts with reasoning, so its first token is
+    supervised although a causal model does not predict it."""
     rng = random.Random(seed)
     result = []
     for number in range(count):
@@ -40,7 +40,7 @@ def trajectories(count: int, seed: int = 0) -> list[Trajectory]:
 
 
 def tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the spot, with an EOS and no padding token."""
+    """Trains a byte-level BPE tokenizer with an EOS token and no padding token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -52,12 +52,12 @@ def tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
 
 
 def examples(count: int = 24, seed: int = 0, max_length: int | None = 96) -> list[dict[str, list[int]]]:
-    """Encoded trajectories."""
+    """Returns encoded trajectories."""
     return encode_all(trajectories(count, seed), tokenizer(), format="sad", max_length=max_length).examples
 
 
 def model(family: str = "gpt2", vocabulary: int = 300, seed: int = 0, dropout: float = 0.0, sharpness: float = 1.0):
-    """A random causal language model, 2 layers of width 32. `sharpness` scales the head, so that a teacher has opinions."""
+    """Returns a random causal language model, 2 layers of width 32. `sharpness` scales the head to get peaked outputs."""
     torch.manual_seed(seed)
     shared = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
     if family == "gpt2":

@@ -1,8 +1,8 @@
 """The kernel of the top-k losses, on the grid of `span_kl_kernels`. `sadkernels.reference.topk_span_kl` has the formulas.
 
-The kernel reads a row twice, with the passes of `topk_span_kl_passes`. Between them it computes the value and the state. The
-second pass writes the gradient as if every column were in the tail. Then the kernel overwrites it at the top-k columns and the
-label. Exponents are relative to an integer shift, so no sum leaves the range of float32; the tail has a shift of its own.
+The kernel reads a row twice, with the passes of `topk_span_kl_passes`. Between them it computes the value and the state.
+The second pass writes the gradient as if every column were in the tail; then the kernel overwrites it at the top-k columns
+and the label. Exponents are relative to an integer shift, so no sum leaves the range of float32; the tail has its own shift.
 """
 
 from __future__ import annotations

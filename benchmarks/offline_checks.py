@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -134,57 +134,51 @@ def _span_ids(variant: Variant) -> list[Launch]:
     return [span_ids_launch(*integers[:3], kinds, integers[3], *outputs)]
 
 
-KERNELS = {  # kernel in the CSV: function that builds the launches, name of the Triton kernel
-    "forward": (_whole, "span_kl_kernel"),
-    "forward, stats": (_whole, "span_kl_kernel"),
-    "forward, lse given": (_whole, "span_kl_kernel"),
-    "log_sum_exps": (_whole, "span_kl_kernel"),
-    "forward_backward": (_whole, "span_kl_kernel"),
-    "forward_backward, stats": (_whole, "span_kl_kernel"),
-    "backward": (_backward, "span_kl_backward_kernel"),
-    "slice totals": (_sliced, "slice_totals_kernel"),
-    "slice totals, stats": (_sliced, "slice_totals_kernel"),
-    "slice values": (_sliced, "slice_values_kernel"),
-    "slice values, stats": (_sliced, "slice_values_kernel"),
-    "slice values, gradient": (_sliced, "slice_values_kernel"),
-    "combine slices, stats": (_sliced, "combine_slices_kernel"),
-    "collect rows, stats": (_whole, "collect_rows_kernel"),
-    "scale": (_scale, "scale_rows_kernel"),
-    "top-k forward, stats": (_topk, "topk_span_kl_kernel"),
-    "top-k forward_backward": (_topk, "topk_span_kl_kernel"),
-    "top-k forward_backward, stats": (_topk, "topk_span_kl_kernel"),
-    "top-k backward": (_topk, "topk_span_kl_kernel"),
-    "span ids": (_span_ids, "span_ids_kernel"),
+class Kernel(NamedTuple):
+    """A kernel of the CSV: who builds its launches, its name in `sadkernels.triton`, and which options change its code."""
+
+    build: Callable[[Variant], list[Launch]]
+    name: str
+    per_divergence: bool = True
+    softcap: bool = True
+    tiled: bool = True
+
+
+KERNELS = {
+    "forward": Kernel(_whole, "span_kl_kernel"),
+    "forward, stats": Kernel(_whole, "span_kl_kernel"),
+    "forward, lse given": Kernel(_whole, "span_kl_kernel"),
+    "log_sum_exps": Kernel(_whole, "span_kl_kernel", per_divergence=False),
+    "forward_backward": Kernel(_whole, "span_kl_kernel"),
+    "forward_backward, stats": Kernel(_whole, "span_kl_kernel"),
+    "backward": Kernel(_backward, "span_kl_backward_kernel"),
+    "slice totals": Kernel(_sliced, "slice_totals_kernel", per_divergence=False),
+    "slice totals, stats": Kernel(_sliced, "slice_totals_kernel", per_divergence=False),
+    "slice values": Kernel(_sliced, "slice_values_kernel"),
+    "slice values, stats": Kernel(_sliced, "slice_values_kernel"),
+    "slice values, gradient": Kernel(_sliced, "slice_values_kernel"),
+    "combine slices, stats": Kernel(_sliced, "combine_slices_kernel", False, False, False),
+    "collect rows, stats": Kernel(_whole, "collect_rows_kernel", False, False, False),
+    "scale": Kernel(_scale, "scale_rows_kernel", per_divergence=False, softcap=False),
+    "top-k forward, stats": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
+    "top-k forward_backward": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
+    "top-k forward_backward, stats": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
+    "top-k backward": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
+    "span ids": Kernel(_span_ids, "span_ids_kernel", False, False, False),
 }
-_ONE_DIVERGENCE = (
-    "log_sum_exps",
-    "slice totals",
-    "slice totals, stats",
-    "combine slices, stats",
-    "collect rows, stats",
-    "scale",
-    "span ids",
-    "top-k forward, stats",
-    "top-k forward_backward",
-    "top-k forward_backward, stats",
-    "top-k backward",
-)
-_NO_TILE = ("combine slices, stats", "collect rows, stats", "span ids")
-_NEVER_CAPPED = (*_NO_TILE, "scale")
-_ONE_DTYPE = ("scale", "top-k forward, stats", "top-k forward_backward", "top-k forward_backward, stats", "top-k backward")
 _STORES = ("backward", "gradient", "scale")  # a kernel with one of these words in its name writes rows
 
 
 def launch(variant: Variant) -> Launch:
     """Returns the launch that a variant stands for."""
-    build, kernel = KERNELS[variant.kernel]
-    first = next(x for x in build(variant) if x.kernel.__name__ == kernel)
+    kernel = KERNELS[variant.kernel]
+    first = next(x for x in kernel.build(variant) if x.kernel.__name__ == kernel.name)
     return first if first.tile is None else first._replace(tile=_tiles(variant)[variant.tile])
 
 
 def _tiles(variant: Variant) -> list[tiles.RowTile]:
     """Returns the tiles that the launcher may choose for the kernel."""
-    if variant.kernel in _NO_TILE:
+    if not KERNELS[variant.kernel].tiled:
         return []
     if variant.kernel in ("backward", "scale"):
         return list(tiles.one_pass_tiles(*variant.dtypes).values())
@@ -197,19 +191,19 @@ def _tiles(variant: Variant) -> list[tiles.RowTile]:
 
 def _cases() -> Iterator[tuple[str, str, bool]]:
     """Yields every combination of kernel, divergence and soft cap that compiles to different code."""
-    for kernel in KERNELS:
-        for divergence in DIVERGENCES[: 1 if kernel in _ONE_DIVERGENCE else None]:
-            if kernel == "slice values, gradient" and divergence != "forward_kl":
+    for name, kernel in KERNELS.items():
+        for divergence in DIVERGENCES if kernel.per_divergence else DIVERGENCES[:1]:
+            if name == "slice values, gradient" and divergence != "forward_kl":
                 continue  # the backward kernel computes their gradient
-            yield kernel, divergence, False
-            if kernel not in _NEVER_CAPPED:
-                yield kernel, divergence, True
+            yield name, divergence, False
+            if kernel.softcap:
+                yield name, divergence, True
 
 
 def _rotated(i: int, variant: Variant) -> Variant:
     """Returns the variant with the i-th dtypes and tile of a rotation."""
     dtypes = DTYPES[i % len(DTYPES)]
-    if variant.kernel in _ONE_DTYPE:
+    if variant.kernel == "scale" or variant.kernel.startswith("top-k"):  # kernels of the student alone
         dtypes = (dtypes[0], dtypes[0])
     variant = variant._replace(dtypes=dtypes)
     return variant._replace(tile=i // 2 % max(len(_tiles(variant)), 1))
@@ -240,7 +234,7 @@ def inspect(variant: Variant) -> dict[str, object]:
     compiled = launch(variant)
     return {
         "kernel": variant.kernel,
-        "divergence": "any" if variant.kernel in _ONE_DIVERGENCE else variant.divergence,
+        "divergence": variant.divergence if KERNELS[variant.kernel].per_divergence else "any",
         "capped": "both" if variant.capped else "",
         "student/teacher": "/".join(TYPES[x] for x in variant.dtypes),
         "architecture": f"sm_{variant.architecture}",

@@ -1,7 +1,7 @@
-"""Small, awkward cases of every op against float64, in seconds: what `sad doctor` runs, and tools that slow kernels down.
+"""Small, difficult cases of every op, compared with float64. `sad doctor` and `benchmarks/check_small.py` run them.
 
-Sizes are those that reach every path of a kernel: odd row starts, rows shorter than a tile, rows that several blocks share,
-no row and every row supervised, a gradient in place and in a buffer of its own.
+The sizes reach every path of a kernel: rows that start at odd addresses, rows shorter than a tile, rows that several thread
+blocks share, no supervised row and only supervised rows, a gradient in place and in its own buffer.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from sadkernels.ops.span_ids import span_ids_from_offsets
 from sadkernels.ops.span_kl import fused_span_kl
 from sadkernels.ops.topk_span_kl import fused_span_ce, fused_topk_span_kl
 
-SIZES = ((5, 7), (9, 1000), (3, 50257), (1, 151936))
+SIZES = ((5, 7), (9, 1000), (3, 50257), (1, 151936))  # (rows, vocabulary)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ALLOWED = 2.0  # errors up to here pass, in units of what a dtype's rounding explains
+ALLOWED = 2.0  # largest error that passes, in units of the dtype's rounding
 OPS = ("span_kl", "topk_span_kl", "span_ids")
-_WIDTH = 16  # of hidden states
+_HIDDEN_SIZE = 16
 
 
 class SpanKLCase(NamedTuple):
-    """N rows of V columns; `supervised` is "some", "all" or "none" of the rows. `hidden`: from hidden states."""
+    """One call of `fused_span_kl`, or of `fused_linear_span_kl` if `hidden`.
+
+    `supervised` is "some", "all" or "none" of the rows. Rows without a span hold NaN.
+    """
 
     rows: int
     vocab: int
@@ -40,26 +43,32 @@ class SpanKLCase(NamedTuple):
     hidden: bool = False
 
     def error(self, backend: str, device: torch.device) -> float:
-        """Largest relative error of loss and gradient, in units of what the dtype allows. Rows not supervised hold NaN."""
+        """Returns the largest relative error of loss and gradients, in units of the dtype's rounding.
+
+        The error is infinite if a row without a span gets a gradient.
+        """
         problem = _Problem(self, device)
-        teacher = problem.side()
-        options = {"divergence": self.divergence}
+        teacher = problem.random_side()
 
         def loss(name: str, student: list[Tensor], in_place: dict[str, bool]) -> Tensor:
-            own = [_like(x, student[0]) for x in teacher]
             fused = fused_linear_span_kl if self.hidden else fused_span_kl
-            return fused(*student, *own, problem.ids, backend=name, **options, **in_place)
+            teacher_side = [x.to(student[0].dtype) for x in teacher]
+            options = {"divergence": self.divergence, "backend": name, **in_place}
+            return fused(*student, *teacher_side, problem.ids, **options)
 
         return problem.error(loss, backend)
 
 
 class TopkCase(NamedTuple):
-    """As `SpanKLCase`, with `listed` columns of the teacher and the share `alpha` of the KL; none listed: labels alone."""
+    """One call of a top-k loss with `k` teacher columns and KL share `alpha`, from hidden states if `hidden`.
+
+    `k` = 0 is a call of `fused_span_ce`. Rows without a span hold NaN.
+    """
 
     rows: int
     vocab: int
     dtype: torch.dtype
-    listed: int = 5
+    k: int = 5
     alpha: float = 1.0
     tail: str = "bucket"
     in_place: bool = False
@@ -67,31 +76,27 @@ class TopkCase(NamedTuple):
     hidden: bool = False
 
     def error(self, backend: str, device: torch.device) -> float:
-        """As of a `SpanKLCase`."""
+        """See `SpanKLCase.error`."""
         problem = _Problem(self, device)
         logits = 3 * torch.randn(self.rows, self.vocab, generator=problem.generator)
-        logprobs, columns = logits.log_softmax(-1).topk(max(self.listed, 1))
+        logprobs, columns = logits.log_softmax(-1).topk(max(self.k, 1))
         labels = torch.randint(0, self.vocab, (self.rows,), generator=problem.generator)
-        labels[-1] = columns[-1, -1]  # one that is listed
+        labels[-1] = columns[-1, -1]  # a label in the top-k
         logprobs[problem.ids.cpu() == 0] = torch.nan
         logprobs, columns, labels = (x.to(device) for x in (logprobs, columns, labels))
-        options = {"tail": self.tail, "alpha": self.alpha, "target_ids": labels}
 
         def loss(name: str, student: list[Tensor], in_place: dict[str, bool]) -> Tensor:
-            if self.listed == 0:
+            if self.k == 0:
                 return fused_span_ce(*student, labels, problem.ids, backend=name, **in_place)
             fused = fused_linear_topk_span_kl if self.hidden else fused_topk_span_kl
-            return fused(*student, logprobs, columns, problem.ids, backend=name, **options, **in_place)
+            options = {"tail": self.tail, "alpha": self.alpha, "target_ids": labels, "backend": name, **in_place}
+            return fused(*student, logprobs, columns, problem.ids, **options)
 
         return problem.error(loss, backend)
 
 
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    return x.to(other.dtype)
-
-
 class _Problem:
-    """Students of a case, and how far a backend's loss and gradients are from the reference's in float64."""
+    """The student of a case, and the error of a backend's loss and gradients against the reference in float64."""
 
     def __init__(self, case: SpanKLCase | TopkCase, device: torch.device) -> None:
         self.case, self.device = case, device
@@ -100,21 +105,24 @@ class _Problem:
         if case.supervised == "some":
             ids[::2] = 2
         self.ids = ids.to(device)
-        self.student = self.side()
+        self.student = self.random_side()
 
-    def side(self) -> list[Tensor]:
-        """Logits; or hidden states and a head whose products no dtype rounds: quarters of whole numbers."""
+    def random_side(self) -> list[Tensor]:
+        """Returns random logits, or random hidden states and an lm_head.
+
+        The latter hold multiples of 1/4 and integers, so that no dtype rounds their products.
+        """
         case = self.case
         if case.hidden:
-            rows = torch.randint(-4, 5, (case.rows, _WIDTH), generator=self.generator) / 4
-            weight = torch.randint(-1, 2, (case.vocab, _WIDTH), generator=self.generator).float()
+            rows = torch.randint(-4, 5, (case.rows, _HIDDEN_SIZE), generator=self.generator) / 4
+            weight = torch.randint(-1, 2, (case.vocab, _HIDDEN_SIZE), generator=self.generator).float()
         else:
             rows, weight = 3 * torch.randn(case.rows, case.vocab, generator=self.generator), None
         rows[self.ids.cpu() == 0] = torch.nan
         return [x.to(self.device, case.dtype) for x in (rows, weight) if x is not None]
 
     def error(self, loss: Callable[[str, list[Tensor], dict[str, bool]], Tensor], backend: str) -> float:
-        """Of `loss(backend, student, options)`; infinite where a row without a span has a gradient."""
+        """Returns the error of `loss(backend, student, options)` and its gradients; see `SpanKLCase.error`."""
         results = []
         for name, convert in (("reference", torch.Tensor.double), (backend, torch.clone)):
             leaves = [convert(x).requires_grad_() for x in self.student]
@@ -122,19 +130,22 @@ class _Problem:
             value = loss(name, leaves, in_place)
             value.backward()
             results.append((value.item(), [leaf.grad.double() for leaf in leaves]))
-        (value, gradients), (own_value, own_gradients) = results
-        if own_gradients[0][self.ids == 0].any():
+        (exact_value, exact_gradients), (value, gradients) = results
+        if gradients[0][self.ids == 0].any():
             return float("inf")
         if self.case.supervised == "none":
-            return 0.0 if own_value == 0 else float("inf")
-        errors = [abs(own_value / value - 1)]
-        errors += [float((own - exact).abs().max() / exact.abs().max()) for own, exact in zip(own_gradients, gradients)]
+            return 0.0 if value == 0 else float("inf")
+        errors = [abs(value / exact_value - 1)]
+        errors += [float((got - exact).abs().max() / exact.abs().max()) for got, exact in zip(gradients, exact_gradients)]
         largest = max(errors) if all(error == error for error in errors) else float("nan")
         return largest / (torch.finfo(self.case.dtype).eps + 1e-5)
 
 
 class SpanIdsCase(NamedTuple):
-    """B rows of T tokens with `spans` spans each, none in the first of several rows."""
+    """One call of `span_ids_from_offsets`: `rows` rows of `tokens` tokens with `spans` spans each.
+
+    The first of several rows has no spans. Tokens overlap and are not sorted.
+    """
 
     rows: int
     tokens: int
@@ -142,60 +153,57 @@ class SpanIdsCase(NamedTuple):
     masks: bool = False
 
     def error(self, backend: str, device: torch.device) -> float:
-        """0 where all labels are right, else infinity. Tokens overlap and come out of order."""
+        """Returns 0 if all labels are right, else infinity."""
         generator = torch.Generator().manual_seed(self.rows + self.tokens)
         begins = torch.randint(0, 4 * self.tokens, (self.rows, self.tokens), generator=generator)
         widths = torch.randint(0, 9, begins.shape, generator=generator)
         offsets = torch.stack([begins, begins + widths], dim=-1)
-        cuts = torch.stack([torch.randperm(4 * self.tokens, generator=generator) for _ in range(self.rows)])
-        cuts = cuts[:, : 2 * self.spans].sort().values[1 if self.rows > 1 else 0 :].flatten()
-        kinds = torch.randint(1, 3, (len(cuts) // 2,), generator=generator)
+        edges = torch.stack([torch.randperm(4 * self.tokens, generator=generator) for _ in range(self.rows)])
+        edges = edges[:, : 2 * self.spans].sort().values[1 if self.rows > 1 else 0 :].flatten()
+        kinds = torch.randint(1, 3, (len(edges) // 2,), generator=generator)
         row_splits = self.spans * torch.arange(self.rows + 1)
         if self.rows > 1:
             row_splits = torch.cat([torch.zeros(1, dtype=torch.int64), row_splits[:-1]])
-        ragged = (cuts[::2], cuts[1::2], kinds, row_splits)
-        expected = span_ids_from_offsets(offsets, *ragged, masks=self.masks, backend="reference")
-        found = span_ids_from_offsets(offsets.to(device), *ragged, masks=self.masks, backend=backend)
-        pairs = zip(expected, found) if self.masks else [(expected, found)]
-        return 0.0 if all(_same(x, y) for x, y in pairs) else float("inf")
+        spans = (edges[::2], edges[1::2], kinds, row_splits)
+        expected = span_ids_from_offsets(offsets, *spans, masks=self.masks, backend="reference")
+        labels = span_ids_from_offsets(offsets.to(device), *spans, masks=self.masks, backend=backend)
+        pairs = zip(expected, labels) if self.masks else [(expected, labels)]
+        return 0.0 if all(x.dtype == y.dtype and torch.equal(x, y.cpu()) for x, y in pairs) else float("inf")
 
 
 Case = SpanKLCase | TopkCase | SpanIdsCase
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b.cpu())
-
-
 def all_cases(op: str, small_only: bool = False) -> Iterator[Case]:
-    """Every case of `op`; `small_only` leaves the larger sizes out."""
+    """Yields every case of `op`, or with `small_only` those of the small sizes."""
     if op == "span_ids":
         for (rows, tokens, spans), masks in product(((1, 1, 1), (3, 100, 0), (5, 77, 9), (64, 512, 40)), (False, True)):
             if rows * tokens < 1000 or not small_only:
                 yield SpanIdsCase(rows, tokens, spans, masks)
         return
     sizes = SIZES[:2] if small_only else SIZES
-    kind = SpanKLCase if op == "span_kl" else TopkCase
+    case = SpanKLCase if op == "span_kl" else TopkCase
     for (rows, vocab), dtype, in_place, supervised in product(sizes, DTYPES, (False, True), ("some", "all", "none")):
-        yield kind(rows, vocab, dtype, in_place=in_place, supervised=supervised)
+        yield case(rows, vocab, dtype, in_place=in_place, supervised=supervised)
     for (rows, vocab), dtype in product(sizes[:3], DTYPES):
-        yield kind(rows, vocab, dtype, hidden=True)
+        yield case(rows, vocab, dtype, hidden=True)
         if op == "topk_span_kl":
             yield TopkCase(rows, vocab, dtype, alpha=0.6)
-            yield TopkCase(rows, vocab, dtype, listed=0)
+            yield TopkCase(rows, vocab, dtype, k=0)
     if small_only:
         return
+    rows, vocab = SIZES[1]
     for dtype, in_place in product(DTYPES[:2], (False, True)):
         if op == "span_kl":
             for divergence in ("reverse_kl", "jsd"):
-                yield SpanKLCase(*SIZES[1], dtype, divergence, in_place)
+                yield SpanKLCase(rows, vocab, dtype, divergence, in_place)
         else:
-            yield TopkCase(*SIZES[1], dtype, 64, tail="ignore", in_place=in_place)
-            yield TopkCase(*SIZES[1], dtype, SIZES[1][1], in_place=in_place)  # the whole vocabulary is listed
+            yield TopkCase(rows, vocab, dtype, 64, tail="ignore", in_place=in_place)
+            yield TopkCase(rows, vocab, dtype, vocab, in_place=in_place)  # the top-k is the whole vocabulary
 
 
 def quick_cases(op: str) -> list[Case]:
-    """A few cases of `op`, the most telling first."""
+    """Returns a few cases of `op`, the most informative first."""
     if op == "span_ids":
         return [SpanIdsCase(5, 77, 9), SpanIdsCase(5, 77, 9, masks=True), SpanIdsCase(3, 100, 0)]
     if op == "topk_span_kl":
@@ -203,7 +211,7 @@ def quick_cases(op: str) -> list[Case]:
             TopkCase(9, 1001, torch.bfloat16),
             TopkCase(9, 1001, torch.float32, 40, alpha=0.6, in_place=True),
             TopkCase(3, 50257, torch.bfloat16, 64),
-            TopkCase(9, 1001, torch.float32, listed=0),
+            TopkCase(9, 1001, torch.float32, k=0),
             TopkCase(9, 1001, torch.float32, hidden=True),
             TopkCase(5, 7, torch.float16, tail="ignore", supervised="all"),
             TopkCase(5, 7, torch.bfloat16, supervised="none"),
@@ -221,15 +229,15 @@ def quick_cases(op: str) -> list[Case]:
 
 
 @dataclass
-class Outcome:
-    """What became of the cases of an op on a backend.
+class Result:
+    """The result of running an op's cases on a backend.
 
     Args:
-        cases: How many there were; those that time did not suffice for included.
-        ran: How many were run.
-        largest_error: Of those that were run, in units of what the dtype allows; up to `ALLOWED` passes.
-        seconds: How long it took, compilation included.
-        failures: A line for each case that was wrong or raised.
+        cases: Number of cases, including those that did not run because the time was over.
+        ran: Number of cases that ran.
+        largest_error: Largest error of the cases that ran, in units of the dtype's rounding; up to `ALLOWED` passes.
+        seconds: Run time, including compilation.
+        failures: One line per case that was wrong or raised.
     """
 
     cases: int
@@ -240,7 +248,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Something ran, and nothing failed."""
+        """Whether at least one case ran and none failed."""
         return self.ran > 0 and not self.failures
 
 
@@ -251,22 +259,22 @@ def run(
     *,
     seconds: float = float("inf"),
     clock: Callable[[], float] = time.perf_counter,
-) -> Outcome:
-    """Runs cases on a backend that can run here. After `seconds` no other case is begun; the first always is."""
-    chosen, begin = list(cases), clock()
-    outcome = Outcome(len(chosen))
-    for case in chosen:
-        if outcome.ran and clock() - begin > seconds:
+) -> Result:
+    """Runs cases on an available backend. After `seconds` no further case starts; the first case always runs."""
+    cases, begin = list(cases), clock()
+    result = Result(len(cases))
+    for case in cases:
+        if result.ran and clock() - begin > seconds:
             break
-        outcome.ran += 1
+        result.ran += 1
         try:
             error = case.error(backend, device)
-        except Exception as raised:  # a compiler's, a driver's: whatever it is, it is the finding
-            first = (str(raised).splitlines() or [""])[0]
-            outcome.failures.append(f"{case} raised {type(raised).__name__}: {first}")
+        except Exception as raised:  # from a compiler or a driver, of any type; each is a failure to report
+            first_line = (str(raised).splitlines() or [""])[0]
+            result.failures.append(f"{case} raised {type(raised).__name__}: {first_line}")
             continue
-        outcome.largest_error = max(outcome.largest_error, error)
-        if not error <= ALLOWED:  # a NaN is one too
-            outcome.failures.append(f"{case} is wrong: {error:.3g} times the rounding of its dtype")
-    outcome.seconds = clock() - begin
-    return outcome
+        result.largest_error = max(result.largest_error, error)
+        if not error <= ALLOWED:  # also true for NaN
+            result.failures.append(f"{case} is wrong: error {error:.3g} times the rounding of its dtype")
+    result.seconds = clock() - begin
+    return result

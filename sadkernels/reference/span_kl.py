@@ -1,17 +1,25 @@
-"""The divergence of every row, its gradient and its statistics, written to be read.
+"""The definition of the span KL: the divergence of every row, its gradient and its statistics.
 
-With p = softmax(z_t / T), q = softmax(z_s / T) over the first V columns, z as in `sadkernels.divergence`,
-r = log q - log p, m = beta p + (1 - beta) q and KL(a || b) = sum_v a (expm1(log b - log a) - (log b - log a)):
+The span losses are weighted sums of these rows: eq. 4 and 5 of the paper sum KL(p_T || p_S) over the reasoning and the
+action tokens, and eq. 6 adds both sums with their lambdas.
 
-    forward_kl   KL(p || q)                               d/dz_s = (q - p) / T
-    reverse_kl   KL(q || p)                               d/dz_s = q (G - E_q[G]) / T,  G = r
-    jsd          beta KL(p || m) + (1 - beta) KL(q || m)  d/dz_s = q (G - E_q[G]) / T,  G = (1 - beta) (log q - log m)
+p = softmax(z_t / T) is the teacher's distribution and q = softmax(z_s / T) the student's, over the first V columns, with the
+logits z of `sadkernels.divergence`. Let m = beta p + (1 - beta) q, and
 
-The sums are taken in this form and not as sum_v a (log a - log b), to which they are equal since sum_v (b - a) = 0, because
-every term is non-negative: rounding cannot make the sum negative, and it keeps its digits when b is close to a.
+    KL(a || b) = sum_v a (expm1(r) - r) with r = log b - log a
 
-Arithmetic is float32, or float64 when an input is. Rows whose kind is 0 never influence anything, whatever
-they hold. Nothing here waits for the device.
+Then, with dlogp = (dD / dlog q) / q up to a constant, which cancels in the gradient:
+
+    name         divergence D                             dlogp                         gradient dD / dz_s
+    forward_kl   KL(p || q)                               -                             (q - p) / T
+    reverse_kl   KL(q || p)                               log q - log p                 q (dlogp - E_q[dlogp]) / T
+    jsd          beta KL(p || m) + (1 - beta) KL(q || m)  (1 - beta) (log q - log m)    q (dlogp - E_q[dlogp]) / T
+
+The usual sum_v a (log a - log b) has the same value, because sum_v (b - a) = 0. But each term a (expm1(r) - r) is
+non-negative. So rounding cannot make the sum negative, and the sum keeps its digits if b is close to a.
+
+The arithmetic is float32, or float64 if an input is float64. Rows of kind 0 never influence a result, even if they hold NaN.
+No function synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -26,20 +34,25 @@ from torch import Tensor
 from sadkernels.divergence import DivergenceConfig, RowValues
 
 
-def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
-    """float64 when an input is float64, else float32."""
-    return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-
-
 class Logits(NamedTuple):
-    """Rows as they are compared: z / T (N, V), and dz / dx, (N, V) or a number."""
+    """The logits of one side in the form that the softmax uses.
+
+    Args:
+        tempered: (N, V), z / T.
+        slope: (N, V) or a number, dz / dx for the logit x that the model returned.
+    """
 
     tempered: Tensor
     slope: Tensor | float
 
 
+def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """Returns float64 if an input is float64, else float32."""
+    return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+
+
 def read_rows(x: Tensor, active: Tensor, config: DivergenceConfig, side: str, dtype: torch.dtype) -> Logits:
-    """The rows (N, V) of one side; those not active are read as zeros."""
+    """Returns the rows (N, V) of `side`, "student" or "teacher". Rows that are not active are read as zeros."""
     scale, cap = getattr(config, f"{side}_scale"), getattr(config, f"{side}_softcap")
     x = x[..., : config.vocab_size].reshape(-1, config.vocab_size)
     z = torch.where(active[:, None], x, 0).to(dtype) * scale
@@ -55,7 +68,7 @@ def _both_sides(student: Tensor, teacher: Tensor, active: Tensor, config: Diverg
 
 
 def kl_terms(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
-    """The non-negative a (expm1(r) - r), r = log b - log a; exact at the edges: a == 0 gives b, b == 0 < a gives +inf."""
+    """Returns a (expm1(r) - r) with r = log b - log a; the term is b if a == 0, and +inf if b == 0 < a."""
     near = torch.where(r.abs() < 0.5, r, 0)
     h = torch.zeros_like(r)  # expm1(r) - r = r^2 (1/2! + r/3! + r^2/4! + ...), by Horner's rule
     for k in range(18 if r.dtype == torch.float64 else 10, 1, -1):
@@ -64,15 +77,19 @@ def kl_terms(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
     return torch.where(r.abs() < 0.5, a * (h * near * near), far)
 
 
-def _log_mixture_over(log_ratio: Tensor, weight: float) -> Tensor:
-    """log((1 - weight) + weight e^log_ratio): of the mixture over its one part, from the log of the other part over it."""
-    small = torch.where(log_ratio.abs() < 0.5, log_ratio, 0)
+def _log_mixture_ratio(log_ratio: Tensor, weight: float) -> Tensor:
+    """Returns log(((1 - weight) a + weight b) / a) = log((1 - weight) + weight e^log_ratio) with log_ratio = log(b / a)."""
+    near = torch.where(log_ratio.abs() < 0.5, log_ratio, 0)
     far = torch.logaddexp(torch.full_like(log_ratio, math.log(1 - weight)), log_ratio + math.log(weight))
-    return torch.where(log_ratio.abs() < 0.5, torch.log1p(weight * torch.expm1(small)), far)
+    return torch.where(log_ratio.abs() < 0.5, torch.log1p(weight * torch.expm1(near)), far)
 
 
-def _terms_and_pull(log_p: Tensor, log_q: Tensor, config: DivergenceConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """By column, all (N, V): terms of the divergence; terms of E_q[G]; G itself (zeros where the gradient needs none)."""
+def _divergence_terms(log_p: Tensor, log_q: Tensor, config: DivergenceConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns, per column (N, V): the terms of the divergence, the terms of E_q[dlogp], and dlogp.
+
+    The last two are zeros for forward_kl, whose gradient does not use them. The terms of E_q[dlogp] are those of the
+    divergence for reverse_kl, and the student's part of it for jsd: E_q[r] = KL(q || p).
+    """
     p, q, r = log_p.exp(), log_q.exp(), log_q - log_p
     if config.divergence == "forward_kl":
         return kl_terms(p, q, r), torch.zeros_like(r), torch.zeros_like(r)
@@ -81,50 +98,52 @@ def _terms_and_pull(log_p: Tensor, log_q: Tensor, config: DivergenceConfig) -> t
         return terms, terms, r
     beta = config.beta
     m = beta * p + (1 - beta) * q
-    of_student = (1 - beta) * kl_terms(q, m, _log_mixture_over(-r, beta))
-    of_teacher = beta * kl_terms(p, m, _log_mixture_over(r, 1 - beta))
-    return of_teacher + of_student, of_student, -(1 - beta) * _log_mixture_over(-r, beta)
+    log_m_over_q = _log_mixture_ratio(-r, beta)
+    log_m_over_p = _log_mixture_ratio(r, 1 - beta)
+    student_terms = (1 - beta) * kl_terms(q, m, log_m_over_q)
+    teacher_terms = beta * kl_terms(p, m, log_m_over_p)
+    return teacher_terms + student_terms, student_terms, -(1 - beta) * log_m_over_q
 
 
 def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory for logits or their gradient: dtype and device of `like`, contiguous, contents arbitrary."""
+    """Returns uninitialized memory for logits or their gradient: contiguous, with the dtype and device of `like`."""
     return like.new_empty(shape)
 
 
 def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig) -> Tensor:
-    """(2, N), log-sum-exps of z / T of student and teacher, 0 on rows not read; arguments as in `forward`."""
+    """Returns the log-sum-exps (2, N) of z / T of student and teacher, 0 on rows of kind 0. Arguments as in `forward`."""
     read = kinds != 0
     sides = _both_sides(student, teacher, read, config)
-    return torch.where(read, torch.stack([torch.logsumexp(x.tempered, dim=-1) for x in sides]), 0)
+    return torch.where(read, torch.stack([torch.logsumexp(side.tempered, dim=-1) for side in sides]), 0)
 
 
 def forward(
     student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, *, stats: bool, lse: Tensor | None = None
 ) -> RowValues:
-    """The divergence of every supervised row.
+    """Returns the divergence and the state of every row, and with `stats` its entropies and argmax.
 
     Args:
-        student: (..., V_s) logits; N rows in all.
+        student: (..., V_s) logits, N rows in total.
         teacher: (..., V_t) logits.
-        kinds: (N,) uint8, 0 for rows that are not read.
-        config: What is compared.
-        stats: Whether entropies and argmax are wanted.
-        lse: (2, N), log-sum-exps to use in place of the rows' own, for rows that are a slice of longer ones. The results
-            then are this slice's share of the sums.
+        kinds: (N,) uint8. Rows of kind 0 are not read; all their results are 0.
+        config: The divergence, and how logits become distributions.
+        stats: Whether to compute entropies and argmax.
+        lse: (2, N) log-sum-exps to use instead of the rows' own, if the rows are slices of longer rows. The results are
+            then this slice's share of the sums.
     """
     if lse is None:
         lse = log_sum_exps(student, teacher, kinds, config)
     read = kinds != 0
-    of_student, of_teacher = _both_sides(student, teacher, read, config)
-    log_q, log_p = of_student.tempered - lse[0, :, None], of_teacher.tempered - lse[1, :, None]
-    terms, pull_terms, _ = _terms_and_pull(log_p, log_q, config)
-    value, pull = (torch.where(read, x.sum(-1), 0) for x in (terms, pull_terms))
-    state = torch.cat([lse, pull[None]])
+    s, t = _both_sides(student, teacher, read, config)
+    log_q, log_p = s.tempered - lse[0, :, None], t.tempered - lse[1, :, None]
+    terms, mean_dlogp_terms, _ = _divergence_terms(log_p, log_q, config)
+    value, mean_dlogp = (torch.where(read, x.sum(-1), 0) for x in (terms, mean_dlogp_terms))
+    state = torch.cat([lse, mean_dlogp[None]])
     if not stats:
         return RowValues(value, state)
     entropies = torch.stack([-torch.where(x == -torch.inf, 0, x.exp() * x).sum(-1) for x in (log_p, log_q)])
-    columns = [x[..., : config.vocab_size].reshape(-1, config.vocab_size) for x in (student, teacher)]
-    argmax = torch.stack([torch.where(read[:, None], x, 0).argmax(-1) for x in columns])  # first of equals
+    logits = [x[..., : config.vocab_size].reshape(-1, config.vocab_size) for x in (student, teacher)]
+    argmax = torch.stack([torch.where(read[:, None], x, 0).argmax(-1) for x in logits])  # the first of equal values
     return RowValues(value, state, torch.where(read, entropies, 0), argmax)
 
 
@@ -138,24 +157,34 @@ def backward(
     *,
     grad: Tensor,
 ) -> None:
-    """Writes weights[n] d value[n] / d student to all of `grad` (..., V_s), zeros included; `grad` may be `student` itself.
+    """Writes weights[n] dvalue[n] / dstudent to `grad`, and zeros to its other rows and columns.
 
     Args:
-        student: As in `forward`, likewise `teacher`, `kinds`, `how`.
+        student: As in `forward`; likewise `teacher`, `kinds` and `config`.
         state: (3, N), from `forward`.
-        weights: (N,), the derivative of the loss by each row's value; rows of weight 0 get zeros.
-        grad: Shape and dtype of `student`.
+        weights: (N,), the derivative of the loss by each row's value. Rows of weight 0 get zeros.
+        grad: (..., V_s), with the shape and dtype of `student`; may be `student` itself.
     """
     active = (kinds != 0) & (weights != 0)
-    of_student, of_teacher = _both_sides(student, teacher, active, config)
-    log_q, log_p = of_student.tempered - state[0, :, None], of_teacher.tempered - state[1, :, None]
+    s, t = _both_sides(student, teacher, active, config)
+    log_q, log_p = s.tempered - state[0, :, None], t.tempered - state[1, :, None]
     q = log_q.exp()
     if config.divergence == "forward_kl":
-        by_column = q - log_p.exp()
+        d_tempered = q - log_p.exp()  # T dD / dz_s
     else:
-        _, _, pull = _terms_and_pull(log_p, log_q, config)
-        by_column = torch.where(q == 0, 0, q * (pull - state[2, :, None]))
-    g = torch.where(active[:, None], (weights / config.temperature)[:, None] * by_column * of_student.slope, 0)
+        _, _, dlogp = _divergence_terms(log_p, log_q, config)
+        d_tempered = torch.where(q == 0, 0, q * (dlogp - state[2, :, None]))
+    write_gradient(grad, d_tempered, active, weights, s.slope, config)
+
+
+def write_gradient(
+    grad: Tensor, d_tempered: Tensor, active: Tensor, weights: Tensor, slope: Tensor | float, config: DivergenceConfig
+) -> None:
+    """Writes weights d_tempered slope / T to the active rows of `grad` (..., V_s), and zeros elsewhere.
+
+    `d_tempered` (N, V) is the derivative of the rows' values by z / T.
+    """
+    g = torch.where(active[:, None], (weights / config.temperature)[:, None] * d_tempered * slope, 0)
     grad.zero_()
     grad[..., : config.vocab_size] = g.view(*grad.shape[:-1], config.vocab_size).to(grad.dtype)
 
@@ -163,13 +192,13 @@ def backward(
 def forward_backward(
     student: Tensor, teacher: Tensor, kinds: Tensor, weights: Tensor, config: DivergenceConfig, *, stats: bool, grad: Tensor
 ) -> RowValues:
-    """`forward` and `backward` in one call."""
+    """Runs `forward` and `backward` in one call."""
     values = forward(student, teacher, kinds, config, stats=stats)
     backward(student, teacher, kinds, values.state, weights, config, grad=grad)
     return values
 
 
 def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:
-    """Multiplies the supervised rows of `grad` (..., V) by the 0-dim `factor`; the others stay as they are."""
+    """Multiplies the rows of non-zero kind of `grad` (..., V) by the 0-dim `factor`. The other rows do not change."""
     rows = torch.where(kinds != 0, factor.to(torch.promote_types(grad.dtype, torch.float32)), 1)
     grad.copy_(grad * rows.view(*grad.shape[:-1], 1))

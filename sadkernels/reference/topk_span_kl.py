@@ -1,16 +1,18 @@
-"""KL to a teacher known by its likeliest columns, mixed with cross-entropy: value and gradient of every row, to be read.
+"""The definition of the top-k losses: KL to a teacher's top-k columns, mixed with cross-entropy (eq. 13 of the paper).
 
-q = softmax(z / T) over the first V columns. The outcomes of the KL are the k listed columns and the tail, all other columns
-as one, with q_tail the sum of their q; with KL(p || q) = sum of p (expm1(r) - r), r = log q - log p, as in
-`sadkernels.reference.span_kl`, and y the row's label:
+q = softmax(z / T) over the first V columns is the student's distribution. The KL compares k + 1 outcomes: the teacher's k
+columns, and the tail, which is all other columns together: q_tail = sum of q over the tail. y is the row's label. With
+KL(p || q) = sum over outcomes of p (expm1(r) - r), r = log q - log p, as in `sadkernels.reference.span_kl`:
 
-    value    alpha KL(p || q) + (1 - alpha) (-log q_y)
-    d/dz_j   (alpha (q_j - p_j)                    + (1 - alpha) (q_j - [j = y])) / T    listed columns
-             (alpha q_j (1 - p_tail / q_tail)      + (1 - alpha) (q_j - [j = y])) / T    all others
+    value                     alpha KL(p || q)                    + (1 - alpha) (-log q_y)
+    T dvalue/dz_j, top-k      alpha (q_j - p_j)                   + (1 - alpha) (q_j - [j = y])
+    T dvalue/dz_j, tail       alpha q_j (1 - p_tail / q_tail)     + (1 - alpha) (q_j - [j = y])
 
-Cross-entropy alone has nothing listed and alpha = 0. -log q_y is taken as the KL of one outcome and its tail, (1 - q_y) +
-(expm1(log q_y) - log q_y), which keeps its digits when q_y is near 1. Every sum over columns that leaves some out is a sum
-of the others, never a difference, so that a q_tail of 1e-6 is right to its last digits.
+Cross-entropy alone has k = 0 and alpha = 0.
+
+Two rules keep the digits of small numbers. -log q_y is computed as (1 - q_y) + (expm1(log q_y) - log q_y), the KL of the
+label and all other columns, which is accurate for q_y near 1. A sum over some of the columns adds these columns; it never
+subtracts the others from a total, so a q_tail of 1e-6 is accurate.
 """
 
 from __future__ import annotations
@@ -21,102 +23,107 @@ import torch
 from torch import Tensor
 
 from sadkernels.divergence import DivergenceConfig
-from sadkernels.reference.span_kl import Logits, kl_terms, new_logits, read_rows
+from sadkernels.reference.span_kl import Logits, kl_terms, new_logits, read_rows, write_gradient
 from sadkernels.topk import TopkTarget, TopkValues
 
 __all__ = ["backward", "forward", "forward_backward", "new_logits"]
 
 
-class _Outcomes(NamedTuple):
-    """Log-sum-exps of z / T over parts of a row's columns, and where they are; -inf where there is none."""
+class _LogSumExps(NamedTuple):
+    """Log-sum-exps of z / T over groups of a row's columns, -inf over an empty group; and masks of the groups."""
 
-    listed: Tensor  # (N, k), each entry alone
-    label: Tensor  # (N,)
-    rest: Tensor  # (N,), neither listed nor the label
-    tail: Tensor  # (N,), not listed
-    everything: Tensor  # (N,)
-    has_tail: Tensor  # (N,) bool
-    of_listed: Tensor  # (N, V) bool
-
-
-def _at(z: Tensor, column: Tensor, exists: Tensor) -> Tensor:
-    return torch.where(exists, z.gather(1, torch.where(exists, column, 0).long()), -torch.inf)
+    topk: Tensor  # (N, k), over each top-k column alone; -inf for repeated and missing columns
+    label: Tensor  # (N,), over the label
+    rest: Tensor  # (N,), over the columns that are neither in the top-k nor the label
+    tail: Tensor  # (N,), over the columns outside the top-k
+    all: Tensor  # (N,)
+    has_tail: Tensor  # (N,) bool, whether there is a column outside the top-k
+    in_topk: Tensor  # (N, V) bool
 
 
-def _mark(z: Tensor, column: Tensor, exists: Tensor) -> Tensor:
-    """(N, V) bool, True at the columns that exist."""
-    spare = z.shape[1]  # where those go that do not
-    marked = torch.zeros((z.shape[0], spare + 1), dtype=torch.bool, device=z.device)
-    return marked.scatter_(1, torch.where(exists, column, spare).long(), True)[:, :spare]
+def _gather(z: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
+    """Returns z (N, V) at `columns` (N, k), -inf if they are not valid."""
+    return torch.where(valid, z.gather(1, torch.where(valid, columns, 0).long()), -torch.inf)
 
 
-def _outcomes(z: Tensor, target: TopkTarget, rest: Tensor | None = None) -> _Outcomes:
-    counts = target.counts()
-    of_listed = _mark(z, target.columns, counts)
-    listed = _at(z, target.columns, counts)
+def _mask(z: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
+    """Returns a mask (N, V) that is True at the valid ones of `columns` (N, k)."""
+    n, v = z.shape
+    mask = torch.zeros((n, v + 1), dtype=torch.bool, device=z.device)  # the extra column takes what is not valid
+    return mask.scatter_(1, torch.where(valid, columns, v).long(), True)[:, :v]
+
+
+def _log_sum_exps(z: Tensor, target: TopkTarget, rest: Tensor | None = None) -> _LogSumExps:
+    """Returns the log-sum-exps of the rows z (N, V); `rest` replaces the computed one."""
+    valid = target.counts()
+    in_topk = _mask(z, target.columns, valid)
+    topk = _gather(z, target.columns, valid)
     label = torch.full_like(z[:, 0], -torch.inf)
-    label_alone = label
-    taken = of_listed
+    label_in_tail = label  # the label's logit if it is outside the top-k
+    excluded = in_topk
     if target.labels is not None:
-        column, exists = target.labels[:, None], target.labels[:, None] >= 0
-        label = _at(z, column, exists)[:, 0]
-        in_list = (counts & (target.columns == column)).any(-1)
-        label_alone = torch.where(in_list, -torch.inf, label)
-        taken = of_listed | _mark(z, column, exists)
+        column, has_label = target.labels[:, None], target.labels[:, None] >= 0
+        label = _gather(z, column, has_label)[:, 0]
+        label_in_topk = (valid & (target.columns == column)).any(-1)
+        label_in_tail = torch.where(label_in_topk, -torch.inf, label)
+        excluded = in_topk | _mask(z, column, has_label)
     if rest is None:
-        rest = torch.logsumexp(torch.where(taken, -torch.inf, z), dim=-1)
-    tail = torch.logaddexp(rest, label_alone)
-    everything = torch.logsumexp(torch.cat([listed, tail[:, None]], dim=1), dim=-1)
-    return _Outcomes(listed, label, rest, tail, everything, counts.sum(-1) < z.shape[1], of_listed)
+        rest = torch.logsumexp(torch.where(excluded, -torch.inf, z), dim=-1)
+    tail = torch.logaddexp(rest, label_in_tail)
+    total = torch.logsumexp(torch.cat([topk, tail[:, None]], dim=1), dim=-1)
+    return _LogSumExps(topk, label, rest, tail, total, valid.sum(-1) < z.shape[1], in_topk)
 
 
-def _kl(o: _Outcomes, target: TopkTarget) -> Tensor:
+def _kl(lse: _LogSumExps, target: TopkTarget) -> Tensor:
+    """Returns KL(p || q) (N,) over the k + 1 outcomes."""
+
     def term(log_p: Tensor, log_q: Tensor) -> Tensor:
         return kl_terms(log_p.exp(), log_q.exp(), log_q - log_p)
 
-    of_listed = term(target.log_p, o.listed - o.everything[:, None])
-    of_tail = term(target.log_tail, o.tail - o.everything)
-    return torch.where(target.counts(), of_listed, 0).sum(-1) + torch.where(o.has_tail, of_tail, 0)
+    topk_terms = term(target.log_p, lse.topk - lse.all[:, None])
+    tail_term = term(target.log_tail, lse.tail - lse.all)
+    return torch.where(target.counts(), topk_terms, 0).sum(-1) + torch.where(lse.has_tail, tail_term, 0)
 
 
-def _cross_entropy(o: _Outcomes, target: TopkTarget) -> Tensor:
-    log_q = o.label - o.everything
-    others = torch.where(target.columns == target.labels[:, None], -torch.inf, o.listed)
-    not_y = torch.logsumexp(torch.cat([others, o.rest[:, None]], dim=1), dim=-1) - o.everything
-    value = not_y.exp() + kl_terms(torch.ones_like(log_q), log_q.exp(), log_q)
+def _cross_entropy(lse: _LogSumExps, target: TopkTarget) -> Tensor:
+    """Returns -log q_y (N,), 0 on rows without a label."""
+    log_q = lse.label - lse.all
+    other_topk = torch.where(target.columns == target.labels[:, None], -torch.inf, lse.topk)
+    log_not_label = torch.logsumexp(torch.cat([other_topk, lse.rest[:, None]], dim=1), dim=-1) - lse.all
+    value = log_not_label.exp() + kl_terms(torch.ones_like(log_q), log_q.exp(), log_q)
     return torch.where(target.labels >= 0, value, 0)
 
 
-def _rows(student: Tensor, active: Tensor, config: DivergenceConfig, target: TopkTarget) -> Logits:
+def _student_rows(student: Tensor, active: Tensor, config: DivergenceConfig, target: TopkTarget) -> Logits:
     return read_rows(student, active, config, "student", target.log_p.dtype)
 
 
 def forward(student: Tensor, target: TopkTarget, kinds: Tensor, config: DivergenceConfig, *, stats: bool) -> TopkValues:
-    """The loss of every supervised row.
+    """Returns the loss and the state of every row, and with `stats` its entropy and argmax.
 
     Args:
-        student: (..., V_s) logits; N rows in all.
-        target: What they should be.
-        kinds: (N,) uint8, 0 for rows that are not read.
-        config: Columns, temperature, scale and cap of the student's logits.
-        stats: Whether entropy and argmax are wanted.
+        student: (..., V_s) logits, N rows in total.
+        target: The teacher's top-k log-probabilities and the labels of the N rows.
+        kinds: (N,) uint8. Rows of kind 0 are not read; all their results are 0.
+        config: The number of columns, and how the student's logits become a distribution.
+        stats: Whether to compute entropy and argmax.
     """
     read = kinds != 0
-    z = _rows(student, read, config, target).tempered
-    o = _outcomes(z, target)
-    value = torch.zeros_like(o.everything)
+    z = _student_rows(student, read, config, target).tempered
+    lse = _log_sum_exps(z, target)
+    value = torch.zeros_like(lse.all)
     if target.alpha > 0:
-        value = value + target.alpha * _kl(o, target)
+        value = value + target.alpha * _kl(lse, target)
     if target.labels is not None:
-        value = value + (1 - target.alpha) * _cross_entropy(o, target)
-    state = torch.where(read, torch.stack([o.everything, o.rest]), 0)
+        value = value + (1 - target.alpha) * _cross_entropy(lse, target)
+    state = torch.where(read, torch.stack([lse.all, lse.rest]), 0)
     value = torch.where(read, value, 0)
     if not stats:
         return TopkValues(value, state)
-    log_q = z - o.everything[:, None]
+    log_q = z - lse.all[:, None]
     entropy = -torch.where(log_q == -torch.inf, 0, log_q.exp() * log_q).sum(-1)
-    columns = student[..., : config.vocab_size].reshape(z.shape)
-    argmax = torch.where(read[:, None], columns, 0).argmax(-1)  # first of equals
+    logits = student[..., : config.vocab_size].reshape(z.shape)
+    argmax = torch.where(read[:, None], logits, 0).argmax(-1)  # the first of equal values
     return TopkValues(value, state, torch.where(read, entropy, 0), argmax)
 
 
@@ -130,34 +137,31 @@ def backward(
     *,
     grad: Tensor,
 ) -> None:
-    """Writes weights[n] d value[n] / d student to all of `grad` (..., V_s), zeros included; `grad` may be `student` itself.
+    """Writes weights[n] dvalue[n] / dstudent to `grad`, and zeros to its other rows and columns.
 
     Args:
-        student: As in `forward`, likewise `target`, `kinds`, `how`.
+        student: As in `forward`; likewise `target`, `kinds` and `config`.
         state: (2, N), from `forward`.
-        weights: (N,), the derivative of the loss by each row's value; rows of weight 0 get zeros.
-        grad: Shape and dtype of `student`.
+        weights: (N,), the derivative of the loss by each row's value. Rows of weight 0 get zeros.
+        grad: (..., V_s), with the shape and dtype of `student`; may be `student` itself.
     """
     active = (kinds != 0) & (weights != 0)
-    logits = _rows(student, active, config, target)
-    z, alpha = logits.tempered, target.alpha
-    o = _outcomes(z, target, rest=state[1])
-    everything, counts = state[0], target.counts()
-    q = (z - everything[:, None]).exp()
-    by_column = torch.zeros_like(q)
+    logits = _student_rows(student, active, config, target)
+    z, alpha, valid = logits.tempered, target.alpha, target.counts()
+    lse = _log_sum_exps(z, target, rest=state[1])
+    q = (z - state[0, :, None]).exp()
+    d_tempered = torch.zeros_like(q)  # T dvalue/dz
     if alpha > 0:
-        p = torch.where(counts, target.log_p.exp(), 0)
-        of_listed = q - torch.zeros_like(q).scatter_add_(1, torch.where(counts, target.columns, 0).long(), p)
-        tail_p = (target.log_tail[:, None] + z - o.tail[:, None]).exp()  # p_tail q_j / q_tail
-        of_tail = torch.where(z == -torch.inf, 0, q - tail_p)
-        by_column = by_column + alpha * torch.where(o.of_listed, of_listed, of_tail)
+        p = torch.where(valid, target.log_p.exp(), 0)
+        in_topk = q - torch.zeros_like(q).scatter_add_(1, torch.where(valid, target.columns, 0).long(), p)
+        tail_p = (target.log_tail[:, None] + z - lse.tail[:, None]).exp()  # p_tail q_j / q_tail
+        in_tail = torch.where(z == -torch.inf, 0, q - tail_p)
+        d_tempered = d_tempered + alpha * torch.where(lse.in_topk, in_topk, in_tail)
     if target.labels is not None:
         labels = target.labels[:, None]
-        of_label = q - _mark(z, labels, labels >= 0).to(q.dtype)
-        by_column = by_column + (1 - alpha) * torch.where(labels >= 0, of_label, 0)
-    g = torch.where(active[:, None], (weights / config.temperature)[:, None] * by_column * logits.slope, 0)
-    grad.zero_()
-    grad[..., : config.vocab_size] = g.view(*grad.shape[:-1], config.vocab_size).to(grad.dtype)
+        d_cross_entropy = q - _mask(z, labels, labels >= 0).to(q.dtype)
+        d_tempered = d_tempered + (1 - alpha) * torch.where(labels >= 0, d_cross_entropy, 0)
+    write_gradient(grad, d_tempered, active, weights, logits.slope, config)
 
 
 def forward_backward(
@@ -170,7 +174,7 @@ def forward_backward(
     stats: bool,
     grad: Tensor,
 ) -> TopkValues:
-    """`forward` and `backward` in one call."""
+    """Runs `forward` and `backward` in one call."""
     values = forward(student, target, kinds, config, stats=stats)
     backward(student, target, kinds, values.state, weights, config, grad=grad)
     return values

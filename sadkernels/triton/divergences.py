@@ -1,8 +1,7 @@
 """The divergences per column: their terms, and their gradients by the student's logits.
 
-p and q are the probabilities of teacher and student, r = log q - log p, and dlogp is the derivative of the divergence by
-the student's log q. `sadkernels.reference.span_kl` has the formulas. Every term is non-negative, and exact if a
-probability is 0.
+p and q are the probabilities of teacher and student, r = log q - log p, and dlogp is the divergence's derivative by log q,
+divided by q. `sadkernels.reference.span_kl` has the formulas. Every term is non-negative, and exact if a probability is 0.
 
 DIVERGENCE is a compile-time constant. `beta` is a run-time argument, so a sweep over it compiles once.
 """

@@ -1,13 +1,8 @@
 """The kernel of the top-k losses, on the grid of `span_kl_kernels`. `sadkernels.reference.topk_span_kl` has the formulas.
 
-The columns of a row are the teacher's top-k columns and its label, which are loaded as a vector and a number, and the rest.
-The tail is every column outside the top-k: the rest, and the label if it is not in the top-k. The kernel reads a row twice:
-
-    _rest_pass            shift and total of the rest; the argmax over all columns
-    _write_scaled_softmax the gradient as if every column were in the tail; the entropy
-
-Between the two passes it computes the value and the state. After them it overwrites the gradient at the top-k columns and
-the label. Exponents are relative to an integer shift, so no sum leaves the range of float32; the tail has its own shift.
+The kernel reads a row twice, with the passes of `topk_span_kl_passes`. Between them it computes the value and the state.
+The second pass writes the gradient as if every column were in the tail; then the kernel overwrites it at the top-k columns
+and the label. Exponents are relative to an integer shift, so no sum leaves the range of float32; the tail has its own shift.
 """
 
 from __future__ import annotations
@@ -18,35 +13,19 @@ import triton
 import triton.language as tl
 
 from sadkernels.triton.divergences import kl_terms
-from sadkernels.triton.row_io import (
-    fill_zeros,
-    load_edges,
-    load_groups,
-    round_to,
-    row_pointer,
-    split_row,
-    store_edges,
-    store_groups,
-)
+from sadkernels.triton.row_io import fill_zeros, round_to, row_pointer
 from sadkernels.triton.softmax import (
-    NO_SHIFT,
     LogitRow,
     Softmax,
-    add_block,
-    apply_softcap,
     entropy,
     integer_shift,
     log_sum_exp,
-    mean_log2,
-    merge_groups_and_edges,
     probabilities,
-    row_argmax,
     softcap_backward,
     softmax_from_log_sum_exp,
-    track_argmax,
 )
+from sadkernels.triton.topk_span_kl_passes import Totals, load_target, rest_pass, write_scaled_softmax
 
-_ABSENT = tl.constexpr(2**31 - 1)  # as in `sadkernels.topk`
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
 _SIZES = [
@@ -55,32 +34,6 @@ _SIZES = [
 ]
 _POINTERS = ["student", "grad", "rows", "weights", "state_given", "value", "state", "entropies", "argmax"]
 _TARGET_POINTERS = ["columns", "log_p", "log_tail", "labels"]
-
-
-class _Topk(NamedTuple):
-    """The teacher's top-k of a row, as vectors of MAX_K lanes."""
-
-    pointer: tl.tensor  # to the k columns, in ascending order
-    k: tl.tensor
-    column: tl.tensor  # _ABSENT in the lanes beyond k
-    valid: tl.tensor  # whether the column exists and is not a repetition
-    log_p: tl.tensor
-    y: tl.tensor  # the student's logits there, after the soft cap
-
-
-class _Label(NamedTuple):
-    """The label of a row."""
-
-    column: tl.tensor  # -1 if the row has none
-    in_tail: tl.tensor  # whether the row has a label outside the top-k
-    y: tl.tensor  # the student's logit there, after the soft cap
-
-
-class _Totals(NamedTuple):
-    """Shift and total of a set of columns."""
-
-    shift: tl.tensor
-    total: tl.tensor
 
 
 class _Outcomes(NamedTuple):
@@ -98,81 +51,19 @@ class _Outcomes(NamedTuple):
 
 
 @triton.jit
-def _load_target(x_row, row, columns, log_p, labels, k, vocab_size, MAX_K: tl.constexpr):
-    """Returns the `_Topk` and the `_Label` of a row."""
-    pointer = columns + row.to(tl.int64) * k
-    lane = tl.arange(0, MAX_K)
-    column = tl.load(pointer + lane, mask=lane < k, other=_ABSENT)
-    previous = tl.load(pointer + lane - 1, mask=(lane > 0) & (lane < k), other=-1)
-    valid = (column < vocab_size) & (column != previous)
-    topk_log_p = tl.load(log_p + row.to(tl.int64) * k + lane, mask=valid, other=float("-inf"))
-    y = tl.load(x_row.pointer + column, mask=valid, other=float("-inf"))
-    y = apply_softcap(y, x_row.tanh_scale, valid, x_row.CAPPED)
-    label = tl.full((), -1, tl.int32)
-    if labels is not None:
-        label = tl.load(labels + row)
-    in_tail = (label >= 0) & (tl.max((column == label).to(tl.int32), axis=0) == 0)
-    label_y = tl.load(x_row.pointer + label, mask=label >= 0, other=float("-inf"))
-    label_y = apply_softcap(label_y, x_row.tanh_scale, label >= 0, x_row.CAPPED)
-    return _Topk(pointer, k, column, valid, topk_log_p, y), _Label(label, in_tail, label_y)
-
-
-@triton.jit
-def _rest_pass(x_row, columns, topk, label, ARGMAX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Returns the `_Totals` of the columns that are neither in the top-k nor the label, and the argmax over all columns.
-
-    The top-k columns ascend, so each block excludes only its own columns, one after the other.
-    """
-    parts = split_row(x_row.pointer, columns, GROUP)
-    edges = load_edges(x_row.pointer, parts)
-    shift = tl.full((GROUPS,), NO_SHIFT, tl.float32)
-    total = tl.full((GROUPS,), 0.0, tl.float32)
-    if ARGMAX:
-        best = tl.full((GROUPS,), float("-inf"), tl.float32)
-        best_column = tl.full((GROUPS,), 0, tl.int32)
-    lanes = tl.arange(0, GROUPS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    entry = 0
-    excluded = tl.load(topk.pointer, mask=topk.k > 0, other=_ABSENT)
-    x_next = load_groups(x_row.pointer, parts, 0, True, "", GROUPS, GROUP)
-    for block in range(tl.cdiv(parts.n_groups, GROUPS)):
-        first = block * GROUPS
-        x = x_next.to(tl.float32)
-        x_next = load_groups(x_row.pointer, parts, first + GROUPS, True, "", GROUPS, GROUP)
-        if ARGMAX:
-            _, best, best_column = track_argmax(x, parts.head, first, best, best_column, GROUPS, GROUP)
-        exists = (first + tl.arange(0, GROUPS) < parts.n_groups)[:, None]
-        y = apply_softcap(x, x_row.tanh_scale, exists, x_row.CAPPED)
-        block_start = parts.head + first * GROUP
-        y = tl.where(lanes == label.column - block_start, float("-inf"), y)
-        while excluded < block_start + GROUPS * GROUP:
-            y = tl.where(lanes == excluded - block_start, float("-inf"), y)
-            entry += 1
-            excluded = tl.load(topk.pointer + entry, mask=entry < topk.k, other=_ABSENT)
-        shift, total = add_block(y, tl.max(y, axis=1), x_row.c, shift, total)
-    argmax = 0
-    if ARGMAX:
-        _, argmax = row_argmax(best, best_column, edges, parts.edge_column)
-    edges = apply_softcap(edges, x_row.tanh_scale, parts.edge_exists, x_row.CAPPED)
-    in_topk = tl.max((parts.edge_column[:, None] == topk.column[None, :]).to(tl.int32), axis=1)
-    edges = tl.where((in_topk != 0) | (parts.edge_column == label.column), float("-inf"), edges)
-    row_shift, row_total = merge_groups_and_edges(shift, total, edges, x_row.c)
-    return _Totals(row_shift, row_total), argmax
-
-
-@triton.jit
 def _tail_totals(rest, label, c):
-    """Returns the `_Totals` of the tail: the rest, and the label if it is in the tail."""
+    """Returns the `Totals` of the tail: the rest, and the label if it is in the tail."""
     shift = tl.where(label.in_tail, tl.maximum(rest.shift, integer_shift(label.y * c)), rest.shift)
     label_power = tl.where(label.in_tail, tl.exp2(tl.fma(label.y, c, -shift)), 0.0)
-    return _Totals(shift, rest.total * tl.exp2(rest.shift - shift) + label_power)
+    return Totals(shift, rest.total * tl.exp2(rest.shift - shift) + label_power)
 
 
 @triton.jit
 def _row_totals(topk, tail, c):
-    """Returns the `_Totals` of all columns: the top-k and the tail."""
+    """Returns the `Totals` of all columns: the top-k and the tail."""
     shift = tl.maximum(tail.shift, integer_shift(tl.max(topk.y, axis=0) * c))
     topk_total = tl.sum(tl.where(topk.valid, tl.exp2(tl.fma(topk.y, c, -shift)), 0.0), axis=0)
-    return _Totals(shift, topk_total + tail.total * tl.exp2(tail.shift - shift))
+    return Totals(shift, topk_total + tail.total * tl.exp2(tail.shift - shift))
 
 
 @triton.jit
@@ -220,58 +111,6 @@ def _tail_gradient(outcomes, tail, softmax, weight, alpha, ce_share):
         shift = tail.shift
         factor = -alpha * outcomes.p_tail / tail.total
     return shift, tl.where(tail.total == 0.0, 0.0, weight * factor)
-
-
-@triton.jit
-def _scaled_softmax(y, c, shift, factor, CAPPED: tl.constexpr, dtype: tl.constexpr):
-    g = softcap_backward(tl.exp2(tl.fma(y, c, -shift)) * factor, y, CAPPED)
-    return round_to(tl.where(factor != 0.0, g, 0.0), dtype)
-
-
-@triton.jit
-def _write_scaled_softmax(
-    x_row,
-    grad_row,
-    columns,
-    shift,
-    factor,
-    softmax,
-    ENTROPY: tl.constexpr,
-    GRAD_ALIGNED: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Writes factor 2^(y c - shift), through the soft cap, to every column of `grad_row` unless that is None.
-
-    Returns the sum of q log2 q, or 0 without ENTROPY. The pass reads each block before it writes it.
-    """
-    parts = split_row(x_row.pointer, columns, GROUP)
-    edges = load_edges(x_row.pointer, parts)
-    if ENTROPY:
-        log2_inverse_total = tl.log2(softmax.inverse_total)
-        log2_sum = tl.full((GROUPS,), 0.0, tl.float32)
-    blocks = tl.cdiv(parts.n_groups, GROUPS)
-    first = (blocks - 1) * GROUPS
-    x_next = load_groups(x_row.pointer, parts, first, True, "evict_first", GROUPS, GROUP)
-    for _ in range(blocks):
-        exists = (first + tl.arange(0, GROUPS) < parts.n_groups)[:, None]
-        y = apply_softcap(x_next, x_row.tanh_scale, exists, x_row.CAPPED)
-        x_next = load_groups(x_row.pointer, parts, first - GROUPS, True, "evict_first", GROUPS, GROUP)
-        if ENTROPY:
-            a, q = probabilities(y, x_row.c, softmax)
-            log2_sum += mean_log2(q, a, log2_inverse_total)
-        if grad_row is not None:
-            g = _scaled_softmax(y, x_row.c, shift, factor, x_row.CAPPED, grad_row.dtype.element_ty)
-            store_groups(grad_row, parts, first, g, GRAD_ALIGNED, GROUPS, GROUP)
-        first -= GROUPS
-    y = apply_softcap(edges, x_row.tanh_scale, parts.edge_exists, x_row.CAPPED)
-    if grad_row is not None:
-        store_edges(grad_row, parts, _scaled_softmax(y, x_row.c, shift, factor, x_row.CAPPED, grad_row.dtype.element_ty))
-    row_log2_sum = 0.0
-    if ENTROPY:
-        a, q = probabilities(y, x_row.c, softmax)
-        row_log2_sum = tl.sum(log2_sum, axis=0) + mean_log2(q, a, log2_inverse_total)
-    return row_log2_sum
 
 
 @triton.jit
@@ -337,13 +176,13 @@ def topk_span_kl_kernel(
         if position < n_read:
             pointer = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
             x_row = LogitRow(pointer, student_c, student_tanh_scale, STUDENT_CAPPED, True)
-            topk, label = _load_target(x_row, row, columns, log_p, labels, k, vocab_size, MAX_K)
+            topk, label = load_target(x_row, row, columns, log_p, labels, k, vocab_size, MAX_K)
 
             if state_given is not None:
                 rest_softmax = softmax_from_log_sum_exp(tl.load(state_given + n_rows + row))
-                rest = _Totals(rest_softmax.shift, 1.0 / rest_softmax.inverse_total)
+                rest = Totals(rest_softmax.shift, 1.0 / rest_softmax.inverse_total)
             else:
-                rest, row_best = _rest_pass(x_row, vocab_size, topk, label, argmax is not None, GROUPS, GROUP)
+                rest, row_best = rest_pass(x_row, vocab_size, topk, label, argmax is not None, GROUPS, GROUP)
                 if argmax is not None:
                     tl.store(argmax + row, row_best)
             tail = _tail_totals(rest, label, student_c)
@@ -369,7 +208,7 @@ def topk_span_kl_kernel(
             if grad is not None or entropies is not None:
                 tl.debug_barrier()  # in place, all threads must have read the top-k columns before one writes
                 if weight != 0.0 or entropies is not None:
-                    log2_sum = _write_scaled_softmax(
+                    log2_sum = write_scaled_softmax(
                         x_row,
                         grad_row,
                         vocab_size,

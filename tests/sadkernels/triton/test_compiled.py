@@ -42,9 +42,8 @@ def test_no_kernel_spills_and_loops_access_16_bytes(compiled, architecture):
     for row in rows:
         about = {key: row[key] for key in ("kernel", "divergence", "capped", "student/teacher", "tile", "registers")}
         assert (row["spilled_bytes"], row["local_accesses"]) == ("0", "0"), about
-        narrowest_load = (
-            "32" if row["kernel"].startswith("top-k forward") else "128"
-        )  # it loads the top-k columns one by one
+        # the top-k forward kernels load the top-k columns one by one
+        narrowest_load = "32" if row["kernel"].startswith("top-k forward") else "128"
         assert (row["narrowest_load_bits"], row["narrowest_store_bits"]) == (narrowest_load, "128"), about
         assert int(row["shared_bytes"]) <= SHARED_KB[architecture] << 10, about
         if row["tile"]:  # kernels without a tile access a few numbers per row

@@ -58,5 +58,23 @@ PYBIND11_MODULE(_cpu, m) {
         WithoutGil(), py::arg("params"), py::arg("threads"), py::arg("isa"));
     m.def("scale_rows", &bind_scale_rows, WithoutGil(), py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"),
           py::arg("kinds"), py::arg("factor"), py::arg("threads"), py::arg("isa"));
+    // clang-format off
+    bind_struct(m, "RowWeightsParams",
+                field("rows", &RowWeightsParams::rows),
+                field("tokens", &RowWeightsParams::tokens),
+                field("ids", &RowWeightsParams::ids),
+                field("id_bytes", &RowWeightsParams::id_bytes),
+                field("shift", &RowWeightsParams::shift),
+                field("per_kind", &RowWeightsParams::per_kind),
+                field("divide", &RowWeightsParams::divide),
+                field("lambda_reason", &RowWeightsParams::lambda_reason),
+                field("lambda_act", &RowWeightsParams::lambda_act),
+                field("normalizer", &RowWeightsParams::normalizer),
+                field("kinds", &RowWeightsParams::kinds),
+                field("read", &RowWeightsParams::read),
+                field("weights", &RowWeightsParams::weights),
+                field("counts", &RowWeightsParams::counts));
+    // clang-format on
+    m.def("row_weights", &row_weights, WithoutGil(), py::arg("params"));
     m.def("span_ids_from_offsets", &span_ids_from_offsets, WithoutGil(), py::arg("params"), py::arg("threads"));
 }

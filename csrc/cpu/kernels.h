@@ -8,6 +8,22 @@
 
 namespace sad::cpu {
 
+// The weight of each row in the loss. `sadkernels/reference/row_weights.py` defines the values.
+struct RowWeightsParams {
+    std::int64_t rows, tokens;  // with shift, row t of each `tokens` rows takes the id of row t + 1
+    const void* ids;            // (rows) contiguous span ids
+    int id_bytes;               // bytes per id: 1, 2, 4 or 8
+    bool shift;
+    bool per_kind;  // whether each kind is divided by its own count
+    bool divide;    // whether weights are divided at all
+    float lambda_reason, lambda_act;
+    const float* normalizer;  // (2) replaces the counts of reason and act; or null
+    std::uint8_t* kinds;      // (rows)
+    std::uint8_t* read;       // (rows) kinds, but 0 for rows of weight 0; or null
+    float* weights;           // (rows)
+    std::int64_t* counts;     // (2) reason and act rows
+};
+
 struct RowPasses;  // the passes compiled for one instruction set, see dispatch.h
 
 // Computes every output whose pointer is not null, on at most `threads` threads.
@@ -19,6 +35,9 @@ void topk_span_kl(const TopkSpanKlParams& topk, const RowPasses& passes, int thr
 // Multiplies the rows of grad (rows, columns) with kinds != 0 by `factor`.
 void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad, const std::uint8_t* kinds, float factor,
                 const RowPasses& passes, int threads);
+
+// Writes kinds, weights and counts, on the calling thread.
+void row_weights(const RowWeightsParams& params);
 
 // Writes the label of every token, on at most `threads` threads; short batches run on one thread.
 void span_ids_from_offsets(const SpanIdsParams& params, int threads);

@@ -152,9 +152,9 @@ class ChunkedOp(LossOp):
 
     def forward(self, x: Any, o: Any) -> tuple[Tensor, ...]:
         weights = self.row_weights(x, o)
-        rows, kinds, kernel, parts = self._projected(x, weights, o), weights.kinds_to_read(o.loss), self.kernel(o), []
+        rows, kernel, parts = self._projected(x, weights), self.kernel(o), []
         for chunk in self._chunks(x, o, rows):
-            values = kernel.forward(chunk.logits, chunk.target, kinds[chunk.rows], o.config, stats=o.loss.stats)
+            values = kernel.forward(chunk.logits, chunk.target, weights.read[chunk.rows], o.config, stats=o.loss.stats)
             parts.append(values.as_row_values(chunk.target))
         values = self._joined(parts, weights, o)
         results = self._results(values, rows, weights, x, o)
@@ -163,11 +163,11 @@ class ChunkedOp(LossOp):
 
     def forward_backward(self, x: Any, o: Any, wants: list[bool]) -> tuple[Tensor, ...]:
         weights, student = self.row_weights(x, o), _student(x)
-        rows, kinds, kernel, parts = self._projected(x, weights, o), weights.kinds_to_read(o.loss), self.kernel(o), []
+        rows, kernel, parts = self._projected(x, weights), self.kernel(o), []
         gradients, narrow = self._gradients(student, wants, rows, o), student.columns(o.config.vocab_size)
         scaled, unscale = _float16_scaled(weights.weights, student.hidden.dtype)
         for chunk in self._chunks(x, o, rows):
-            arguments = (chunk.logits, chunk.target, kinds[chunk.rows], scaled[chunk.rows], o.config)
+            arguments = (chunk.logits, chunk.target, weights.read[chunk.rows], scaled[chunk.rows], o.config)
             values = kernel.forward_backward(*arguments, stats=o.loss.stats, grad=chunk.logits)
             parts.append(values.as_row_values(chunk.target))
             gradients.add(chunk, narrow, o.config.vocab_size)
@@ -177,12 +177,12 @@ class ChunkedOp(LossOp):
 
     def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
         weights, student = self.row_weights(x, o), _student(x)
-        rows, weights, kernel = self._projected(x, weights, o), weights.times(upstream), self.kernel(o)
+        rows, weights, kernel = self._projected(x, weights), weights.times(upstream), self.kernel(o)
         gradients, narrow = self._gradients(student, wants, rows, o), student.columns(o.config.vocab_size)
         scaled, unscale = _float16_scaled(weights.weights, student.hidden.dtype)
         for chunk in self._chunks(x, o, rows):
             n = chunk.rows
-            arguments = (chunk.logits, chunk.target, weights.kinds[n], state[:, n], scaled[n], o.config)
+            arguments = (chunk.logits, chunk.target, weights.read[n], state[:, n], scaled[n], o.config)
             kernel.backward(*arguments, grad=chunk.logits)
             gradients.add(chunk, narrow, o.config.vocab_size)
         gradients.multiply(unscale)
@@ -191,9 +191,9 @@ class ChunkedOp(LossOp):
     def scale_(self, gradient: Tensor, span_ids: Tensor, upstream: Tensor, shift: bool, backend: str) -> None:
         torch.ops.sad.scale_(gradient, upstream)
 
-    def _projected(self, x: Any, weights: RowWeights, o: Any) -> Tensor:
+    def _projected(self, x: Any, weights: RowWeights) -> Tensor:
         """(M,) int64, the rows to project. Finding them synchronizes with the device, unless the caller passes them."""
-        return weights.kinds_to_read(o.loss).nonzero().squeeze(-1) if x.rows is None else x.rows
+        return weights.read.nonzero().squeeze(-1) if x.rows is None else x.rows
 
     def _chunks(self, x: Any, o: Any, rows: Tensor) -> Iterator[Chunk]:
         """Chunks of about equal size in at most `o.chunk_bytes` (but at least one row), with their logits."""

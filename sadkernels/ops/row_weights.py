@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sadkernels import backends
 from sadkernels.divergence import RowValues
+from sadkernels.reference.row_weights import is_kind
 from sadkernels.spans import SpanKind
 
 REDUCTIONS = ("mean", "sum", "span_mean", "none")
@@ -41,62 +42,38 @@ class RowWeights(NamedTuple):
 
     Attributes:
         kinds: (N,) uint8, the span kind after `shift`: 1 reason, 2 act, 0 none.
+        read: (N,) uint8, the kinds of the rows that a kernel reads, 0 for the others. A row of weight 0 is counted but not
+            read, unless its value or its statistics are returned.
         weights: (N,), the loss is sum_n weights[n] value[n].
         counts: (2,) int64, the number of reason rows and of act rows.
     """
 
     kinds: Tensor
+    read: Tensor
     weights: Tensor
     counts: Tensor
 
-    def kinds_to_read(self, o: LossOptions) -> Tensor:
-        """(N,) uint8, the kinds of the rows that a kernel reads, 0 for the others.
-
-        A row of weight 0 is counted but not read, unless its value or its statistics are returned.
-        """
-        return self.kinds if o.stats or o.reduction == "none" else self.kinds * (self.weights != 0)
-
     def times(self, upstream: Tensor) -> RowWeights:
-        """The weights times the upstream gradient, a scalar or (...,); rows whose product is 0 get kind 0."""
+        """The weights times the upstream gradient, a scalar or (...,); rows whose product is 0 are not read."""
         scaled = torch.where(self.weights != 0, self.weights * upstream.reshape(-1).to(self.weights.dtype), 0)
-        return self._replace(weights=scaled, kinds=self.kinds * (scaled != 0))
+        return self._replace(weights=scaled, read=self.kinds * (scaled != 0))
 
     def select(self, rows: Tensor) -> RowWeights:
         """The weights of some rows, given by their numbers (M,); the counts stay those of all rows."""
-        return RowWeights(self.kinds[rows], self.weights[rows], self.counts)
+        return RowWeights(self.kinds[rows], self.read[rows], self.weights[rows], self.counts)
 
 
 def row_kinds(span_ids: Tensor, shift: bool) -> Tensor:
     """(N,) uint8: 1 reason, 2 act, 0 anything else; with `shift` row t of (..., T) takes the id of t + 1."""
-    reason, act = _is_kind(span_ids, shift).view(torch.uint8).unbind()
+    reason, act = is_kind(span_ids, shift).view(torch.uint8).unbind()
     return torch.add(reason, act, alpha=SpanKind.ACT)
 
 
 def row_weights(span_ids: Tensor, normalizer: Tensor | None, o: LossOptions, dtype: torch.dtype) -> RowWeights:
-    """Computes the row weights, so that the loss is sum_n weights[n] value[n] (eq. 6, divided as `o.reduction` says).
-
-    Args:
-        span_ids: (...,) integers.
-        normalizer: (2,) tensor that replaces the local counts: equal entries for "mean", one per kind for "span_mean".
-            None: the local counts. A count of 0 divides nothing, because no row has its weight.
-        o: Options of the loss.
-        dtype: Dtype of the weights.
-    """
-    is_kind = _is_kind(span_ids, o.shift)
-    reason, act = is_kind.view(torch.uint8).unbind()
-    kinds, counts = torch.add(reason, act, alpha=SpanKind.ACT), is_kind.sum(1)
-    if o.reduction == "none":
-        return RowWeights(kinds, (kinds != 0).to(dtype), counts)
-    weight = torch.full((2,), o.lambda_reason, dtype=dtype, device=kinds.device)
-    if o.lambda_act != o.lambda_reason:
-        weight[1] = o.lambda_act
-    if o.reduction != "sum":
-        if normalizer is None:
-            normalizer = (counts if o.reduction == "span_mean" else counts.sum()).clamp(min=1)
-        divided = weight / normalizer.to(dtype)
-        # A lambda of 0 gives weight 0 whatever the normalizer is, so its rows are neither read nor NaN.
-        weight = divided if o.lambda_reason and o.lambda_act else torch.where(weight == 0, 0, divided)
-    return RowWeights(kinds, torch.where(is_kind, weight[:, None], 0).sum(0), counts)
+    """The weights of all rows; see `sadkernels.reference.row_weights`, which GPU tensors use too."""
+    kernel = backends.implementation("cpu" if o.backend == "cpu" else "reference", "row_weights")
+    lambdas, read_all = (o.lambda_reason, o.lambda_act), o.stats or o.reduction == "none"
+    return RowWeights(*kernel.row_weights(span_ids, normalizer, lambdas, o.reduction, o.shift, read_all, dtype))
 
 
 def reduce_values(value: Tensor, rows: RowWeights, shape: torch.Size, o: LossOptions) -> Tensor:
@@ -117,7 +94,7 @@ def sums_by_kind(values: RowValues, rows: RowWeights) -> Tensor:
         return values.value.new_empty((0, 4))
     agree = values.argmax[0] == values.argmax[1]
     by_row = torch.cat([values.value[None], values.entropies, agree[None]])
-    return torch.where(_is_kind(rows.kinds, shift=False)[:, None], by_row, 0).sum(-1)
+    return torch.where(is_kind(rows.kinds)[:, None], by_row, 0).sum(-1)
 
 
 def fake_results(span_ids: Tensor, o: LossOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,16 +102,3 @@ def fake_results(span_ids: Tensor, o: LossOptions, dtype: torch.dtype) -> tuple[
     loss = span_ids.new_empty(span_ids.shape if o.reduction == "none" else (), dtype=dtype)
     sums = span_ids.new_empty((2 if o.stats else 0, 4), dtype=dtype)
     return loss, sums, span_ids.new_empty((2,), dtype=torch.int64)
-
-
-@functools.cache
-def _kinds(device: torch.device) -> Tensor:
-    """(2, 1): the ids of reason and act."""
-    return torch.tensor([[SpanKind.REASON], [SpanKind.ACT]], device=device)
-
-
-def _is_kind(span_ids: Tensor, shift: bool) -> Tensor:
-    """(2, N) bool: whether each row is reason, and whether it is act."""
-    if shift:
-        span_ids = torch.nn.functional.pad(span_ids[..., 1:], (0, 1))
-    return span_ids.reshape(-1) == _kinds(span_ids.device)

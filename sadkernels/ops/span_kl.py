@@ -42,22 +42,21 @@ class LogitsOp(LossOp):
 
     def forward(self, x: Any, o: Any) -> tuple[Tensor, ...]:
         rows, target = self.row_weights(x, o), self.target(x, o)
-        student, kinds = with_row_layout(x.student), rows.kinds_to_read(o.loss)
-        values = self.kernel(o).forward(student, target, kinds, o.config, stats=o.loss.stats)
+        student = with_row_layout(x.student)
+        values = self.kernel(o).forward(student, target, rows.read, o.config, stats=o.loss.stats)
         return *self._results(values, target, rows, x, o), values.state
 
     def forward_backward(self, x: Any, o: Any, wants: list[bool]) -> tuple[Tensor, ...]:
         rows, target, grad = self.row_weights(x, o), self.target(x, o), self._gradient_buffer(x, o)
-        student, kinds = with_row_layout(x.student), rows.kinds_to_read(o.loss)
-        values = self.kernel(o).forward_backward(
-            student, target, kinds, rows.weights, o.config, stats=o.loss.stats, grad=grad
-        )
+        student = with_row_layout(x.student)
+        arguments = (student, target, rows.read, rows.weights, o.config)
+        values = self.kernel(o).forward_backward(*arguments, stats=o.loss.stats, grad=grad)
         return *self._results(values, target, rows, x, o), grad
 
     def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
         rows, grad = self.row_weights(x, o).times(upstream), self._gradient_buffer(x, o)
         student = with_row_layout(x.student)
-        self.kernel(o).backward(student, self.target(x, o), rows.kinds, state, rows.weights, o.config, grad=grad)
+        self.kernel(o).backward(student, self.target(x, o), rows.read, state, rows.weights, o.config, grad=grad)
         return (grad,)
 
     def scale_(self, gradient: Tensor, span_ids: Tensor, upstream: Tensor, shift: bool, backend: str) -> None:

@@ -272,21 +272,22 @@ class GradInForward(torch.autograd.Function):
     def forward(ctx, name: str, o: Any, *inputs: Tensor | None) -> Results:
         op, options = LOSS_OPS[name], flatten(o)
         wants = list(ctx.needs_input_grad[2 : 2 + op.leaves])
-        detached = [x if x is None else x.detach() for x in inputs]
+        inputs = _detached(inputs, op.leaves)
         if o.loss.inplace:
-            loss, sums, counts = _torch_op(f"{name}_with_grad_")(*detached, *options)
-            gradients = detached[:1]
+            loss, sums, counts = _torch_op(f"{name}_with_grad_")(*inputs, *options)
+            gradients = inputs[:1]
         else:
-            loss, sums, counts, *gradients = _torch_op(f"{name}_with_grad")(*detached, *options, wants)
+            loss, sums, counts, *gradients = _torch_op(f"{name}_with_grad")(*inputs, *options, wants)
         # Saved tensors are released before they are returned, so autograd can accumulate into them without a copy.
         ctx.save_for_backward(*gradients, op.inputs(*inputs).span_ids)
         ctx.name, ctx.wants, ctx.inputs, ctx.dtype = name, wants, len(inputs), inputs[0].dtype
         ctx.inplace, ctx.shift, ctx.backend = o.loss.inplace, o.loss.shift, o.loss.backend
         ctx.mark_non_differentiable(sums, counts)
+        ctx.set_materialize_grads(False)
         return loss, sums, counts
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         *gradients, span_ids = ctx.saved_tensors
         copy = _graph_is_kept() and not ctx.inplace
         for at, want in enumerate(ctx.wants):
@@ -305,16 +306,16 @@ class GradInBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, name: str, o: Any, *inputs: Tensor | None) -> Results:
         options = flatten(o)
-        detached = [x if x is None else x.detach() for x in inputs]
-        loss, sums, counts, state = _torch_op(name)(*detached, *options)
+        loss, sums, counts, state = _torch_op(name)(*_detached(inputs, LOSS_OPS[name].leaves), *options)
         ctx.save_for_backward(*inputs, state)
         ctx.name, ctx.options, ctx.inplace = name, options, o.loss.inplace
         ctx.wants = list(ctx.needs_input_grad[2 : 2 + LOSS_OPS[name].leaves])
         ctx.mark_non_differentiable(sums, counts)
+        ctx.set_materialize_grads(False)
         return loss, sums, counts
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         *inputs, state = ctx.saved_tensors
         if ctx.inplace:
             gradients = (inputs[0].detach(),)
@@ -339,6 +340,11 @@ def apply(op: LossOp, x: Any, o: Any) -> Results:
         return _torch_op(op.name)(*x, *flatten(o))[:3]
     strategy = GradInForward if op.grad_in_forward(x, o) else GradInBackward
     return strategy.apply(op.name, o, *x)
+
+
+def _detached(inputs: Sequence[Tensor | None], leaves: int) -> list[Tensor | None]:
+    """The inputs without a graph; those after the leaves have none."""
+    return [x if x is None else x.detach() for x in inputs[:leaves]] + list(inputs[leaves:])
 
 
 def _torch_op(name: str) -> Callable:

@@ -38,7 +38,7 @@ class TopkTarget(NamedTuple):
     labels: Tensor | None
     alpha: float
 
-    def counts(self) -> Tensor:
+    def valid(self) -> Tensor:
         """(N, k) bool: whether an entry is a column and not a repetition."""
         first = torch.ones_like(self.columns, dtype=torch.bool)
         first[:, 1:] = self.columns[:, 1:] != self.columns[:, :-1]
@@ -48,7 +48,7 @@ class TopkTarget(NamedTuple):
         """(N,), the entropy of the k + 1 outcomes in nats; 0 if k is 0."""
         if self.columns.shape[1] == 0:
             return torch.zeros_like(self.log_tail)
-        log_p = torch.cat([torch.where(self.counts(), self.log_p, -torch.inf), self.log_tail[:, None]], dim=1)
+        log_p = torch.cat([torch.where(self.valid(), self.log_p, -torch.inf), self.log_tail[:, None]], dim=1)
         return -torch.where(log_p == -torch.inf, 0, log_p.exp() * log_p).sum(-1)
 
     def best(self) -> Tensor:

@@ -55,7 +55,7 @@ def _mask(z: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
 
 def _log_sum_exps(z: Tensor, target: TopkTarget, rest: Tensor | None = None) -> _LogSumExps:
     """Returns the log-sum-exps of the rows z (N, V); `rest` replaces the computed one."""
-    valid = target.counts()
+    valid = target.valid()
     in_topk = _mask(z, target.columns, valid)
     topk = _gather(z, target.columns, valid)
     label = torch.full_like(z[:, 0], -torch.inf)
@@ -82,7 +82,7 @@ def _kl(lse: _LogSumExps, target: TopkTarget) -> Tensor:
 
     topk_terms = term(target.log_p, lse.topk - lse.all[:, None])
     tail_term = term(target.log_tail, lse.tail - lse.all)
-    return torch.where(target.counts(), topk_terms, 0).sum(-1) + torch.where(lse.has_tail, tail_term, 0)
+    return torch.where(target.valid(), topk_terms, 0).sum(-1) + torch.where(lse.has_tail, tail_term, 0)
 
 
 def _cross_entropy(lse: _LogSumExps, target: TopkTarget) -> Tensor:
@@ -147,7 +147,7 @@ def backward(
     """
     active = (kinds != 0) & (weights != 0)
     logits = _student_rows(student, active, config, target)
-    z, alpha, valid = logits.tempered, target.alpha, target.counts()
+    z, alpha, valid = logits.tempered, target.alpha, target.valid()
     lse = _log_sum_exps(z, target, rest=state[1])
     q = (z - state[0, :, None]).exp()
     d_tempered = torch.zeros_like(q)  # T dvalue/dz

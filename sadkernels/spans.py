@@ -1,12 +1,12 @@
-"""Span kinds, and the statistics that a loss reports for each kind."""
+"""Span kinds, and the statistics that a loss reports for each kind. Imports no PyTorch: text tools use the kinds alone."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SpanKind(IntEnum):
@@ -44,6 +44,6 @@ def span_stats(sums: Tensor, counts: Tensor) -> SpanStats:
     The columns of `sums` are divergence, teacher entropy, student entropy and agreements.
     """
     kl, teacher_entropy, student_entropy, agreements = sums.unbind(1)
-    columns = (kl, counts, teacher_entropy, student_entropy, agreements.to(torch.int64))
+    columns = (kl, counts, teacher_entropy, student_entropy, agreements.long())
     reason, act = zip(*(column.unbind() for column in columns))
     return SpanStats(KindStats(*reason), KindStats(*act))

@@ -283,11 +283,10 @@ class GradInForward(torch.autograd.Function):
         ctx.name, ctx.wants, ctx.inputs, ctx.dtype = name, wants, len(inputs), inputs[0].dtype
         ctx.inplace, ctx.shift, ctx.backend = o.loss.inplace, o.loss.shift, o.loss.backend
         ctx.mark_non_differentiable(sums, counts)
-        ctx.set_materialize_grads(False)
         return loss, sums, counts
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         *gradients, span_ids = ctx.saved_tensors
         copy = _graph_is_kept() and not ctx.inplace
         for at, want in enumerate(ctx.wants):
@@ -311,11 +310,10 @@ class GradInBackward(torch.autograd.Function):
         ctx.name, ctx.options, ctx.inplace = name, options, o.loss.inplace
         ctx.wants = list(ctx.needs_input_grad[2 : 2 + LOSS_OPS[name].leaves])
         ctx.mark_non_differentiable(sums, counts)
-        ctx.set_materialize_grads(False)
         return loss, sums, counts
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, state = ctx.saved_tensors
         if ctx.inplace:
             gradients = (inputs[0].detach(),)

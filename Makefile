@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 
 .PHONY: demo test lint format bench clean
 
-demo: $(INSTALLED)  ## distil a small agent from a larger one and evaluate both
+demo: $(INSTALLED)  ## distill a small agent from a larger one and evaluate both
 	$(BIN)/sad demo --out demo-run
 
 # Test files run in parallel, so each process uses one thread. --dist loadfile keeps the fixtures of a file in one process.

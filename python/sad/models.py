@@ -254,7 +254,7 @@ def check_package(argument: str, package: str, extra: str) -> None:
         InputError: It is missing.
     """
     if importlib.util.find_spec(package) is None:
-        remedy = f"Install it: pip install 'structured-agent-distillation[{extra}]'."
+        remedy = f"Install it: pip install '.[{extra}]'."
         raise InputError(argument, f"the package {package}", "an environment without it", remedy)
 
 

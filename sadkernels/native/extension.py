@@ -38,7 +38,7 @@ def missing(name: str) -> str | None:
     except ImportError as error:
         return (
             f"the extension sadkernels.native._{name} cannot be loaded ({error}); with {_BUILT_WITH[name]} on the "
-            "PATH, `pip install --force-reinstall --no-deps --no-cache-dir structured-agent-distillation` builds it"
+            "PATH, `pip install --force-reinstall --no-deps --no-cache-dir .` in the checkout builds it"
         )
     return None
 

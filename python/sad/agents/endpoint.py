@@ -63,7 +63,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            remedy = "pip install 'structured-agent-distillation[endpoint]'"
+            remedy = "pip install '.[endpoint]'"
             raise InputError("endpoint", "the openai package", "an environment without it", remedy) from None
         if api not in APIS:
             raise InputError("api", " or ".join(map(repr, APIS)), repr(api), "Use one of these.")

@@ -13,7 +13,7 @@ COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "train", "eval", "ben
 
 app = typer.Typer(
     name="sad",
-    help="Structured Agent Distillation: distil large ReAct-style agents into small ones.",
+    help="Structured Agent Distillation: distill large ReAct-style agents into small ones.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""`sad train`: distils a student from a teacher on a trajectory file."""
+"""`sad train`: distills a student from a teacher on a trajectory file."""
 
 import typer
 
@@ -12,7 +12,7 @@ CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "h
 
 @takes(TrainOptions)
 def command(options: TrainOptions, context: typer.Context) -> None:
-    """Distil a student from a teacher on a trajectory file.
+    """Distill a student from a teacher on a trajectory file.
 
     Every field of sad.SADConfig is a flag, such as --learning-rate 1e-4 --max-steps 1000 --bf16. SAD's own fields are shown
     below, and those of transformers.TrainingArguments with --fields. A YAML file (--config) holds the same names.
@@ -25,7 +25,7 @@ def command(options: TrainOptions, context: typer.Context) -> None:
     if options.fields:
         typer.echo(field_help())
         return
-    from sad.training.run import RunFolder, distil
+    from sad.training.run import RunFolder, distill
 
     names = (*NAMES, "out")
     given = {name: getattr(options, name) for name in names if _was_given(context, name)}
@@ -41,7 +41,7 @@ def command(options: TrainOptions, context: typer.Context) -> None:
     chosen = {name: values.pop(name) for name in names if name in values}
     if chosen.get("eval_data") is not None:
         values.setdefault("eval_strategy", "epoch")
-    distil(TrainOptions(**chosen, resume=options.resume), values, say=typer.echo)
+    distill(TrainOptions(**chosen, resume=options.resume), values, say=typer.echo)
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

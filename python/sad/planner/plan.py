@@ -202,7 +202,7 @@ def _notes(
     if mode is not None and modes[mode].setup.optimizer == "adamw_8bit":
         yield "8-bit AdamW needs bitsandbytes: pip install bitsandbytes."
     if mode is not None and request.teacher_bits < 16:
-        yield "The quantized teacher needs bitsandbytes: pip install 'structured-agent-distillation[quantized]'."
+        yield "The quantized teacher needs bitsandbytes: pip install '.[quantized]'."
     if mode == "cached":
         yield (
             "`sad cache` runs the teacher alone before the training. If the teacher does not fit on this GPU, run "

@@ -30,7 +30,7 @@ from sad.trajectories.trajectory import read_jsonl
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
 
-def distil(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None] = print) -> SADTrainer:
+def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None] = print) -> SADTrainer:
     """Trains the student and saves it, with records, in the folder `options.out`.
 
     All input is checked before the folder is written to. Under `torchrun` or `accelerate launch` every process calls this.

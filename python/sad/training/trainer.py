@@ -30,7 +30,7 @@ Dataset = Sequence[Mapping[str, Any]]
 
 
 class SADTrainer(Trainer):
-    r"""Distils a student from a teacher, or from a cache of one, on the labelled tokens of agent trajectories.
+    r"""Distills a student from a teacher, or from a cache of one, on the labelled tokens of agent trajectories.
 
         L = (lambda_r sum_r KL(p_T || p_S) + lambda_a sum_a KL(p_T || p_S)) / (n_r + n_a)         (paper eqs. 4 to 6)
 

@@ -171,5 +171,5 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        remedy = 'Install it with `pip install "structured-agent-distillation[alfworld]"`, or use "alfworld".'
+        remedy = 'Install it with `pip install ".[alfworld]"`, or use "alfworld".'
         raise InputError("name", "the package `alfworld` for 'alfworld-official'", str(error), remedy) from None

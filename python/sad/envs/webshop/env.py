@@ -207,5 +207,5 @@ def _check(split: str, catalog: str | None, goals: str, style: str, tasks: int |
     check_task_count(tasks, optional=True)
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        remedy = 'Install them with `pip install "structured-agent-distillation[webshop]"`.'
+        remedy = 'Install them with `pip install ".[webshop]"`.'
         raise InputError("webshop", "the libraries " + " and ".join(_LIBRARIES), "no " + " and no ".join(missing), remedy)

@@ -33,6 +33,7 @@ from sadkernels.ops.row_weights import RowWeights, fake_results, row_kinds, row_
 Results = tuple[Tensor, Tensor, Tensor]  # loss; sums (2, 4); counts (2,)
 
 _LIBRARY = torch.library.Library("sad", "FRAGMENT")
+_SCALED_AT_ONCE = 1 << 22  # elements; a 16-bit gradient is multiplied in float32, in parts
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -246,7 +247,8 @@ def _scale_supervised_rows_(gradient: Tensor, span_ids: Tensor, factor: Tensor, 
 def _scale_(gradient: Tensor, factor: Tensor) -> None:
     torch.autograd.graph.increment_version(gradient)
     if not _is_one(factor):
-        gradient.mul_(factor.to(gradient.dtype))
+        for part in gradient.view(-1).split(_SCALED_AT_ONCE):
+            part.copy_(part.to(torch.promote_types(part.dtype, torch.float32)).mul_(factor))
 
 
 def _is_one(factor: Tensor) -> bool:

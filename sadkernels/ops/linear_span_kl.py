@@ -48,12 +48,13 @@ class TeacherLogits:
     def __init__(self, kernel: ModuleType, head: Head) -> None:
         self._kernel, self._head = kernel, head
         self._buffer: Tensor | None = None
-        self.row_bytes = head.weight.shape[0] * head.hidden.element_size()
+        self.row_bytes = head.weight.shape[0] * head.logits_dtype.itemsize
 
     def for_rows(self, rows: Tensor, place: slice) -> Tensor:
         """(n, V), the logits of these rows."""
         if self._buffer is None:  # the first chunk is the largest
-            self._buffer = self._kernel.new_logits((len(rows), self._head.weight.shape[0]), self._head.hidden)
+            like = self._head.hidden.new_empty(0, dtype=self._head.logits_dtype)
+            self._buffer = self._kernel.new_logits((len(rows), self._head.weight.shape[0]), like)
         logits = self._buffer[: len(rows)]
         self._head.project(self._head.hidden.index_select(0, rows), logits)
         return logits
@@ -120,8 +121,8 @@ def fused_linear_span_kl(
             on a GPU. The loss does not depend on it; the gradient of the weight does in the last digit.
 
     Returns:
-        As `sad.fused_span_kl`. Gradients have the dtypes of their inputs. Those of weight and bias are summed in float32 (on
-        a CPU the bfloat16 product of a chunk is rounded once, because PyTorch has none with a float32 result).
+        As `sad.fused_span_kl`. Gradients have the dtypes of their inputs. For 16-bit inputs the logits are float32, and the
+        gradients of weight and bias are summed in float32.
 
     Raises:
         ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.

@@ -122,8 +122,8 @@ def fused_linear_topk_span_kl(
             CPU, 256 MiB on a GPU.
 
     Returns:
-        As `sad.fused_topk_span_kl`. Gradients have the dtypes of their inputs. Those of weight and bias are summed in
-        float32 (on a CPU the bfloat16 product of a chunk is rounded once, because PyTorch has none with a float32 result).
+        As `sad.fused_topk_span_kl`. Gradients have the dtypes of their inputs. For 16-bit inputs the logits are float32, and
+        the gradients of weight and bias are summed in float32.
 
     Raises:
         ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.

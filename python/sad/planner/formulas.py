@@ -257,7 +257,8 @@ def _loss_bytes(student: ModelShape, teacher: ModelShape | None, setup: Setup) -
     tied = 4 * head if student.tied else 0
     if setup.mode != "naive":
         hidden = c * setup.tokens * student.lm_head_width
-        bytes_per_logit = c + (2 if setup.mode == "linear" else 0)
+        # Logits of a chunk are float32; of 16-bit operands the rounded gradient is kept too.
+        bytes_per_logit = (6 if c == 2 else 4) + (4 if setup.mode == "linear" else 0)
         chunk = min(CHUNK_BYTES, setup.supervised_rows * student.vocab * bytes_per_logit)
         head_gradient = (8 if setup.autocasts else 4) * head  # the sum, and one chunk's product unless it is added in place
         casts = 2 * head + hidden if setup.autocasts else 0

@@ -16,7 +16,7 @@ from sad.teacher_cache.metadata import logit_columns
 from sad.teacher_cache.reader import TeacherCache
 from sad.training.collator import SpanCollator, model_inputs
 from sad.training.config import SADConfig
-from sad.training.losses import LossOutput, loss_options, parts_of
+from sad.training.losses import LossOutput, loss_options, parts_of, warn_of_rounded_logits
 from sadkernels.spans import SpanKind
 
 
@@ -71,6 +71,7 @@ class CachedLoss:
         topk, span_ids = (inputs["teacher_logprobs"], inputs["teacher_ids"]), inputs["span_ids"]
         if self._parts is None or needs_logits or isinstance(model, nn.DataParallel):
             outputs = model(**batch)
+            warn_of_rounded_logits(model, outputs.logits, accelerator)
             topk = [_scattered(x, inputs["loss_rows"], span_ids.shape) for x in topk]
             in_place = args.inplace_backward and not needs_logits
             loss, stats = fused_topk_span_kl(outputs.logits, *topk, span_ids, inplace_backward=in_place, **options)

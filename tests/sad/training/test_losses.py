@@ -213,6 +213,15 @@ def test_a_model_that_cannot_be_split(trainer, caplog):
     made.train()
 
 
+@pytest.mark.parametrize(("fields", "warns"), [({"loss_from": "logits"}, True), ({}, False)], ids=["logits", "hidden"])
+def test_16_bit_logits_are_warned_about_once(trainer, caplog, fields, warns):
+    logging.Logger.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("sad").propagate = True
+        trainer(bf16=True, max_steps=2, **fields).train()
+    assert sum("logits in 16 bits" in message for message in caplog.messages) == int(warns)
+
+
 def test_evaluation_with_metrics_sees_logits(trainer):
     seen = []
     made = trainer(eval=tiny.examples())

@@ -60,15 +60,19 @@ struct SpanKlParams {
     Logits student, teacher;
     Rows<void> grad;  // null data: no gradient; may alias student
     Divergence divergence;
-    float beta, temperature;
+    double beta;  // in float64, so that 1 - beta keeps its digits
+    float temperature;
     const std::uint8_t* kinds;
     const float* weights;      // (rows), needed with grad
-    const float* lse_given;    // (2, rows) log-sum-exps of student and teacher in nats; null: computed from the rows
-    const float* state_given;  // (3, rows) an earlier `state`; if given, only the gradient is computed
+    const float* lse_given;    // (4, rows) log-sum-exps, without E_q[G] in the form of `state`; null: computed from the rows
+    const float* state_given;  // (5, rows) an earlier `state`; if given, only the gradient is computed
     float* value;              // (rows) the divergence
-    float* state;              // (3, rows) log-sum-exps and E_q[G]; if value is null, (2, rows) log-sum-exps
-    float* entropies;          // (2, rows) teacher and student, in nats; null without statistics
-    std::int32_t* argmax;      // (2, rows) student and teacher, the lowest column of the maximum; null without statistics
+    // (5, rows): log-sums of student and teacher, E_q[G], origins of student and teacher. If value is null, (4, rows):
+    // without E_q[G]. The log-sum-exp of a row in nats is log-sum + factor origin; `sadkernels/divergence.py` has the
+    // definition.
+    float* state;
+    float* entropies;      // (2, rows) teacher and student, in nats; null without statistics
+    std::int32_t* argmax;  // (2, rows) student and teacher, the lowest column of the maximum; null without statistics
 };
 
 // The losses against the teacher's top-k columns and against labels. A row has k + 1 outcomes: its k columns and the tail,
@@ -80,8 +84,9 @@ struct SpanKlParams {
 //
 // A row with label -1 has no second term.
 struct TopkSpanKlParams {
-    // `teacher`, `divergence`, `beta` and `lse_given` are unused. `state` and `state_given` are (2, rows): log-sum-exps over
-    // all columns, and over the columns that are neither in the top k nor the label. `entropies` and `argmax` are (rows).
+    // `teacher`, `divergence`, `beta` and `lse_given` are unused. `state` and `state_given` are (4, rows): log-sums over all
+    // columns, and over the columns that are neither in the top k nor the label, then their origins. `entropies` and
+    // `argmax` are (rows).
     SpanKlParams base;
     std::int64_t k;  // columns per row; may be 0
     // (rows, k) ascending; entries from `vocab` on are absent; the first of equal entries counts

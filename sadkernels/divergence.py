@@ -19,6 +19,10 @@ class DivergenceConfig(NamedTuple):
         forward_kl  KL(p || q)
         reverse_kl  KL(q || p)
         jsd         beta KL(p || m) + (1 - beta) KL(q || m)
+
+    The kernels compute z / T - lse as factor (y - origin) - log_sum. y is the logit x or, with a cap, tanh(scale x / cap);
+    the origin is any float32, by default the largest y of the row. So a large number that all logits have in common, or a
+    large logit, costs no digits. The log-sum-exp is log_sum + factor origin.
     """
 
     vocab_size: int
@@ -30,14 +34,21 @@ class DivergenceConfig(NamedTuple):
     student_softcap: float | None = None
     teacher_softcap: float | None = None
 
+    @property
+    def factors(self) -> tuple[float, float]:
+        """The factor of student and teacher: z / T = factor y."""
+        student, teacher = self.student_softcap or self.student_scale, self.teacher_softcap or self.teacher_scale
+        return student / self.temperature, teacher / self.temperature
+
 
 class RowValues(NamedTuple):
     """The results of one pass over N rows; 0 on rows that are not read.
 
     Attributes:
         value: (N,), the divergence in nats.
-        state: (3, N), the input of `backward`: the log-sum-exps of z / T of student and teacher, and E_q[dD/dlog q] of
-            reverse_kl and jsd, whose gradient is q (dD/dlog q - E_q[dD/dlog q]) / T. None if not requested.
+        state: (5, N), the input of `backward`: the log-sums of student and teacher, E_q[dD/dlog q] of reverse_kl and jsd,
+            whose gradient is q (dD/dlog q - E_q[dD/dlog q]) / T, and the origins of student and teacher. The sum of a row
+            without a finite logit has the origin 0. None if not requested.
         entropies: (2, N), of teacher and student in nats. None without statistics.
         argmax: (2, N) integers, the lowest column of the largest logit of student and teacher. None without statistics.
     """

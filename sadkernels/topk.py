@@ -63,8 +63,8 @@ class TopkValues(NamedTuple):
 
     Attributes:
         value: (N,), the loss in nats.
-        state: (2, N), the input of `backward`: the log-sum-exps of the student's z / T over all columns, and over the
-            columns that are neither among the k nor the label.
+        state: (4, N), the input of `backward`: the log-sums of the student's z / T over all columns, and over the columns
+            that are neither among the k nor the label; then the origins of both, as in `DivergenceConfig`.
         entropy: (N,), of the student in nats. None without statistics.
         argmax: (N,) integers, the student's. None without statistics.
     """

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels.h"
+#include "dispatch.h"
 #include "vec_math.h"
 
 namespace sad::cpu {
@@ -55,7 +55,7 @@ inline auto with_type(Dtype dtype, const F& f) {
     return dtype == Dtype::bfloat16 ? f(Bfloat16{}) : dtype == Dtype::float16 ? f(Float16{}) : f(float{});
 }
 
-// Reads one row of logits. `factor` times the values that `read` returns are base-2 exponents.
+// Reads one row of logits. `factor` times the values y that `read` returns are base-2 exponents.
 class LogitReader {
  public:
     LogitReader(const Logits& side, std::int64_t row, float temperature)
@@ -64,7 +64,7 @@ class LogitReader {
           data_(side.rows.data),
           offset_(side.rows.offset(row)),
           tanh_scale_(capped_ ? side.scale / side.cap : 1.0f),
-          factor_(static_cast<float>((capped_ ? side.cap : side.scale) * log2e / temperature)) {}
+          factor_(exponent_factor(side, temperature)) {}
 
     bool is_capped() const { return capped_; }
     float factor() const { return factor_; }

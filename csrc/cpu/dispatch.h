@@ -1,5 +1,8 @@
 // The passes over a piece of a row, compiled once per instruction set, and the choice of an instruction set at run time.
-// Exponents are base 2: a = z log2(e) / T.
+//
+// Exponents are base 2: a = z log2(e) / T = factor y, where y is the logit x or, with a cap, tanh(scale x / cap). The passes
+// compute factor (y - origin) with the largest y of the row as the origin. This difference keeps its digits at any magnitude
+// of y; the difference of two products would not.
 #pragma once
 
 #include <string>
@@ -9,10 +12,21 @@
 
 namespace sad::cpu {
 
-// A sum of 2^(a - shift) over columns.
+// The factor of the exponents of one side.
+inline float exponent_factor(const Logits& side, float temperature) {
+    return static_cast<float>((side.cap != 0.0f ? side.cap : side.scale) * log2e / temperature);
+}
+
+// A sum of 2^(factor (y - origin)) over columns. The origin is their largest y, or 0 if every y is -inf.
 struct ExpSum {
     double sum = 0.0;
-    float shift = 0.0f;
+    float origin = 0.0f;
+};
+
+// The log-sum-exp factor origin + log2_sum of a row, base 2.
+struct LogSumExp {
+    float origin = 0.0f;
+    double log2_sum = 0.0;
 };
 
 // The largest logit (before scale and cap), and the lowest column that has it.
@@ -32,9 +46,8 @@ struct Piece {
     std::int64_t row, begin, end;
 };
 
-// The log-sum-exps of a row, base 2.
 struct LogSumExps {
-    double student, teacher;
+    LogSumExp student, teacher;
 };
 
 // Columns that a pass leaves out, in ascending order.
@@ -54,9 +67,9 @@ struct RowPasses {
     void (*scale)(Rows<void> grad, std::int64_t row, std::int64_t columns, float factor);
     // The passes below read the student only.
     ExpSum (*sum_exps_except)(const SpanKlParams&, Piece, ExcludedColumns);
-    double (*entropy)(const SpanKlParams&, Piece, double log_sum_exp);  // in nats
-    // Writes the gradient sign 2^(a - log_divisor), times dz / dx without the scale.
-    void (*write_scaled_softmax)(const SpanKlParams&, Piece, double log_divisor, float sign);
+    double (*entropy)(const SpanKlParams&, Piece, LogSumExp);  // in nats
+    // Writes the gradient sign 2^a / divisor, times dz / dx without the scale. `log_divisor` has the form of a log-sum-exp.
+    void (*write_scaled_softmax)(const SpanKlParams&, Piece, LogSumExp log_divisor, float sign);
 };
 
 RowPasses portable_passes();

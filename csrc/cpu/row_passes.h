@@ -1,6 +1,6 @@
 // The passes over a piece of a row. Each instruction set includes this file once, after the header that defines `Vec`.
 //
-// Exponents are base 2, so that exp((z - lse) / T) is one multiply-add, one subtraction and 2^x. The first pass computes the
+// Exponents are base 2, so that exp(z / T - lse) is one subtraction, one multiply-add and 2^x. The first pass computes the
 // log-sum-exps. The second pass computes the divergence while the rows are in the cache, and the gradient of the forward KL.
 // The gradients of reverse KL and JSD need E_q[G] of the row, so they are a third pass. Sums over a block are float, sums
 // over blocks are double, always in the same order.
@@ -45,7 +45,7 @@ inline float max_of(const T* x, std::int64_t n) {
     return reduce_max(top);
 }
 
-// The largest exponent above the shift of a sum. A float could hold larger powers, but the rounding error grows with the
+// The largest exponent of a sum. A float could hold larger powers, but the rounding error grows with the
 // exponent: 2e-7 at 4, 2e-6 at 40.
 constexpr float headroom = 4.0f;
 
@@ -53,15 +53,15 @@ struct BlockSum {
     float max, sum;
 };
 
-// Returns the maximum of x and the sum of 2^(factor x - shift). One loop for both overlaps memory reads and arithmetic.
+// Returns the maximum of x and the sum of 2^(factor (x - origin)). One loop for both overlaps memory reads and arithmetic.
 template <typename T>
-inline BlockSum sum_block(const T* x, std::int64_t n, float factor, float shift) {
+inline BlockSum sum_block(const T* x, std::int64_t n, float factor, float origin) {
     Vec top = Vec::set(-inf), sum = Vec::set(0.0f);
-    const Vec scale = Vec::set(factor), minus_shift = Vec::set(-shift);
+    const Vec scale = Vec::set(factor), zero_point = Vec::set(origin);
     for_vectors(n, [&](std::int64_t i, int count) {
         const Vec column = load(x + i, count);
         top = max(column, top);
-        sum = sum + exp2(fma(column, scale, minus_shift));
+        sum = sum + exp2(scale * (column - zero_point));
     });
     return {reduce_max(top), reduce_add(sum)};
 }
@@ -75,27 +75,30 @@ std::int64_t find(const T* x, std::int64_t n, float value) {
 template <typename T, typename Read>
 ExpSum sum_exps_of_blocks(float factor, Piece piece, const Read& read) {
     ExpSum result;
-    bool empty = true;  // all logits so far are -inf
+    float top = -inf;
+    const auto move_origin = [&](float origin) {
+        if (result.sum != 0.0)
+            result.sum *= std::exp2(static_cast<double>(factor) * (static_cast<double>(result.origin) - origin));
+        result.origin = origin;
+    };
     for (std::int64_t begin = piece.begin; begin < piece.end; begin += block_columns) {
         const std::int64_t n = std::min(block_columns, piece.end - begin);
         const T* x = read(begin, n);
         BlockSum block{-inf, 0.0f};
+        const bool empty = top == -inf;  // all logits so far are -inf
         if (empty) {
             block.max = max_of(x, n);
         } else {
-            block = sum_block(x, n, factor, result.shift);
+            block = sum_block(x, n, factor, result.origin);
         }
-        if (empty || factor * block.max - result.shift > headroom) {
-            if (block.max > -inf) {
-                const float shift = factor * block.max;
-                if (!empty) result.sum *= std::exp2(static_cast<double>(result.shift) - shift);
-                result.shift = shift;
-                empty = false;
-            }
-            block = sum_block(x, n, factor, result.shift);
+        if (empty || factor * (block.max - result.origin) > headroom) {
+            if (block.max > -inf) move_origin(block.max);
+            block = sum_block(x, n, factor, result.origin);
         }
+        top = std::max(top, block.max);
         result.sum += block.sum;
     }
+    if (top > result.origin) move_origin(top);
     return result;
 }
 
@@ -128,14 +131,14 @@ Argmax find_argmax(const SpanKlParams& params, const Logits& side, Piece piece) 
     });
 }
 
-// factor x - log_sum_exp, base 2. Two floats hold the log-sum-exp, so that the difference keeps its precision.
+// A logit minus the log-sum-exp, base 2.
 struct LogProbability {
-    LogProbability(float c, double log_sum_exp)
+    LogProbability(float c, LogSumExp log_sum_exp)
         : factor(Vec::set(c)),
-          high(Vec::set(-static_cast<float>(log_sum_exp))),
-          low(Vec::set(static_cast<float>(log_sum_exp - static_cast<float>(log_sum_exp)))) {}
-    Vec operator()(Vec x) const { return fma(x, factor, high) - low; }
-    Vec factor, high, low;
+          origin(Vec::set(log_sum_exp.origin)),
+          minus_log2_sum(Vec::set(-static_cast<float>(log_sum_exp.log2_sum))) {}
+    Vec operator()(Vec y) const { return fma(y - origin, factor, minus_log2_sum); }
+    Vec factor, origin, minus_log2_sum;
 };
 
 // Student and teacher logits of a row, and their log-probabilities.
@@ -160,6 +163,7 @@ template <typename T, Divergence D, bool WithGrad, bool WithStats>
 DivergenceSums sum_divergence_as(const SpanKlParams& params, Piece piece, LogSumExps log_sum_exps) {
     static_assert(D == Divergence::forward || !WithGrad, "the gradients of reverse and jsd need E_q[G] first");
     const RowPair pair(params, piece.row, log_sum_exps);
+    const Mixture mixture(D == Divergence::jsd ? params.beta : 0.5);
     const GradWriter writer(params.grad, piece.row);
     const float scale = WithGrad ? params.weights[piece.row] / params.temperature * params.student.scale : 0.0f;
     const Vec zero = Vec::set(0.0f), weight = Vec::set(scale);
@@ -175,7 +179,7 @@ DivergenceSums sum_divergence_as(const SpanKlParams& params, Piece piece, LogSum
         const auto column_at = [&](std::int64_t i, int count, bool with_cap) {
             const Vec log_q = pair.log_q(load(s + i, count)), log_p = pair.log_p(load(t + i, count));  // base 2
             const Vec q = exp2(log_q), p = exp2(log_p);
-            const ColumnTerms c = column_terms<D>(p, q, log_q - log_p, params.beta);
+            const ColumnTerms c = column_terms<D>(p, q, log_q - log_p, mixture);
             value = value + c.value;
             if constexpr (D == Divergence::jsd) mean_dlogp = mean_dlogp + c.mean_dlogp_term;
             if constexpr (WithStats) {
@@ -232,6 +236,7 @@ DivergenceSums sum_divergence(const SpanKlParams& params, Piece piece, LogSumExp
 template <typename T, Divergence D>
 void gradient_as(const SpanKlParams& params, Piece piece, LogSumExps log_sum_exps, double mean_dlogp) {
     const RowPair pair(params, piece.row, log_sum_exps);
+    const Mixture mixture(D == Divergence::jsd ? params.beta : 0.5);
     const GradWriter writer(params.grad, piece.row);
     const Vec zero = Vec::set(0.0f),
               weight = Vec::set(params.weights[piece.row] / params.temperature * params.student.scale);
@@ -247,7 +252,7 @@ void gradient_as(const SpanKlParams& params, Piece piece, LogSumExps log_sum_exp
             const Vec q = exp2(log_q), p = exp2(log_p);
             Vec g = q - p;
             if constexpr (D != Divergence::forward) {
-                const Vec centered = column_terms<D>(p, q, log_q - log_p, params.beta).dlogp - mean;
+                const Vec centered = column_terms<D>(p, q, log_q - log_p, mixture).dlogp - mean;
                 g = select(equal(q, zero), zero, q * centered);
             }
             g = weight * g;

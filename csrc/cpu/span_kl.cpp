@@ -16,26 +16,42 @@ constexpr std::int64_t piece_columns = 1 << 14;
 
 std::int64_t pieces_of(const SpanKlParams& params) { return (params.vocab + piece_columns - 1) / piece_columns; }
 
-// Returns log2 of the sum over all pieces: -inf if all logits are -inf, NaN if one is NaN.
-double log2_sum(const std::vector<ExpSum>& pieces) {
-    double shift = -HUGE_VAL, sum = 0.0;
+// Returns the log-sum-exp over all pieces: -inf if all logits are -inf, NaN if one is NaN.
+LogSumExp merged_sum(const std::vector<ExpSum>& pieces, double factor) {
+    float origin = -HUGE_VALF;
     for (const ExpSum& piece : pieces) {
-        if (piece.sum > 0.0) shift = std::max<double>(shift, piece.shift);
+        if (piece.sum > 0.0) origin = std::max(origin, piece.origin);
     }
-    if (shift == -HUGE_VAL) shift = 0.0;
+    if (origin == -HUGE_VALF) origin = 0.0f;
+    double sum = 0.0;
     for (const ExpSum& piece : pieces) {
-        if (piece.sum != 0.0) sum += piece.sum * std::exp2(piece.shift - shift);
+        const double distance = static_cast<double>(piece.origin) - origin;
+        if (piece.sum != 0.0) sum += piece.sum * std::exp2(factor * distance);
     }
-    return shift + std::log2(sum);
+    return {origin, std::log2(sum)};
 }
 
-// Converts a log-sum-exp from base 2 to the float in nats that the state holds. The variable is volatile, because GCC 12
-// vectorizes two conversions to the state and back, and then omits the rounding.
-float to_state(double log2_sum) {
-    volatile float nats = static_cast<float>(log2_sum * ln2);
-    return nats;
-}
-double to_base_2(float nats) { return nats * log2e; }
+// The log-sum-exps of student and teacher in an array (K, rows): log-sums in nats from row 0 on, origins from a later row
+// on.
+class StoredLogSumExps {
+ public:
+    StoredLogSumExps(std::int64_t rows, std::int64_t n, int origins)
+        : log_sums_{n, rows + n}, origins_{origins * rows + n, (origins + 1) * rows + n} {}
+
+    LogSumExps read(const float* from) const { return {read(from, 0), read(from, 1)}; }
+    void write(const LogSumExps& log_sum_exps, float* to) const {
+        write(log_sum_exps.student, 0, to);
+        write(log_sum_exps.teacher, 1, to);
+    }
+
+ private:
+    LogSumExp read(const float* from, int side) const { return {from[origins_[side]], from[log_sums_[side]] * log2e}; }
+    void write(const LogSumExp& x, int side, float* to) const {
+        to[origins_[side]] = x.origin;
+        to[log_sums_[side]] = static_cast<float>(x.log2_sum * ln2);
+    }
+    std::int64_t log_sums_[2], origins_[2];
+};
 
 std::int32_t merged_argmax(const std::vector<Argmax>& pieces) {
     const Argmax* best = &pieces.front();
@@ -56,9 +72,9 @@ class RowTask {
         if (needs(exp_sums)) student_.resize(pieces), teacher_.resize(pieces);
         if (params.argmax) student_argmax_.resize(pieces), teacher_argmax_.resize(pieces);
         if (needs(divergence_sums)) sums_.resize(pieces);
-        if (params.lse_given) log_sum_exps_ = {to_base_2(params.lse_given[n]), to_base_2(params.lse_given[params.rows + n])};
+        if (params.lse_given) log_sum_exps_ = StoredLogSumExps(params.rows, n, 2).read(params.lse_given);
         if (params.state_given) {
-            log_sum_exps_ = {to_base_2(params.state_given[n]), to_base_2(params.state_given[params.rows + n])};
+            log_sum_exps_ = StoredLogSumExps(params.rows, n, 3).read(params.state_given);
             total_.mean_dlogp = params.state_given[2 * params.rows + n];
         }
     }
@@ -86,10 +102,8 @@ class RowTask {
     void merge(int stage) {
         if (!needs(stage)) return;
         if (stage == exp_sums) {
-            log_sum_exps_ = {log2_sum(student_), log2_sum(teacher_)};
-            // Rounds float16 rows as the state does, so that value and gradient use the same log-sum-exps.
-            if (params_.state && params_.student.rows.dtype == Dtype::float16)
-                log_sum_exps_ = {to_base_2(to_state(log_sum_exps_.student)), to_base_2(to_state(log_sum_exps_.teacher))};
+            log_sum_exps_ = {merged_sum(student_, exponent_factor(params_.student, params_.temperature)),
+                             merged_sum(teacher_, exponent_factor(params_.teacher, params_.temperature))};
         }
         if (stage != divergence_sums) return;
         for (const DivergenceSums& piece : sums_) {
@@ -103,8 +117,7 @@ class RowTask {
     void finish() const {
         if (params_.value) params_.value[n_] = static_cast<float>(total_.value);
         if (params_.state) {
-            params_.state[n_] = to_state(log_sum_exps_.student);
-            params_.state[params_.rows + n_] = to_state(log_sum_exps_.teacher);
+            StoredLogSumExps(params_.rows, n_, params_.value ? 3 : 2).write(log_sum_exps_, params_.state);
             if (params_.value) params_.state[2 * params_.rows + n_] = static_cast<float>(total_.mean_dlogp);
         }
         if (params_.entropies) {
@@ -137,7 +150,7 @@ class RowTask {
 // Writes the outputs of a row that is not read.
 void zero_outputs(const SpanKlParams& params, std::int64_t n) {
     if (params.value) params.value[n] = 0.0f;
-    for (int i = 0; params.state && i < (params.value ? 3 : 2); ++i) params.state[i * params.rows + n] = 0.0f;
+    for (int i = 0; params.state && i < (params.value ? 5 : 4); ++i) params.state[i * params.rows + n] = 0.0f;
     for (int i = 0; params.entropies && i < 2; ++i)
         params.entropies[i * params.rows + n] = 0.0f, params.argmax[i * params.rows + n] = 0;
     if (params.grad.data) zero_gradient(params, n, 0);

@@ -31,7 +31,7 @@ ExpSum sum_exps_except(const SpanKlParams& params, Piece piece, ExcludedColumns 
 }
 
 template <typename T>
-double entropy_as(const SpanKlParams& params, Piece piece, double log_sum_exp) {
+double entropy_as(const SpanKlParams& params, Piece piece, LogSumExp log_sum_exp) {
     const LogitReader reader(params.student, piece.row, params.temperature);
     const LogProbability log_probability(reader.factor(), log_sum_exp);
     const Vec zero = Vec::set(0.0f);
@@ -50,14 +50,14 @@ double entropy_as(const SpanKlParams& params, Piece piece, double log_sum_exp) {
     return total * ln2;
 }
 
-double entropy(const SpanKlParams& params, Piece piece, double log_sum_exp) {
+double entropy(const SpanKlParams& params, Piece piece, LogSumExp log_sum_exp) {
     const FlushDenormals flush;
     return with_type(pass_dtype(params.student, params.student),
                      [&](auto element) { return entropy_as<decltype(element)>(params, piece, log_sum_exp); });
 }
 
 template <typename T>
-void write_scaled_softmax_as(const SpanKlParams& params, Piece piece, double log_divisor, float sign) {
+void write_scaled_softmax_as(const SpanKlParams& params, Piece piece, LogSumExp log_divisor, float sign) {
     const LogitReader reader(params.student, piece.row, params.temperature);
     const GradWriter writer(params.grad, piece.row);
     const LogProbability log2_of(reader.factor(), log_divisor);
@@ -69,7 +69,7 @@ void write_scaled_softmax_as(const SpanKlParams& params, Piece piece, double log
         T* grad = writer.template block<T>(begin, g_buffer);
         for_vectors(n, [&](std::int64_t i, int count) {
             const Vec column = load(x + i, count);
-            Vec g = signed_one * exp2(log2_of(column));
+            Vec g = signed_one * exp2(min(Vec::set(128.0f), log2_of(column)));
             if (reader.is_capped()) g = g * (Vec::set(1.0f) - column * column);
             store(g, grad + i, count);
         });
@@ -77,7 +77,7 @@ void write_scaled_softmax_as(const SpanKlParams& params, Piece piece, double log
     }
 }
 
-void write_scaled_softmax(const SpanKlParams& params, Piece piece, double log_divisor, float sign) {
+void write_scaled_softmax(const SpanKlParams& params, Piece piece, LogSumExp log_divisor, float sign) {
     const FlushDenormals flush;
     with_type(pass_dtype(params.student, params.student),
               [&](auto element) { write_scaled_softmax_as<decltype(element)>(params, piece, log_divisor, sign); });

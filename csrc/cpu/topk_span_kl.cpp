@@ -1,5 +1,5 @@
 // The losses against top-k columns and labels. A row's k columns and its label are computed here in double. The passes of
-// topk_passes.h process all other columns. Exponents are base 2: z log2(e) / T.
+// topk_passes.h process all other columns. Exponents are base 2 and relative to the row's origin: factor (y - origin).
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -41,6 +41,7 @@ double kl_term(double a, double b, double r) {
 struct Entry {
     std::int32_t column = 0;
     double log2_p = minus_inf;
+    double y = minus_inf;  // logit, or its tanh if there is a cap
     double exponent = minus_inf;
     double slope = 1.0;  // dz / dx without the scale
     double q = 0.0;
@@ -49,7 +50,8 @@ struct Entry {
 // The computation of one supervised row.
 class TopkRowTask {
  public:
-    TopkRowTask(const TopkSpanKlParams& topk, const RowPasses& passes) : topk_(topk), params_(topk.base), passes_(passes) {}
+    TopkRowTask(const TopkSpanKlParams& topk, const RowPasses& passes)
+        : topk_(topk), params_(topk.base), passes_(passes), factor_(exponent_factor(params_.student, params_.temperature)) {}
 
     void run(std::int64_t n) {
         n_ = n;
@@ -66,9 +68,10 @@ class TopkRowTask {
     Piece whole() const { return {n_, 0, params_.vocab}; }
     bool has_label() const { return label_ >= 0; }
     bool label_in_topk() const { return label_index_ < entries_.size(); }
+    bool rest_is_empty() const { return rest_of_row_.log2_sum == minus_inf; }  // no column, or only logits of -inf
     double cross_entropy_share() const { return has_label() ? 1.0 - topk_.alpha : 0.0; }
 
-    // Computes exponent and slope of an entry. Runs after the sum over the row, when the row is in the cache.
+    // Reads y and slope of an entry. Runs after the sum over the row, when the row is in the cache.
     void read(Entry& e) const {
         const Logits& side = params_.student;
         const std::int64_t at = side.rows.offset(n_) + e.column;
@@ -79,12 +82,10 @@ class TopkRowTask {
         const double x = dtype == Dtype::bfloat16  ? logit(Bfloat16{})
                          : dtype == Dtype::float16 ? logit(Float16{})
                                                    : logit(float{});
-        const double per_z = log2e / params_.temperature;
-        e.exponent = x * side.scale * per_z;
+        e.y = x;
         if (side.cap == 0.0f) return;
-        const double th = std::tanh(x * side.scale / side.cap);
-        e.exponent = side.cap * th * per_z;
-        e.slope = 1.0 - th * th;
+        e.y = std::tanh(x * side.scale / side.cap);
+        e.slope = 1.0 - e.y * e.y;
     }
 
     // Collects the top-k columns and the label, which the sum over the other columns leaves out.
@@ -109,24 +110,34 @@ class TopkRowTask {
     }
 
     void compute_log_sum_exps() {
-        Log2Sum all, tail;
         if (params_.state_given) {
-            rest_ = params_.state_given[params_.rows + n_] * log2e;
+            rest_of_row_ = {params_.state_given[3 * params_.rows + n_], params_.state_given[params_.rows + n_] * log2e};
         } else {
             const ExpSum others =
                 passes_.sum_exps_except(params_, whole(), {excluded_.data(), excluded_.data() + excluded_.size()});
-            rest_ = others.shift + std::log2(others.sum);
+            rest_of_row_ = {others.origin, std::log2(others.sum)};
         }
+        const bool label_in_tail = has_label() && !label_in_topk();
         for (Entry& e : entries_) read(e);
+        if (label_in_tail) read(label_entry_);
+        double origin = rest_is_empty() ? minus_inf : rest_of_row_.origin;
+        for (const Entry& e : entries_) origin = std::max(origin, e.y);
+        if (label_in_tail) origin = std::max(origin, label_entry_.y);
+        origin_ = origin == minus_inf ? 0.0f : static_cast<float>(origin);
+
+        for (Entry& e : entries_) e.exponent = factor_ * (e.y - origin_);
+        rest_ = rest_is_empty() ? minus_inf
+                                : rest_of_row_.log2_sum + factor_ * (static_cast<double>(rest_of_row_.origin) - origin_);
+        Log2Sum all, tail;
         tail.add(rest_);
-        if (has_label() && !label_in_topk()) {
-            read(label_entry_);
+        if (label_in_tail) {
+            label_entry_.exponent = factor_ * (label_entry_.y - origin_);
             tail.add(label_entry_.exponent);
         }
         tail_ = tail.log2();
         all.add(tail_);
         for (const Entry& e : entries_) all.add(e.exponent);
-        all_ = params_.state_given ? params_.state_given[n_] * log2e : all.log2();
+        all_ = all.log2();
         for (Entry& e : entries_) e.q = std::exp2(e.exponent - all_);
         label_entry_.q = std::exp2(label_entry_.exponent - all_);
         log2_p_tail_ = topk_.log_tail[n_] * log2e;
@@ -156,10 +167,12 @@ class TopkRowTask {
         params_.value[n_] = static_cast<float>(value);
         if (params_.state) {
             params_.state[n_] = static_cast<float>(all_ * ln2);
-            params_.state[params_.rows + n_] = static_cast<float>(rest_ * ln2);
+            params_.state[params_.rows + n_] = static_cast<float>(rest_of_row_.log2_sum * ln2);
+            params_.state[2 * params_.rows + n_] = origin_;
+            params_.state[3 * params_.rows + n_] = rest_of_row_.origin;
         }
         if (params_.entropies) {
-            params_.entropies[n_] = static_cast<float>(passes_.entropy(params_, whole(), all_));
+            params_.entropies[n_] = static_cast<float>(passes_.entropy(params_, whole(), {origin_, all_}));
             params_.argmax[n_] = static_cast<std::int32_t>(passes_.find_argmax(params_, params_.student, whole()).column);
         }
     }
@@ -172,11 +185,13 @@ class TopkRowTask {
         double factor = alpha + ce_share - (alpha > 0.0 ? alpha * std::exp2(std::min(excess, 60.0)) : 0.0);
         double log_factor = std::log2(std::fabs(factor));
         if (alpha > 0.0 && excess > 60.0) log_factor = std::log2(alpha) + excess;  // here `factor` is negative
-        if (tail_ == minus_inf || factor == 0.0) {
+        if (rest_is_empty() || factor == 0.0) {
             zero_gradient(params_, n_, 0);
         } else {
-            const double log_divisor = all_ - log_factor - std::log2(std::fabs(weight));
-            passes_.write_scaled_softmax(params_, whole(), log_divisor, (factor < 0.0) == (weight < 0.0) ? 1.0f : -1.0f);
+            const double log_divisor = all_ + factor_ * (static_cast<double>(origin_) - rest_of_row_.origin) - log_factor -
+                                       std::log2(std::fabs(weight));
+            passes_.write_scaled_softmax(params_, whole(), {rest_of_row_.origin, log_divisor},
+                                         (factor < 0.0) == (weight < 0.0) ? 1.0f : -1.0f);
         }
         for (const Entry& e : entries_) {
             const double kl_gradient = alpha > 0.0 ? alpha * (e.q - std::exp2(e.log2_p)) : 0.0;
@@ -208,6 +223,7 @@ class TopkRowTask {
     const TopkSpanKlParams& topk_;
     const SpanKlParams& params_;
     const RowPasses& passes_;
+    double factor_;
     std::int64_t n_ = 0;
     std::vector<Entry> entries_;          // the top-k columns
     std::vector<std::int32_t> excluded_;  // the top-k columns and the label, ascending
@@ -216,14 +232,16 @@ class TopkRowTask {
     Entry label_entry_{};          // the label if it is not in the top k
     bool has_tail_ = false;
     // Log-sum-exps over all columns, over the columns outside the top k, and over those that are not the label either.
+    float origin_ = 0.0f;  // the largest y
     double all_ = 0.0, tail_ = 0.0, rest_ = 0.0;
+    LogSumExp rest_of_row_;  // rest_ with its own origin
     double log2_p_tail_ = 0.0;
 };
 
 // Writes the outputs of a row that is not read.
 void zero_outputs(const SpanKlParams& params, std::int64_t n) {
     if (params.value) params.value[n] = 0.0f;
-    if (params.state) params.state[n] = params.state[params.rows + n] = 0.0f;
+    for (int i = 0; params.state && i < 4; ++i) params.state[i * params.rows + n] = 0.0f;
     if (params.entropies) params.entropies[n] = 0.0f, params.argmax[n] = 0;
     if (params.grad.data) zero_gradient(params, n, 0);
 }

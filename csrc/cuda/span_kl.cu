@@ -77,7 +77,7 @@ void span_kl(const SpanKlParams& params, void* scratch, int device, Stream strea
     LaunchArgs args{};
     args.params = params;
     args.config = {exponent_of(params.student, params.temperature), exponent_of(params.teacher, params.temperature),
-                   params.divergence, params.beta, params.student.scale / params.temperature};
+                   params.divergence, static_cast<float>(params.beta), params.student.scale / params.temperature};
     args.index = index;
     args.teacher_aligned = plan.teacher_aligned;
     args.grad_aligned = plan.grad_aligned;

@@ -71,7 +71,7 @@ class LinearSpanKL(ChunkedOp):
         return TeacherLogits(self.kernel(o), head.columns(o.config.vocab_size))
 
 
-OP = register(LinearSpanKL("linear_span_kl", "span_kl", Inputs, Options, state_rows=3))
+OP = register(LinearSpanKL("linear_span_kl", "span_kl", Inputs, Options, state_rows=5))
 
 
 def fused_linear_span_kl(

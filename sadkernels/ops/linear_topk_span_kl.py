@@ -69,7 +69,7 @@ class LinearTopkSpanKL(ChunkedOp):
         return TopkRows(x, o, self.loss_dtype(x))
 
 
-OP = register(LinearTopkSpanKL("linear_topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=2))
+OP = register(LinearTopkSpanKL("linear_topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=4))
 
 
 def fused_linear_topk_span_kl(

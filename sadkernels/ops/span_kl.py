@@ -105,7 +105,7 @@ class SpanKL(LogitsOp):
         return not o.group and super().grad_in_forward(x, o)
 
 
-OP = register(SpanKL("span_kl", "span_kl", Inputs, Options, state_rows=3))
+OP = register(SpanKL("span_kl", "span_kl", Inputs, Options, state_rows=5))
 
 
 def fused_span_kl(

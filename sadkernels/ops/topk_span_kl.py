@@ -47,7 +47,7 @@ class TopkSpanKL(LogitsOp):
         return topk_target(x.logprobs, x.ids, labels, **config)
 
 
-OP = register(TopkSpanKL("topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=2))
+OP = register(TopkSpanKL("topk_span_kl", "topk_span_kl", Inputs, Options, state_rows=4))
 
 
 def fused_topk_span_kl(

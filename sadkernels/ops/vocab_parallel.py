@@ -1,7 +1,7 @@
 """Rows whose columns are split over the ranks of a process group.
 
 Each rank holds a slice of the vocabulary of both models: the same slice of each, in the order of the ranks. Before the
-divergence the ranks exchange two numbers per row (the log-sum-exps), after it one or two (its value, and E_q[dD/dlog q] if
+divergence the ranks exchange four numbers per row (the log-sum-exps), after it one or two (its value, and E_q[dD/dlog q] if
 the gradient needs it). Every rank gathers the numbers of all ranks and adds them in the order of the ranks, so all ranks get
 the same bits. The gradient of a slice then needs no communication.
 """
@@ -43,7 +43,7 @@ class Kernel:
         self, student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, *, stats: bool
     ) -> RowValues:
         """The values of the whole rows from slices of their columns; `argmax` combines rank and column."""
-        lse = torch.logsumexp(self._gather(self._kernel.log_sum_exps(student, teacher, kinds, config)), dim=0)
+        lse = _merged(self._gather(self._kernel.log_sum_exps(student, teacher, kinds, config)), config)
         lse = torch.where(kinds != 0, lse, 0)
         values = self._kernel.forward(student, teacher, kinds, config, stats=stats, lse=lse)
         value, mean_dlogp = values.value, values.state[2]
@@ -52,7 +52,7 @@ class Kernel:
         else:
             value = self._gather(value).sum(0)
             mean_dlogp = value if config.divergence == "reverse_kl" else mean_dlogp
-        state = torch.cat([lse, mean_dlogp[None]])
+        state = torch.cat([lse[:2], mean_dlogp[None], lse[2:]])
         if not stats:
             return RowValues(value, state)
         entropies = self._gather(values.entropies).sum(0)
@@ -72,3 +72,13 @@ class Kernel:
         winner = self._gather(best).argmax(0)
         at = self._gather(columns.long()).gather(0, winner[None])[0]
         return winner * 2**32 + at
+
+
+def _merged(parts: Tensor, config: DivergenceConfig) -> Tensor:
+    """The log-sum-exps (4, N) of whole rows from those of their slices (R, 4, N): log-sums of both sides, then origins."""
+    log_sums, origins = parts.double().chunk(2, dim=1)
+    factors = torch.tensor(config.factors, dtype=torch.float64, device=parts.device)[:, None]
+    origin = torch.where(log_sums == -torch.inf, -torch.inf, origins).amax(0)
+    origin = torch.where(origin == -torch.inf, 0, origin)
+    log_sum = torch.logsumexp(log_sums + factors * (origins - origin), dim=0)
+    return torch.cat([log_sum, origin]).to(parts.dtype)

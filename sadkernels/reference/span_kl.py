@@ -38,12 +38,23 @@ class Logits(NamedTuple):
     """The logits of one side in the form that the softmax uses.
 
     Args:
-        tempered: (N, V), z / T.
-        slope: (N, V) or a number, dz / dx for the logit x that the model returned.
+        y: (N, V), the logit x that the model returned or, with a cap, tanh(scale x / cap).
+        factor: z / T = factor y.
+        slope: (N, V) or a number, dz / dx.
     """
 
-    tempered: Tensor
+    y: Tensor
+    factor: float
     slope: Tensor | float
+
+    def largest(self) -> Tensor:
+        """(N,), the largest y, or 0 if every y is -inf: the origin of the row."""
+        largest = self.y.amax(-1)
+        return torch.where(largest == -torch.inf, 0, largest)
+
+    def tempered(self, origin: Tensor) -> Tensor:
+        """(N, V), z / T relative to that of `origin` (N,)."""
+        return (self.y - origin[:, None]) * self.factor
 
 
 def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
@@ -55,11 +66,11 @@ def read_rows(x: Tensor, active: Tensor, config: DivergenceConfig, side: str, dt
     """Returns the rows (N, V) of `side`, "student" or "teacher". Rows that are not active are read as zeros."""
     scale, cap = getattr(config, f"{side}_scale"), getattr(config, f"{side}_softcap")
     x = x[..., : config.vocab_size].reshape(-1, config.vocab_size)
-    z = torch.where(active[:, None], x, 0).to(dtype) * scale
+    x, factor = torch.where(active[:, None], x, 0).to(dtype), config.factors[side == "teacher"]
     if cap is None:
-        return Logits(z / config.temperature, scale)
-    tanh = torch.tanh(z / cap)
-    return Logits(cap * tanh / config.temperature, scale * (1 - tanh * tanh))
+        return Logits(x, factor, scale)
+    tanh = torch.tanh(x * (scale / cap))
+    return Logits(tanh, factor, scale * (1 - tanh * tanh))
 
 
 def _both_sides(student: Tensor, teacher: Tensor, active: Tensor, config: DivergenceConfig) -> tuple[Logits, Logits]:
@@ -77,11 +88,14 @@ def kl_terms(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
     return torch.where(r.abs() < 0.5, a * (h * near * near), far)
 
 
-def _log_mixture_ratio(log_ratio: Tensor, weight: float) -> Tensor:
-    """Returns log(((1 - weight) a + weight b) / a) = log((1 - weight) + weight e^log_ratio) with log_ratio = log(b / a)."""
-    near = torch.where(log_ratio.abs() < 0.5, log_ratio, 0)
-    far = torch.logaddexp(torch.full_like(log_ratio, math.log(1 - weight)), log_ratio + math.log(weight))
-    return torch.where(log_ratio.abs() < 0.5, torch.log1p(weight * torch.expm1(near)), far)
+def _log_mixture_ratio(log_ratio: Tensor, weight_a: float, weight_b: float) -> Tensor:
+    """Returns log((weight_a a + weight_b b) / a) = log(weight_a + weight_b e^log_ratio) with log_ratio = log(b / a).
+
+    The weights add up to 1. Both are arguments, because 1 - weight has no digits of a small weight.
+    """
+    growth = weight_b * torch.expm1(log_ratio)  # of the argument over 1
+    far = torch.logaddexp(torch.full_like(log_ratio, math.log(weight_a)), log_ratio + math.log(weight_b))
+    return torch.where(growth.abs() < 0.5, torch.log1p(growth), far)
 
 
 def _divergence_terms(log_p: Tensor, log_q: Tensor, config: DivergenceConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,13 +110,13 @@ def _divergence_terms(log_p: Tensor, log_q: Tensor, config: DivergenceConfig) ->
     if config.divergence == "reverse_kl":
         terms = kl_terms(q, p, -r)
         return terms, terms, r
-    beta = config.beta
-    m = beta * p + (1 - beta) * q
-    log_m_over_q = _log_mixture_ratio(-r, beta)
-    log_m_over_p = _log_mixture_ratio(r, 1 - beta)
-    student_terms = (1 - beta) * kl_terms(q, m, log_m_over_q)
+    beta, rest = config.beta, 1 - config.beta
+    m = beta * p + rest * q
+    log_m_over_q = _log_mixture_ratio(-r, rest, beta)
+    log_m_over_p = _log_mixture_ratio(r, beta, rest)
+    student_terms = rest * kl_terms(q, m, log_m_over_q)
     teacher_terms = beta * kl_terms(p, m, log_m_over_p)
-    return teacher_terms + student_terms, student_terms, -(1 - beta) * log_m_over_q
+    return teacher_terms + student_terms, student_terms, -rest * log_m_over_q
 
 
 def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -111,10 +125,15 @@ def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig) -> Tensor:
-    """Returns the log-sum-exps (2, N) of z / T of student and teacher, 0 on rows of kind 0. Arguments as in `forward`."""
+    """Returns the log-sum-exps (4, N) of z / T: the log-sums of student and teacher, then their origins.
+
+    They are 0 on rows of kind 0. Arguments as in `forward`.
+    """
     read = kinds != 0
     sides = _both_sides(student, teacher, read, config)
-    return torch.where(read, torch.stack([torch.logsumexp(side.tempered, dim=-1) for side in sides]), 0)
+    origins = [side.largest() for side in sides]
+    log_sums = [torch.logsumexp(side.tempered(origin), dim=-1) for side, origin in zip(sides, origins)]
+    return torch.where(read, torch.stack(log_sums + origins), 0)
 
 
 def forward(
@@ -128,17 +147,17 @@ def forward(
         kinds: (N,) uint8. Rows of kind 0 are not read; all their results are 0.
         config: The divergence, and how logits become distributions.
         stats: Whether to compute entropies and argmax.
-        lse: (2, N) log-sum-exps to use instead of the rows' own, if the rows are slices of longer rows. The results are
+        lse: (4, N) log-sum-exps to use instead of the rows' own, if the rows are slices of longer rows. The results are
             then this slice's share of the sums.
     """
     if lse is None:
         lse = log_sum_exps(student, teacher, kinds, config)
     read = kinds != 0
     s, t = _both_sides(student, teacher, read, config)
-    log_q, log_p = s.tempered - lse[0, :, None], t.tempered - lse[1, :, None]
+    log_q, log_p = s.tempered(lse[2]) - lse[0, :, None], t.tempered(lse[3]) - lse[1, :, None]
     terms, mean_dlogp_terms, _ = _divergence_terms(log_p, log_q, config)
     value, mean_dlogp = (torch.where(read, x.sum(-1), 0) for x in (terms, mean_dlogp_terms))
-    state = torch.cat([lse, mean_dlogp[None]])
+    state = torch.cat([lse[:2], mean_dlogp[None], lse[2:]])
     if not stats:
         return RowValues(value, state)
     entropies = torch.stack([-torch.where(x == -torch.inf, 0, x.exp() * x).sum(-1) for x in (log_p, log_q)])
@@ -161,13 +180,13 @@ def backward(
 
     Args:
         student: As in `forward`; likewise `teacher`, `kinds` and `config`.
-        state: (3, N), from `forward`.
+        state: (5, N), from `forward`.
         weights: (N,), the derivative of the loss by each row's value. Rows of weight 0 get zeros.
         grad: (..., V_s), with the shape and dtype of `student`; may be `student` itself.
     """
     active = (kinds != 0) & (weights != 0)
     s, t = _both_sides(student, teacher, active, config)
-    log_q, log_p = s.tempered - state[0, :, None], t.tempered - state[1, :, None]
+    log_q, log_p = s.tempered(state[3]) - state[0, :, None], t.tempered(state[4]) - state[1, :, None]
     q = log_q.exp()
     if config.divergence == "forward_kl":
         d_tempered = q - log_p.exp()  # T dD / dz_s

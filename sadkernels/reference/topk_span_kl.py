@@ -30,8 +30,12 @@ __all__ = ["backward", "forward", "forward_backward", "new_logits"]
 
 
 class _LogSumExps(NamedTuple):
-    """Log-sum-exps of z / T over groups of a row's columns, -inf over an empty group; and masks of the groups."""
+    """z / T, its log-sum-exps over groups of a row's columns, -inf over an empty group, and masks of the groups.
 
+    z / T and the log-sum-exps are relative to the origin of the row.
+    """
+
+    tempered: Tensor  # (N, V)
     topk: Tensor  # (N, k), over each top-k column alone; -inf for repeated and missing columns
     label: Tensor  # (N,), over the label
     rest: Tensor  # (N,), over the columns that are neither in the top-k nor the label
@@ -39,6 +43,7 @@ class _LogSumExps(NamedTuple):
     all: Tensor  # (N,)
     has_tail: Tensor  # (N,) bool, whether there is a column outside the top-k
     in_topk: Tensor  # (N, V) bool
+    state: Tensor  # (4, N), see `TopkValues`
 
 
 def _gather(z: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
@@ -53,9 +58,10 @@ def _mask(z: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
     return mask.scatter_(1, torch.where(valid, columns, v).long(), True)[:, :v]
 
 
-def _log_sum_exps(z: Tensor, target: TopkTarget, rest: Tensor | None = None) -> _LogSumExps:
-    """Returns the log-sum-exps of the rows z (N, V); `rest` replaces the computed one."""
-    valid = target.valid()
+def _log_sum_exps(logits: Logits, target: TopkTarget, state: Tensor | None = None) -> _LogSumExps:
+    """Returns the log-sum-exps of N rows; the one over the rest is that of `state` if given."""
+    origin, valid = logits.largest(), target.valid()
+    z = logits.tempered(origin)
     in_topk = _mask(z, target.columns, valid)
     topk = _gather(z, target.columns, valid)
     label = torch.full_like(z[:, 0], -torch.inf)
@@ -67,11 +73,17 @@ def _log_sum_exps(z: Tensor, target: TopkTarget, rest: Tensor | None = None) -> 
         label_in_topk = (valid & (target.columns == column)).any(-1)
         label_in_tail = torch.where(label_in_topk, -torch.inf, label)
         excluded = in_topk | _mask(z, column, has_label)
-    if rest is None:
-        rest = torch.logsumexp(torch.where(excluded, -torch.inf, z), dim=-1)
+    if state is None:
+        others = logits._replace(y=torch.where(excluded, -torch.inf, logits.y))
+        rest_origin = others.largest()
+        rest_sum = torch.logsumexp(others.tempered(rest_origin), dim=-1)
+    else:
+        _, rest_sum, _, rest_origin = state
+    rest = rest_sum + (rest_origin - origin) * logits.factor
     tail = torch.logaddexp(rest, label_in_tail)
     total = torch.logsumexp(torch.cat([topk, tail[:, None]], dim=1), dim=-1)
-    return _LogSumExps(topk, label, rest, tail, total, valid.sum(-1) < z.shape[1], in_topk)
+    state = torch.stack([total, rest_sum, origin, rest_origin])
+    return _LogSumExps(z, topk, label, rest, tail, total, valid.sum(-1) < z.shape[1], in_topk, state)
 
 
 def _kl(lse: _LogSumExps, target: TopkTarget) -> Tensor:
@@ -109,20 +121,19 @@ def forward(student: Tensor, target: TopkTarget, kinds: Tensor, config: Divergen
         stats: Whether to compute entropy and argmax.
     """
     read = kinds != 0
-    z = _student_rows(student, read, config, target).tempered
-    lse = _log_sum_exps(z, target)
+    lse = _log_sum_exps(_student_rows(student, read, config, target), target)
     value = torch.zeros_like(lse.all)
     if target.alpha > 0:
         value = value + target.alpha * _kl(lse, target)
     if target.labels is not None:
         value = value + (1 - target.alpha) * _cross_entropy(lse, target)
-    state = torch.where(read, torch.stack([lse.all, lse.rest]), 0)
+    state = torch.where(read, lse.state, 0)
     value = torch.where(read, value, 0)
     if not stats:
         return TopkValues(value, state)
-    log_q = z - lse.all[:, None]
+    log_q = lse.tempered - lse.all[:, None]
     entropy = -torch.where(log_q == -torch.inf, 0, log_q.exp() * log_q).sum(-1)
-    logits = student[..., : config.vocab_size].reshape(z.shape)
+    logits = student[..., : config.vocab_size].reshape(log_q.shape)
     argmax = torch.where(read[:, None], logits, 0).argmax(-1)  # the first of equal values
     return TopkValues(value, state, torch.where(read, entropy, 0), argmax)
 
@@ -141,15 +152,14 @@ def backward(
 
     Args:
         student: As in `forward`; likewise `target`, `kinds` and `config`.
-        state: (2, N), from `forward`.
+        state: (4, N), from `forward`.
         weights: (N,), the derivative of the loss by each row's value. Rows of weight 0 get zeros.
         grad: (..., V_s), with the shape and dtype of `student`; may be `student` itself.
     """
     active = (kinds != 0) & (weights != 0)
     logits = _student_rows(student, active, config, target)
-    z, alpha, valid = logits.tempered, target.alpha, target.valid()
-    lse = _log_sum_exps(z, target, rest=state[1])
-    q = (z - state[0, :, None]).exp()
+    lse, alpha, valid = _log_sum_exps(logits, target, state), target.alpha, target.valid()
+    z, q = lse.tempered, (lse.tempered - lse.all[:, None]).exp()
     d_tempered = torch.zeros_like(q)  # T dvalue/dz
     if alpha > 0:
         p = torch.where(valid, target.log_p.exp(), 0)

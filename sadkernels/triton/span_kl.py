@@ -82,7 +82,7 @@ def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig) -> Tensor:
     """See `sadkernels.reference.span_kl.log_sum_exps`."""
-    state = torch.empty((2, kinds.numel()), device=student.device)
+    state = torch.zeros((4, kinds.numel()), device=student.device)  # the origins are 0
     run_all(forward_launches(Inputs(student, teacher, kinds, config), Outputs(state=state)), kinds.device)
     return state
 
@@ -222,7 +222,7 @@ def _outputs(kinds: Tensor, stats: bool, state: bool) -> Outputs:
     n, device = kinds.numel(), kinds.device
     return Outputs(
         torch.empty(n, device=device),
-        torch.empty((3, n), device=device) if state else None,
+        torch.zeros((5, n), device=device) if state else None,  # the origins are 0
         torch.empty((2, n), device=device) if stats else None,
         torch.empty((2, n), dtype=torch.int32, device=device) if stats else None,
     )

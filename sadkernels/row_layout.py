@@ -17,6 +17,8 @@ class RowLayout(NamedTuple):
 
 def row_layout(x: Tensor) -> RowLayout | None:
     """The layout of the rows of `x` (..., V), or None if its leading dimensions need more than two strides."""
+    if x.numel() == 0:
+        return RowLayout(1, 0, 0)  # no row has an address; PyTorch calls such a tensor contiguous whatever its strides are
     if x.is_contiguous() and (columns := x.shape[-1]) and (rows := x.numel() // columns) > 1:
         return RowLayout(rows, 0, columns)  # the result of the code below, faster
     groups: list[tuple[int, int]] = []  # (size, stride), innermost first; neighbors are merged if their strides allow it

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sadkernels import backends
-from sadkernels.ops.validate import fail
+from sadkernels.ops.validate import check_choice, fail
 from sadkernels.spans import SpanKind
 
 _ARGUMENTS = "(Tensor offsets, Tensor starts, Tensor ends, Tensor kinds, Tensor row_splits, str backend)"
@@ -70,6 +70,7 @@ def span_ids_from_offsets(
         TypeError: An argument is not an integer tensor.
         sadkernels.backends.BackendUnavailableError: The backend was requested by name and cannot run here.
     """
+    check_choice("backend", backend, ("auto", *backends.PACKAGES))
     _check_shapes(offsets, {"starts": starts, "ends": ends, "kinds": kinds}, row_splits)
     ragged = (starts, ends, kinds, row_splits)
     if check:
@@ -167,7 +168,8 @@ def _check_values(starts: Tensor, ends: Tensor, kinds: Tensor, row_splits: Tenso
         refuse(reversed_, "0 <= start <= end", "A span is the half-open character range [start, end).")
     unknown = (kinds < 0) | (kinds > max(SpanKind))
     if bool(unknown.any()):
-        refuse(unknown, "kind 0 (none), 1 (reason) or 2 (act)", "Use `sad.Span.REASON` and `sad.Span.ACT`.")
+        names = [f"{kind.value} ({kind.name.lower()})" for kind in SpanKind]
+        refuse(unknown, f"kind {', '.join(names[:-1])} or {names[-1]}", "Use `sad.Span.REASON` and `sad.Span.ACT`.")
     clash = torch.zeros(count, dtype=torch.bool, device=starts.device)
     clash[1:] = starts[1:] < ends[:-1]
     clash[row_splits[:-1][row_splits[:-1] < count].long()] = False  # the first span of a row follows no other span of it

@@ -5,7 +5,8 @@ This module imports PyTorch only to make labels, so that reading and segmenting 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from operator import index
 from typing import TYPE_CHECKING, NamedTuple
 
 from sad.errors import InputError
@@ -33,24 +34,48 @@ class Span(NamedTuple):
     ACT = SpanKind.ACT
 
 
-def _ragged(rows: Sequence[Sequence[tuple[int, int, int]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _offsets(offsets: Iterable) -> Tensor:
+    """Returns a tokenizer's lists, or an array, as a tensor (T, 2) or (B, T, 2)."""
+    import torch
+
+    try:
+        if not hasattr(offsets, "__array__"):
+            offsets = list(offsets)
+            if not any(len(row) for row in offsets):  # no tokens; PyTorch makes a float tensor of empty lists
+                return torch.empty((len(offsets), 0, 2) if offsets else (0, 2), dtype=torch.int64)
+        return torch.as_tensor(offsets)
+    except (TypeError, ValueError, RuntimeError) as error:  # None, entries that are None, rows of different lengths
+        expected = "integer pairs (begin, end): (T, 2), or rows of one length (B, T, 2)"
+        remedy = "Call a fast tokenizer with return_offsets_mapping=True, and padding=True for a batch."
+        raise InputError("offsets", expected, f"{type(offsets).__name__} ({error})", remedy) from None
+
+
+def _ragged(rows: Iterable[Iterable[tuple[int, int, int]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns lists of spans as (starts, ends, kinds, row_splits) on the CPU, sorted within each row."""
     import torch
 
     splits, flat = [0], []
     for number, row in enumerate(rows):
         try:
-            flat += sorted((int(start), int(end), int(kind)) for start, end, kind in row)
+            row = list(row)
+            flat += sorted((_int64(start), _int64(end), _int64(kind)) for start, end, kind in row)
         except (TypeError, ValueError):
             remedy = "Write Span(0, 12, Span.REASON), or one list of spans per row for offsets of shape (B, T, 2)."
-            raise InputError("spans", "triples (start, end, kind)", f"{row!r} in row {number}", remedy) from None
+            raise InputError("spans", "integer triples (start, end, kind)", f"{row!r} in row {number}", remedy) from None
         splits.append(len(flat))
     table = torch.tensor(flat, dtype=torch.int64).reshape(-1, 3)
     return *table.unbind(1), torch.tensor(splits, dtype=torch.int64)
 
 
+def _int64(value: object) -> int:
+    number = index(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(value)
+    return number
+
+
 def span_ids_from_offsets(
-    offsets: Tensor | Sequence, spans: Sequence, *, masks: bool = False, check: bool = True, backend: str = "auto"
+    offsets: Tensor | Iterable, spans: Iterable, *, masks: bool = False, check: bool = True, backend: str = "auto"
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Labels tokens by their character offsets, as a fast tokenizer returns them (section D.2 of the paper).
 
@@ -73,22 +98,27 @@ def span_ids_from_offsets(
         uint8 (T,) or (B, T): 0 none, 1 reason, 2 act. With `masks`, m_r and m_a as bool tensors of this shape.
 
     Raises:
-        ValueError: Spans overlap or are not ranges, or shapes do not match. The message says which.
+        ValueError: Spans overlap or are not ranges, lists are ragged or contain None, or shapes do not match. The message
+            says which.
+        TypeError: `offsets` are not integers.
         sadkernels.backends.BackendUnavailableError: The named backend cannot run here.
 
     Example:
         >>> span_ids_from_offsets([(0, 4), (4, 9), (9, 12)], [Span(0, 6, Span.REASON), Span(6, 12, Span.ACT)])
         tensor([1, 2, 2], dtype=torch.uint8)
     """
-    import torch
     from torch import Tensor
 
     from sadkernels.ops import span_ids as op
 
     if not isinstance(offsets, Tensor):
-        rows = list(offsets)
-        offsets = torch.as_tensor(rows, dtype=torch.int64) if rows else torch.empty((0, 2), dtype=torch.int64)
-    if len(spans) == 4 and all(isinstance(x, Tensor) for x in spans):
+        offsets = _offsets(offsets)
+    if not isinstance(spans, Iterable):
+        remedy = "Pass [] for a text without spans."
+        raise InputError("spans", "a list of Span(start, end, kind)", repr(spans), remedy)
+    if not isinstance(spans, Tensor):
+        spans = list(spans)
+    if isinstance(spans, list) and len(spans) == 4 and all(isinstance(x, Tensor) for x in spans):
         ragged = tuple(spans)
     else:
         by_row = spans if offsets.dim() == 3 else [spans]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ _MIN_CACHED_BYTES = 1 << 20
 def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
     """Returns uninitialized memory for logits or their gradient, with the dtype of `like`.
 
-    Large tensors use memory that the extension caches between calls.
+    Large tensors use memory that the extension caches between calls. PyTorch did not allocate it, so their storage cannot be
+    resized: `resize_(0)` raises. Only logits and their gradients use it; the gradients of parameters do not.
     """
     size = like.element_size() * math.prod(shape)
     if size < _MIN_CACHED_BYTES:
@@ -49,8 +51,21 @@ def scale(grad: Tensor, kinds: Tensor, factor: Tensor) -> None:
 
 
 def instruction_set() -> str:
-    """Returns the instruction set to use; "" is the best one that this processor supports."""
-    return os.environ.get("SAD_CPU_ISA", "")
+    """Returns the instruction set that SAD_CPU_ISA names; "" is the best one that this processor supports.
+
+    Raises:
+        ValueError: This processor or build does not have it.
+    """
+    return _supported(os.environ.get("SAD_CPU_ISA", ""))
+
+
+@functools.cache
+def _supported(isa: str) -> str:
+    choices = load("cpu").supported_isas()
+    if isa and isa not in choices:
+        remedy = "Choose one of these, or unset the environment variable for the first."
+        raise ValueError(f"SAD_CPU_ISA: expected one of {', '.join(map(repr, choices))}, got {isa!r}. {remedy}")
+    return isa
 
 
 def _kernel(extension: ModuleType, struct: Any, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""A fuzzer of the losses: random cases on every backend, compared with formulas in float64 that share no code with the package.
+"""A fuzzer of the losses: random cases on every backend, compared with float64 formulas that share no code with the package.
 
 cases.py    a case: all choices of one call, drawn from (seed, index)
 tensors.py  the tensors of a case

@@ -1,4 +1,4 @@
-"""Draws the cases. A case is a frozen record of all choices of one call; `draw` makes the same case from the same numbers."""
+"""Draws the cases. A case is a frozen record of all choices of one call; the same numbers always draw the same case."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_losses_equal_the_oracle(backend, monkeypatch):
     found = machine.available([backend])
     if backend not in found:
         pytest.skip(f"{backend} does not run here")
-    everywhere = {name: "cpu" for name in machine.names()} | found
+    everywhere = dict.fromkeys(machine.names(), "cpu") | found
     _run(backend, found[backend], shares(CASES, everywhere)[backend])
 
 

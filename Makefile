@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test fuzz lint format bench clean
 
 demo: $(INSTALLED)  ## distill a small agent from a larger one and evaluate both
 	$(BIN)/sad demo --out demo-run
@@ -14,6 +14,11 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+N ?= 100000
+SEED ?= 1
+fuzz: $(INSTALLED)  ## compare N random calls of the losses with a float64 oracle, on all backends
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(N) --seed $(SEED)
 
 lint: $(INSTALLED)  ## check the style of Python and C++
 	$(BIN)/ruff check .

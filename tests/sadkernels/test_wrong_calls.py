@@ -116,12 +116,6 @@ OPTIONS = {
         ValueError,
         "logit_softcap / temperature: expected 1.2e-38",
     ),
-    "beta 1e-30": (
-        BOTH_SIDES,
-        {"beta": 1e-30, "divergence": "jsd"},
-        ValueError,
-        "beta: expected a number with 0 < beta < 1",
-    ),
     "beta 1e-50": (BOTH_SIDES, {"beta": 1e-50}, ValueError, "beta: expected 0, or 1.2e-38 to 3.4e+38"),
     "beta 1": (BOTH_SIDES, {"beta": 1 - 1e-17}, ValueError, "beta: expected a number with 0 < beta < 1"),
     "alpha 1e-50": (WITH_TOPK, {"alpha": 1e-50, "target_ids": IDS}, ValueError, "alpha: expected 0, or 1.2e-38 to 3.4e+38"),

@@ -43,7 +43,7 @@ class Kernel:
         self, student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig, *, stats: bool
     ) -> RowValues:
         """The values of the whole rows from slices of their columns; `argmax` combines rank and column."""
-        lse = _merged(self._gather(self._kernel.log_sum_exps(student, teacher, kinds, config)), config)
+        lse = merged(self._gather(self._kernel.log_sum_exps(student, teacher, kinds, config)), config)
         lse = torch.where(kinds != 0, lse, 0)
         values = self._kernel.forward(student, teacher, kinds, config, stats=stats, lse=lse)
         value, mean_dlogp = values.value, values.state[2]
@@ -74,7 +74,7 @@ class Kernel:
         return winner * 2**32 + at
 
 
-def _merged(parts: Tensor, config: DivergenceConfig) -> Tensor:
+def merged(parts: Tensor, config: DivergenceConfig) -> Tensor:
     """The log-sum-exps (4, N) of whole rows from those of their slices (R, 4, N): log-sums of both sides, then origins."""
     log_sums, origins = parts.double().chunk(2, dim=1)
     factors = torch.tensor(config.factors, dtype=torch.float64, device=parts.device)[:, None]

@@ -22,7 +22,7 @@ from sadkernels.triton.supervised_rows import collect_rows
 
 
 class Outputs(NamedTuple):
-    """The output tensors of a forward pass, as in `RowValues`. `state` (2, N) alone requests the log-sum-exps."""
+    """The output tensors of a forward pass, as in `RowValues`. `state` (4, N) alone requests the log-sum-exps."""
 
     value: Tensor | None = None
     state: Tensor | None = None

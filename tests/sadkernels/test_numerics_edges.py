@@ -12,6 +12,9 @@ from torch import Tensor
 
 import sad
 from sadkernels import backends
+from sadkernels.divergence import DivergenceConfig
+from sadkernels.ops import vocab_parallel
+from sadkernels.reference import span_kl as reference
 from tests.sadkernels import topk_cases
 from tests.sadkernels.span_kl_cases import logits, run, truth
 
@@ -142,6 +145,34 @@ class TestLargeOffsets:
         for label in (int(student.argmax()), 5):
             loss, grad = cross_entropy(student - 1e4, label, backend, reduction=reduction, temperature=0.7)
             assert_equals((loss.view(()), grad), exact_cross_entropy(student, label, temperature=0.7))
+
+    @BY_DIVERGENCE
+    @pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"student_softcap": 5.0, "student_scale": 2.0}], ids=str)
+    def test_slices_of_a_shared_vocabulary(self, backend, divergence, options):
+        """Two slices at 1e4 and one of only -inf, merged as `process_group` merges those of the ranks."""
+        kernel, ids = backends.implementation(backend.name, "span_kl"), torch.ones(8, dtype=torch.uint8)
+        student, teacher = ((8 * logits(8, 300)).round() / 8 for _ in range(2))
+        capped = "student_softcap" in options
+        if not capped:  # the cap makes -inf finite
+            student[:, 200:] = teacher[:, 200:] = -math.inf
+        config, upstream = DivergenceConfig(300, **options, **divergence), torch.ones(8)
+        exact_grad = torch.empty(8, 300, dtype=torch.float64)
+        exact = reference.forward_backward(
+            student.double(), teacher.double(), ids, upstream.double(), config, stats=False, grad=exact_grad
+        )
+        offset = 0.0 if capped else 1e4
+        student, teacher, ids, upstream = (x.to(backend.device) for x in (student + offset, teacher - 1e4, ids, upstream))
+        slices = [
+            (student[:, at : at + 100], teacher[:, at : at + 100], ids, config._replace(vocab_size=100))
+            for at in (0, 100, 200)
+        ]
+        lse = vocab_parallel.merged(torch.stack([kernel.log_sum_exps(*x) for x in slices]), config)
+        parts = [kernel.forward(*x, stats=False, lse=lse) for x in slices]
+        value, mean_dlogp = sum(x.value for x in parts), sum(x.state[2] for x in parts)
+        state, grad = torch.cat([lse[:2], mean_dlogp[None], lse[2:]]), torch.empty_like(student)
+        for at, (s, t, kinds, some) in zip((0, 100, 200), slices):
+            kernel.backward(s, t, kinds, state, upstream, some, grad=grad[:, at : at + 100])
+        assert_equals((value.cpu(), grad.cpu()), (exact.value, exact_grad), grad=5e-6, operand=0.1)
 
 
 class TestJsdNearTheEndsOfBeta:

@@ -306,6 +306,6 @@ def snippet(case: Case, backend: str) -> str:
         "loss = loss[0] if isinstance(loss, tuple) else loss",
         "loss.backward(x.upstream)",
         f"print(loss, {gradients})",
-        f'print(check.failures(case, "{backend}"))  # what differs from the float64 oracle',
+        f'print(check.failures(case, "{backend}"))  # what differs from the oracle',
     ]
     return "\n".join(lines)

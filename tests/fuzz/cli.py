@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 import sys
 import time
+import warnings
 from collections import Counter
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
@@ -75,7 +76,7 @@ def _in_child(
     last = first + number
     while first < last:
         current, results = context.Value("q", first), context.SimpleQueue()
-        child = context.Process(target=_child, args=(backend, device, seed, first, last, current, results))
+        child = context.Process(target=_child, args=(backend, device, seed, first, last, current, results), daemon=True)
         child.start()
         while (result := _received(results, child)) is not None:
             index, tiny, texts, left_out = result
@@ -104,6 +105,7 @@ def _received(results: Any, child: Any) -> Any:
 
 
 def _child(backend: str, device: str, seed: int, first: int, last: int, current: Synchronized, results: Any) -> None:
+    warnings.filterwarnings("ignore", module="triton")  # NumPy warns of NaN in the interpreter
     tiny = backend in machine.GPU
     for index in range(first, last):
         current.value = index

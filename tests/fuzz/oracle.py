@@ -248,6 +248,9 @@ def _divergence(case: Case, s: Side, t: Side) -> Row:
     value_error = _value_error(s, t, by_s, by_t, value) + 16 * U * np.abs(value)
     value = np.where(nan, np.nan, value)
     value_error = np.where(np.isfinite(value), value_error, 0)
+    # infinity times a probability that float32 rounds to 0
+    underflow = ((p == 0) & (q > 0) & (q < UNDERFLOW)) | ((q == 0) & (p > 0) & (p < UNDERFLOW))
+    value_error = np.where(np.isinf(value) & underflow.any(1), np.inf, value_error)
     best = t.logits.argmax(1) if t.logits.size else np.zeros(len(value), dtype=np.int64)
     return Row(Bounded(value, value_error + 1e-13), Bounded(by_s, error), _entropy(t), best, t.clear)
 
@@ -270,21 +273,21 @@ def _topk(case: Case, x: Tensors, s: Side) -> Row:
     if case.op != "ce":
         kl, gradient, entropy, best, clear = _topk_kl(case, x, s)
     value, error = alpha * kl.exact if alpha else np.zeros(n), alpha * np.where(np.isfinite(kl.error), kl.error, 0)
-    undefined = ~np.isfinite(kl.error)
+    undefined, has_label = ~np.isfinite(kl.error), labels >= 0
     by_z = alpha * gradient.exact if alpha else np.zeros((n, v))
     by_z_error = alpha * gradient.error if alpha else np.zeros((n, v))
     if alpha < 1.0:
-        has = labels >= 0
         hot = np.zeros((n, v))
-        hot[np.flatnonzero(has), labels[has]] = 1.0
-        ce = np.where(has, -s.log[np.arange(n), np.maximum(labels, 0)], 0)
-        d = np.where(has[:, None], s.p - hot, 0)
+        hot[np.flatnonzero(has_label), labels[has_label]] = 1.0
+        ce = np.where(has_label, -s.log[np.arange(n), np.maximum(labels, 0)], 0)
+        d = np.where(has_label[:, None], s.p - hot, 0)
         value = value + (1 - alpha) * ce
         error = error + (1 - alpha) * (_times(np.abs(d), s.error).sum(1) + 16 * U * np.abs(ce) + s.shift * (ce + 1))
         by_z = by_z + (1 - alpha) * d
-        by_z_error = by_z_error + np.where(has[:, None], (1 - alpha) * (_times(s.p, s.relative()) + 2 * U * hot), 0)
+        by_z_error = by_z_error + np.where(has_label[:, None], (1 - alpha) * (_times(s.p, s.relative()) + 2 * U * hot), 0)
     nan = np.isnan(s.p).any(1)
-    value = np.where(nan, np.nan, value)  # also in a row without columns and without a label
+    value = np.where(nan & (has_label | (case.op != "ce")), np.nan, value)  # a row without a label adds 0
+    undefined |= nan & ~has_label & (case.op != "ce")  # the list may be empty
     error = np.where(undefined, np.inf, np.where(np.isfinite(value), error, 0))
     if case.op == "ce":
         entropy, best = Bounded(np.zeros(n), np.zeros(n)), labels

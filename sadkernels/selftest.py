@@ -127,7 +127,7 @@ class _Problem:
         for name, convert in (("reference", torch.Tensor.double), (backend, torch.clone)):
             leaves = [convert(x).requires_grad_() for x in self.student]
             in_place = {} if self.case.hidden else {"inplace_backward": self.case.in_place and name == backend}
-            value = loss(name, leaves, in_place)
+            value = loss(name, [leaf * 1.0 for leaf in leaves], in_place)  # a gradient cannot overwrite a leaf
             value.backward()
             results.append((value.item(), [leaf.grad.double() for leaf in leaves]))
         (exact_value, exact_gradients), (value, gradients) = results

@@ -126,6 +126,18 @@ class _Compiled:
 # --- sad
 
 
+class _Output(torch.autograd.Function):
+    """Makes the student's leaf the output of an operation, without a copy: a gradient cannot overwrite a leaf."""
+
+    @staticmethod
+    def forward(ctx: object, leaf: Tensor) -> Tensor:
+        return leaf.detach()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 def _sad(problem: Problem, backend: str, in_place: bool = False) -> Tensor:
     """Calls the public function for the problem's inputs. `in_place` needs logits."""
     if problem.case.k:
@@ -136,7 +148,8 @@ def _sad(problem: Problem, backend: str, in_place: bool = False) -> Tensor:
         teacher = problem.teacher_hidden, problem.teacher_weight
     if isinstance(problem, LogitsProblem):
         fused = fused_topk_span_kl if problem.case.k else fused_span_kl
-        return fused(problem.student, *teacher, problem.span_ids, inplace_backward=in_place, backend=backend)
+        student = _Output.apply(problem.student) if in_place else problem.student
+        return fused(student, *teacher, problem.span_ids, inplace_backward=in_place, backend=backend)
     fused = fused_linear_topk_span_kl if problem.case.k else fused_linear_span_kl
     return fused(problem.student_hidden, problem.student_weight, *teacher, problem.span_ids, backend=backend)
 

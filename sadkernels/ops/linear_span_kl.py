@@ -115,7 +115,8 @@ def fused_linear_span_kl(
         teacher_bias: (V_t,) or None.
         rows: (M,) int64, the numbers of the rows of the flattened (...,) to project. Must contain each supervised row once,
             in any order (with `shift`, each row whose next token is supervised). Other rows cost time and change nothing.
-            Pass it to avoid a device synchronization.
+            Pass it to avoid a device synchronization. Values are checked on a CPU only: on a GPU a missing or repeated
+            supervised row gives a wrong loss, and a number out of range an error of the device.
         chunk_bytes: Memory for the logits of both sides; at least one row is projected. Default: 128 MiB on a CPU, 256 MiB
             on a GPU. The loss does not depend on it; the gradient of the weight does in the last digit.
 
@@ -126,6 +127,7 @@ def fused_linear_span_kl(
     Raises:
         ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.
         TypeError: An argument has the wrong type or dtype.
+        NotImplementedError: As in `sad.fused_span_kl`.
         sadkernels.backends.BackendUnavailableError: The backend was requested by name and cannot run here.
 
     Example:
@@ -134,7 +136,6 @@ def fused_linear_span_kl(
     """
     student = validate.check_head("student", student_hidden, student_weight, student_bias)
     teacher = validate.check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
-    validate.check_tokens(student_hidden)
     validate.check_teacher("teacher_hidden", teacher_hidden, student_hidden, "H")
     validate.check_span_ids(span_ids, student_hidden, "student_hidden")
     device = student_hidden.device
@@ -164,6 +165,8 @@ def fused_linear_span_kl(
         validate.check_chunk_bytes(chunk_bytes, device),
     )
     normalizer = validate.check_normalizer(normalizer, reduction, device)
+    validate.check_divisors(normalizer, span_ids, options.loss)
+    validate.check_row_numbers(rows, span_ids, normalizer, options.loss)
     inputs = Inputs(*student, *(None if x is None else x.detach() for x in teacher), span_ids, normalizer, rows)
     loss, sums, counts = apply(OP, inputs, options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

@@ -117,7 +117,8 @@ def fused_linear_topk_span_kl(
         rows: (M,) int64, the numbers of the rows of the flattened (...,) to project. Must contain each supervised row once,
             in any order (with `shift`, each row whose next token is supervised: the logits of row t predict token t + 1, and
             its entry is the teacher's prediction of that token). Other rows cost time and change nothing. Pass it to avoid
-            a device synchronization.
+            a device synchronization. Values are checked on a CPU only: on a GPU a missing or repeated supervised row gives a
+            wrong loss, and a number out of range an error of the device.
         chunk_bytes: Memory for the student's logits and the targets; at least one row is projected. Default: 128 MiB on a
             CPU, 256 MiB on a GPU.
 
@@ -128,6 +129,7 @@ def fused_linear_topk_span_kl(
     Raises:
         ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.
         TypeError: An argument has the wrong type or dtype.
+        NotImplementedError: As in `sad.fused_span_kl`.
         sadkernels.backends.BackendUnavailableError: The backend was requested by name and cannot run here.
 
     Example:
@@ -135,7 +137,6 @@ def fused_linear_topk_span_kl(
         >>> loss = sad.fused_linear_topk_span_kl(hidden, student.lm_head.weight, logprobs, ids, span_ids, shift=True)
     """
     student = validate.check_head("student", student_hidden, student_weight, student_bias)
-    validate.check_tokens(student_hidden)
     device = student_hidden.device
     if rows is None:
         shape, expected = student_hidden.shape[:-1], "the student's shape except for k"
@@ -169,6 +170,11 @@ def fused_linear_topk_span_kl(
         validate.check_chunk_bytes(chunk_bytes, device),
     )
     normalizer = validate.check_normalizer(normalizer, reduction, device)
-    targets = (teacher_logprobs, teacher_ids, target_ids if alpha < 1.0 else None)
+    validate.check_divisors(normalizer, span_ids, options.loss)
+    validate.check_row_numbers(rows, span_ids, normalizer, options.loss)
+    vocab = options.config.vocab_size
+    validate.check_log_probabilities(teacher_logprobs, teacher_ids, rows, span_ids, options.loss.shift, vocab)
+    # `span_ids` may be the same tensor as `target_ids`; torch.compile does not trace an op with the same input twice.
+    targets = (teacher_logprobs, teacher_ids, target_ids.detach() if alpha < 1.0 else None)
     loss, sums, counts = apply(OP, Inputs(*student, *targets, span_ids, normalizer, rows), options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

@@ -151,7 +151,8 @@ def fused_span_kl(
             lambda_r L_cot / n_r + lambda_a L_act / n_a. "none" gives the KL of each token in the shape of `span_ids`,
             without the lambdas. Without a supervised token the loss and the gradient are exactly 0.
         normalizer: Replaces the local token counts in "mean" (a number or a 0-dim tensor on the logits' device) and in
-            "span_mean" (two of them). Pass the global count under gradient accumulation and data parallelism.
+            "span_mean" (two of them). Pass the global count under gradient accumulation and data parallelism. Finite and
+            >= 0; 0 only if the call has no supervised token of that kind (checked on a CPU).
         shift: For logits (..., T, V) of a causal model: row t takes the span id of token t + 1. Nothing is copied. The last
             row has no loss, and the id of token 0 is not counted.
         vocab_size: The softmaxes run over the first `vocab_size` columns of both sides; the gradient of the others is 0.
@@ -168,8 +169,9 @@ def fused_span_kl(
             same slice of both, in the order of the ranks. All other arguments are equal on all ranks; `vocab_size` counts
             the columns of the rank's slice. All ranks get the loss of the whole rows and the gradient of their slice. Two to
             four numbers per row are communicated, six more with `return_stats`.
-        inplace_backward: Write the gradient over `student_logits`, whose contents are undefined from the call on. No
-            gradient buffer is allocated. A second backward raises, and so does the backward of another op that saved the
+        inplace_backward: Write the gradient over `student_logits`, whose contents are undefined from the call on. They must
+            be the output of an operation, with rows that overlap neither each other nor the teacher's. No gradient buffer is
+            allocated. A second backward raises, and so does the backward of another op that saved the
             logits. Without grad mode nothing is written.
         return_stats: Also return `SpanStats` from the same pass, without a device synchronization.
         backend: "auto", or "reference", "cpu", "triton" or "cuda". A backend requested by name is never replaced.
@@ -184,6 +186,7 @@ def fused_span_kl(
     Raises:
         ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.
         TypeError: An argument has the wrong type or dtype.
+        NotImplementedError: The call is inside torch.func or forward-mode AD: the losses have reverse-mode gradients only.
         sadkernels.backends.BackendUnavailableError: The backend was requested by name and cannot run here.
 
     Example:
@@ -220,5 +223,6 @@ def fused_span_kl(
         "" if process_group is None else vocab_parallel.register(process_group),
     )
     normalizer = validate.check_normalizer(normalizer, reduction, student_logits.device)
+    validate.check_divisors(normalizer, span_ids, options.loss)
     loss, sums, counts = apply(OP, Inputs(student_logits, teacher_logits, span_ids, normalizer), options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

@@ -87,7 +87,7 @@ def fused_topk_span_kl(
         student_logits: (..., V), float32, bfloat16 or float16 (float64 on `reference`), any strides with a unit stride on V.
             Receives the gradient, in its dtype.
         teacher_logprobs: (..., k), log-probabilities of the teacher's whole softmax, in any of these dtypes, in any order.
-            Must not require grad.
+            Must not require grad. Values > 0, such as probabilities, are refused on a CPU; on a GPU they are not checked.
         teacher_ids: (..., k), their columns, any integer dtype. An id outside 0 .. V - 1 (such as -1 for padding) is absent:
             its log-probability is ignored and its mass is part of the tail. If an id is repeated in a row, its first entry
             counts. A row without columns adds 0.
@@ -114,6 +114,7 @@ def fused_topk_span_kl(
     Raises:
         ValueError: A shape, device, number or name is invalid; the message names the argument and the remedy.
         TypeError: An argument has the wrong type or dtype.
+        NotImplementedError: As in `fused_span_kl`.
         sadkernels.backends.BackendUnavailableError: The backend was requested by name and cannot run here.
 
     Example:
@@ -187,7 +188,7 @@ def fused_span_ce(
         The loss, a float32 scalar (float64 for float64 logits); with `return_stats` a pair (loss, `SpanStats`).
 
     Raises:
-        ValueError, TypeError, sadkernels.backends.BackendUnavailableError: As in `fused_span_kl`.
+        ValueError, TypeError, NotImplementedError, sadkernels.backends.BackendUnavailableError: As in `fused_span_kl`.
 
     Example:
         >>> loss = sad.fused_span_ce(student(input_ids).logits, input_ids, span_ids, shift=True)
@@ -244,6 +245,12 @@ def _loss(
         alpha,
     )
     normalizer = validate.check_normalizer(normalizer, options.loss.reduction, student_logits.device)
-    inputs = Inputs(student_logits, logprobs, ids, target_ids if alpha < 1.0 else None, span_ids, normalizer)
+    validate.check_divisors(normalizer, span_ids, options.loss)
+    if logprobs is not None:
+        vocab = options.config.vocab_size
+        validate.check_log_probabilities(logprobs, ids, None, span_ids, options.loss.shift, vocab)
+    # `span_ids` may be the same tensor as `target_ids`; torch.compile does not trace an op with the same input twice.
+    targets = target_ids.detach() if alpha < 1.0 else None
+    inputs = Inputs(student_logits, logprobs, ids, targets, span_ids, normalizer)
     loss, sums, counts = apply(OP, inputs, options)
     return (loss, span_stats(sums, counts)) if options.loss.stats else loss

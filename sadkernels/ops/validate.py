@@ -4,18 +4,21 @@ given, and the remedy."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sadkernels import backends
 from sadkernels.divergence import DIVERGENCES, DivergenceConfig
-from sadkernels.ops.row_weights import REDUCTIONS, LossOptions
+from sadkernels.ops.row_weights import REDUCTIONS, LossOptions, row_kinds, row_weights
 from sadkernels.row_layout import row_layout
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FLOAT32 = torch.finfo(torch.float32)  # the kernels compute in float32
+_RANGE = f"{_FLOAT32.smallest_normal:.1e} to {_FLOAT32.max:.1e}, the range of float32"
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # enough rows for matrix products at nearly full throughput
 
 
@@ -29,14 +32,38 @@ def fail(name: str, expected: str, got: object, remedy: str, error: type[Excepti
 
 def check_logits(name: str, x: Tensor) -> None:
     """Requires a (..., V) floating-point tensor with V >= 1 and a unit stride on V."""
-    if not isinstance(x, Tensor):
-        fail(name, "a tensor", type(x).__name__, "Pass the model's logits.", TypeError)
-    if x.dtype not in _LOGITS_DTYPES:
-        fail(name, "float32, bfloat16, float16 or float64", x.dtype, "Convert it with `.to(torch.float32)`.", TypeError)
+    _check_floating(name, x, "Pass the model's logits.")
     if x.dim() < 1 or x.shape[-1] < 1:
         fail(name, "shape (..., V) with V >= 1", tuple(x.shape), "The last dimension is the vocabulary.")
+    _check_unit_stride(name, x)
+
+
+def _check_floating(name: str, x: Tensor, remedy: str) -> None:
+    """Requires a dense floating-point tensor without a tangent, outside torch.func."""
+    if not isinstance(x, Tensor):
+        fail(name, "a tensor", type(x).__name__, remedy, TypeError)
+    if x.dtype not in _LOGITS_DTYPES:
+        fail(name, "float32, bfloat16, float16 or float64", x.dtype, "Convert it with `.to(torch.float32)`.", TypeError)
+    if x.layout != torch.strided:
+        fail(name, "a dense tensor", x.layout, "Call `.to_dense()` first.", TypeError)
+    check_derivatives(name, x)
+
+
+def _check_unit_stride(name: str, x: Tensor) -> None:
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         fail(name, "unit stride on the last dimension", f"strides {x.stride()}", "Call `.contiguous()` first.")
+
+
+def check_derivatives(name: str, x: Tensor) -> None:
+    """Refuses torch.func and forward-mode AD: PyTorch would drop their derivatives of a custom op without an error."""
+    if torch._C._are_functorch_transforms_active():
+        got = "a call inside a torch.func transform (grad, jvp, vmap, ...)"
+    elif forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        got = "one with a tangent of forward-mode AD"
+    else:
+        return
+    remedy = "The fused losses have first derivatives in reverse mode only: use `loss.backward()` or `torch.autograd.grad`."
+    fail(name, "a tensor for reverse-mode autograd", got, remedy, NotImplementedError)
 
 
 def check_teacher(name: str, teacher: Tensor, student: Tensor, last: str) -> None:
@@ -71,23 +98,56 @@ def check_span_ids(ids: Tensor, student: Tensor, like: str) -> None:
     check_integers("span_ids", ids, student.shape[:-1], student.device, f"{like} without its last dimension", remedy)
 
 
-def check_writable(student: Tensor) -> None:
-    """Requires each element at an address of its own, in rows that a kernel can address."""
-    overlapping = any(size > 1 and stride == 0 for size, stride in zip(student.shape, student.stride()))
-    if overlapping or row_layout(student) is None:
-        got = f"shape {tuple(student.shape)} with strides {student.stride()}"
-        expected = "student_logits whose rows do not overlap in memory"
-        fail("inplace_backward", expected, got, "Call `.contiguous()` first.")
+def check_writable(student: Tensor, others: Sequence[Tensor]) -> None:
+    """Requires logits whose memory the gradient can overwrite.
+
+    They are the output of an operation (the `.grad` of a leaf would be the leaf itself), each element has an address of its
+    own, a kernel can address the rows, and the tensors in `others` are elsewhere.
+    """
+    name, base = "inplace_backward", student._base
+    if student.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
+        got = "a leaf tensor that requires grad" if student.is_leaf else "a view of one"
+        remedy = "The gradient would overwrite the parameter: leave inplace_backward=False."
+        fail(name, "student_logits that an operation computed, such as a model's", got, remedy)
+    got = f"shape {tuple(student.shape)} with strides {student.stride()}"
+    if _overlaps_itself(student):
+        fail(name, "student_logits whose rows do not overlap in memory", got, "Call `.contiguous()` first.")
+    if row_layout(student) is None:
+        fail(name, "student_logits with at most two strides between rows", got, "Call `.contiguous()` first.")
+    if not torch.compiler.is_compiling() and any(_share_memory(student, x) for x in others):
+        expected = "student_logits that share no memory with the teacher's tensors"
+        fail(name, expected, "tensors that overlap in memory", "Pass a `.clone()` of the teacher's.")
+
+
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements may have the same address: a stride is no larger than the extent of the smaller strides."""
+    if x.numel() == 0 or x.is_contiguous():
+        return False
+    dims = [(size, stride) for size, stride in zip(x.shape, x.stride()) if size > 1]
+    for at, (_, stride) in enumerate(dims):
+        if stride <= sum((n - 1) * s for i, (n, s) in enumerate(dims) if i != at and s <= stride):
+            return True
+    return False
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the address ranges of two tensors overlap."""
+    if a.numel() == 0 or b.numel() == 0 or a.untyped_storage()._cdata != b.untyped_storage()._cdata:
+        return False
+    (a_first, a_end), (b_first, b_end) = _byte_range(a), _byte_range(b)
+    return a_first < b_end and b_first < a_end
+
+
+def _byte_range(x: Tensor) -> tuple[int, int]:
+    """The first byte of `x` in its storage, and the byte after its last."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
+    return x.storage_offset() * x.element_size(), (x.storage_offset() + last + 1) * x.element_size()
 
 
 def check_topk(logprobs: Tensor, ids: Tensor, shape: torch.Size, device: torch.device, expected: str) -> None:
     """Requires log-probabilities and columns of shape (*shape, k) on this device; `expected` describes that shape."""
     name = "teacher_logprobs"
-    if not isinstance(logprobs, Tensor):
-        fail(name, "a tensor", type(logprobs).__name__, "Pass log-probabilities (..., k).", TypeError)
-    if not logprobs.is_floating_point():
-        remedy = "Pass the values of `log_softmax(-1).topk(k)`."
-        fail(name, "float32, bfloat16, float16 or float64", logprobs.dtype, remedy, TypeError)
+    _check_floating(name, logprobs, "Pass the values of `log_softmax(-1).topk(k)`.")
     if logprobs.dim() < 1 or logprobs.shape[-1] < 1:
         fail(name, "shape (..., k) with k >= 1", tuple(logprobs.shape), "Pass at least one column per row.")
     if logprobs.shape[:-1] != shape:
@@ -125,17 +185,16 @@ def check_head(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -
 
     Both conversions are differentiable.
     """
-    names = {f"{side}_hidden": hidden, f"{side}_weight": weight} | ({} if bias is None else {f"{side}_bias": bias})
+    names = {f"{side}_weight": weight} | ({} if bias is None else {f"{side}_bias": bias})
     weight, bias = _gathered(weight), _gathered(bias)
-    check_logits(f"{side}_hidden", hidden)
+    _check_hidden(f"{side}_hidden", hidden)
     for name, x in names.items():
-        if not isinstance(x, Tensor):
-            fail(name, "a tensor", type(x).__name__, "Pass the head's parameter.", TypeError)
+        _check_floating(name, x, "Pass the head's parameter.")
         if x.device != hidden.device:
             expected = f"a tensor on {hidden.device}, like {side}_hidden"
             fail(name, expected, f"one on {x.device}", "Move it with `.to(...)`.")
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
-        expected = f"shape (V, {hidden.shape[-1]}), H that of {side}_hidden"
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] < 1:
+        expected = f"shape (V, {hidden.shape[-1]}) with V >= 1, H that of {side}_hidden"
         fail(f"{side}_weight", expected, tuple(weight.shape), "Pass the head's `.weight`, as nn.Linear stores it.")
     if bias is not None and bias.shape != weight.shape[:1]:
         fail(f"{side}_bias", f"shape ({weight.shape[0]},)", tuple(bias.shape), "Pass the head's `.bias`.")
@@ -150,15 +209,17 @@ def check_head(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -
     return hidden, weight, bias
 
 
-def check_tokens(hidden: Tensor) -> None:
-    """Requires at least one dimension of tokens."""
-    if hidden.dim() < 2:
-        expected = "shape (..., H) with at least one dimension of tokens"
-        fail("student_hidden", expected, tuple(hidden.shape), "Add a dimension of tokens.")
+def _check_hidden(name: str, hidden: Tensor) -> None:
+    """Requires (..., H) with H >= 1, at least one dimension of tokens, and a unit stride on H."""
+    _check_floating(name, hidden, "Pass the model's last hidden states.")
+    if hidden.dim() < 2 or hidden.shape[-1] < 1:
+        expected = "shape (..., H) with H >= 1 and at least one dimension of tokens"
+        fail(name, expected, tuple(hidden.shape), "The last dimension is the hidden size.")
+    _check_unit_stride(name, hidden)
 
 
 def check_rows(rows: Tensor, device: torch.device) -> None:
-    """Requires an int64 tensor (M,) on `device`."""
+    """Requires an int64 tensor (M,) on `device`; `check_row_numbers` checks its values."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         got = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         remedy = "Flatten the mask of supervised rows: `.nonzero().squeeze(-1)`."
@@ -177,11 +238,17 @@ def check_normalizer(normalizer, reduction: str, device: torch.device) -> Tensor
     expected = "a number or 0-dim tensor" if wanted == 1 else "two numbers or a tensor of shape (2,)"
     remedy = f"reduction={reduction!r} divides by {'one count' if wanted == 1 else 'one count per kind'}."
     if isinstance(normalizer, Tensor):
+        if normalizer.dtype == torch.bool or normalizer.is_complex():
+            fail("normalizer", "an integer or floating-point dtype", normalizer.dtype, remedy, TypeError)
         if normalizer.numel() != wanted:
             fail("normalizer", expected, f"shape {tuple(normalizer.shape)}", remedy)
         if normalizer.device != device:
             fail("normalizer", f"a tensor on {device}", f"one on {normalizer.device}", "Move it there.")
-        return normalizer.detach().reshape(-1).expand(2)
+        normalizer = normalizer.detach().reshape(-1)
+        if _is_readable(normalizer):
+            for value in normalizer.tolist():
+                check_number("normalizer", value, at_least=0.0)
+        return normalizer.expand(2)
     numbers = normalizer if isinstance(normalizer, (tuple, list)) else (normalizer,)
     if len(numbers) != wanted:
         fail("normalizer", expected, repr(normalizer), remedy)
@@ -190,24 +257,100 @@ def check_normalizer(normalizer, reduction: str, device: torch.device) -> Tensor
     return torch.stack([torch.full((), x, dtype=dtype, device=device) for x in values]).expand(2)
 
 
+# --- values of CPU tensors; on a GPU a check would synchronize with the device ---
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Whether the values of `x` can be checked: a CPU tensor outside torch.compile."""
+    return not torch.compiler.is_compiling() and type(x) is Tensor and x.device.type == "cpu"
+
+
+def check_divisors(normalizer: Tensor | None, span_ids: Tensor, o: LossOptions) -> None:
+    """Requires a normalizer that no supervised row divides by 0, or by so little that the row's weight overflows."""
+    if normalizer is None or not _is_readable(normalizer) or not _is_readable(span_ids):
+        return
+    largest = max(o.lambda_reason, o.lambda_act)
+    if all(largest < value * _FLOAT32.max for value in normalizer.tolist()):
+        return
+    if not row_weights(span_ids, normalizer, o, torch.float32).weights.isfinite().all():
+        remedy = "Pass the number of supervised tokens of all batches and ranks."
+        fail("normalizer", "a count > 0 for the supervised tokens", normalizer.unique().tolist(), remedy)
+
+
+def check_row_numbers(rows: Tensor | None, span_ids: Tensor, normalizer: Tensor | None, o: LossOptions) -> None:
+    """Requires each row that the loss reads once in `rows`, and no number outside the batch."""
+    if rows is None or not _is_readable(rows) or not _is_readable(span_ids):
+        return
+    remedy = "Flatten the mask of supervised rows (with `shift`, that of the next tokens): `.nonzero().squeeze(-1)`."
+    count = span_ids.numel()
+    outside = (rows < 0) | (rows >= count)
+    if outside.any():
+        fail("rows", f"row numbers from 0 to {count - 1}", int(rows[outside][0]), remedy)
+    times = torch.bincount(rows, minlength=count)
+    wrong = (row_weights(span_ids, normalizer, o, torch.float32).read != 0) & (times != 1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        fail("rows", "each supervised row once", f"row {row} {int(times[row])} times", remedy)
+
+
+def check_log_probabilities(
+    logprobs: Tensor, ids: Tensor, rows: Tensor | None, span_ids: Tensor, shift: bool, vocab: int
+) -> None:
+    """Refuses values > 0 in supervised rows, except for rounding. `rows` are the rows that `logprobs` belongs to."""
+    if not all(_is_readable(x) for x in (logprobs, ids, span_ids)):
+        return
+    rounding = max(1e-3, 64 * torch.finfo(logprobs.dtype).eps)  # of a difference of logits up to 64
+    if logprobs.numel() == 0 or logprobs.max() <= rounding:  # one pass; a NaN, which may be padding, goes on
+        return
+    supervised = row_kinds(span_ids, shift) != 0
+    supervised = supervised.view(logprobs.shape[:-1]) if rows is None else supervised[rows]
+    wrong = (logprobs > rounding) & (ids >= 0) & (ids < vocab) & supervised[..., None]
+    if wrong.any() and (wrong := wrong & _is_first(ids)).any():
+        got, remedy = f"{logprobs[wrong].max():.4g}", "Pass `log_softmax(-1).topk(k)`, neither probabilities nor logits."
+        fail("teacher_logprobs", "log-probabilities, which are <= 0", got, remedy)
+
+
+def _is_first(ids: Tensor) -> Tensor:
+    """Whether an id is the first of its value in its row: later ones are ignored."""
+    values, order = ids.sort(dim=-1, stable=True)
+    first = torch.ones_like(ids, dtype=torch.bool)
+    return first.scatter_(-1, order[..., 1:], values[..., 1:] != values[..., :-1])
+
+
 # --- options ---
 
 
 def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> float:
-    """A finite real number within its bound, as a float."""
+    """A real number within its bound that float32 represents, as a float: not one that becomes infinite or 0 there."""
     if type(value) is not float:
         if isinstance(value, bool) or not isinstance(value, Real):
             fail(name, f"a number{_bound(above, at_least)}", type(value).__name__, "Pass a Python float.", TypeError)
-        value = float(value)
+        value = _as_float(value)
     too_low = (above is not None and value <= above) or (at_least is not None and value < at_least)
     if too_low or not abs(value) < math.inf:  # also true for NaN; torch.compile can trace it
         fail(name, f"a finite number{_bound(above, at_least)}", value, "Choose a value in that range.")
+    if abs(value) > _FLOAT32.max or (value != 0.0 and abs(value) < _FLOAT32.smallest_normal):
+        fail(name, f"{'0, or ' if above is None else ''}{_RANGE}", value, "Choose a value in that range.")
+    return value
+
+
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a huge int or fraction
+        return math.inf
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Requires True or False: any other value has a truth that the caller may not mean."""
+    if not isinstance(value, bool):
+        fail(name, "True or False", repr(value), "Pass a bool.", TypeError)
     return value
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Requires one of a few strings."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         fail(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
 
 
@@ -254,17 +397,17 @@ def loss_options(
     student = tensors[0]
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("backend", backend, ("auto", *backends.PACKAGES))
-    if shift and student.dim() < 2:
+    if check_flag("shift", shift) and student.dim() < 2:
         fail("shift", "logits of shape (..., T, V)", tuple(student.shape), "Leave shift=False.")
-    inplace = bool(inplace_backward) and torch.is_grad_enabled() and student.requires_grad
+    inplace = check_flag("inplace_backward", inplace_backward) and torch.is_grad_enabled() and student.requires_grad
     if inplace:
-        check_writable(student)
+        check_writable(student, tensors[1:])
     return LossOptions(
         check_number("lambda_reason", lambda_reason, at_least=0.0),
         check_number("lambda_act", lambda_act, at_least=0.0),
         reduction,
-        bool(shift),
-        bool(return_stats),
+        shift,
+        check_flag("return_stats", return_stats),
         inplace,
         backends.resolve(backend, kernel, student.device, *(x.dtype for x in tensors)),
     )
@@ -285,9 +428,12 @@ def divergence_config(
     check_choice("divergence", divergence, DIVERGENCES)
     scales = _per_side("logit_scale", logit_scale, default=1.0)
     caps = _per_side("logit_softcap", logit_softcap, default=None)
+    temperature = check_number("temperature", temperature, above=0.0)
+    for scale, cap in zip(scales, caps):
+        _check_factors(scale, cap, temperature)
     return DivergenceConfig(
         _vocab_size(vocab_size, min(student_columns, teacher_columns)),
-        check_number("temperature", temperature, above=0.0),
+        temperature,
         divergence,
         _beta(beta),
         *scales,
@@ -299,12 +445,21 @@ def student_config(
     columns: int, *, vocab_size: int | None, temperature: float, logit_scale: float | None, logit_softcap: float | None
 ) -> DivergenceConfig:
     """The options of the student's distribution, validated, for a loss without teacher logits."""
-    return DivergenceConfig(
-        _vocab_size(vocab_size, columns),
-        check_number("temperature", temperature, above=0.0),
-        student_scale=1.0 if logit_scale is None else check_number("logit_scale", logit_scale, above=0.0),
-        student_softcap=None if logit_softcap is None else check_number("logit_softcap", logit_softcap, above=0.0),
-    )
+    temperature = check_number("temperature", temperature, above=0.0)
+    scale = 1.0 if logit_scale is None else check_number("logit_scale", logit_scale, above=0.0)
+    cap = None if logit_softcap is None else check_number("logit_softcap", logit_softcap, above=0.0)
+    _check_factors(scale, cap, temperature)
+    return DivergenceConfig(_vocab_size(vocab_size, columns), temperature, student_scale=scale, student_softcap=cap)
+
+
+def _check_factors(scale: float, cap: float | None, temperature: float) -> None:
+    """Requires that float32 represents the factors of the kernels: log2(e) scale / T, or scale / cap and log2(e) cap / T."""
+    factors = {"logit_scale / temperature": scale / temperature}
+    if cap is not None:
+        factors = {"logit_scale / logit_softcap": scale / cap, "logit_softcap / temperature": cap / temperature}
+    for name, value in factors.items():
+        if not _FLOAT32.smallest_normal <= value <= 0.5 * _FLOAT32.max:
+            fail(name, _RANGE, value, "Choose values that differ less.")
 
 
 def _vocab_size(value: object, shared: int) -> int:
@@ -319,9 +474,9 @@ def _vocab_size(value: object, shared: int) -> int:
 
 def _beta(beta: object) -> float:
     value = check_number("beta", beta)
-    if not 0.0 < value < 1.0:
+    if not 0.0 < value < 1.0 or 1.0 - value == 1.0:
         remedy = "Its limits have names: divergence='forward_kl' towards 0, 'reverse_kl' towards 1."
-        fail("beta", "a number with 0 < beta < 1", value, remedy)
+        fail("beta", "a number with 0 < beta < 1, and 1 - beta < 1 in float64", value, remedy)
     return value
 
 

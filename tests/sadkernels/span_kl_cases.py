@@ -13,11 +13,29 @@ def logits(rows: int, vocab: int, dtype=torch.float32, scale: float = 3.0) -> Te
     return (torch.randn(rows, vocab) * scale + 8 * (torch.rand(rows, vocab) > 0.98)).to(dtype)
 
 
+class _Output(torch.autograd.Function):
+    """Makes `values` the output of an operation on `leaf`, without a copy."""
+
+    @staticmethod
+    def forward(ctx, leaf: Tensor, values: Tensor) -> Tensor:
+        return values.detach()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def output(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns a leaf, and logits in the memory of `values` that were computed from it: `inplace_backward` refuses a leaf."""
+    leaf = values.detach().clone().requires_grad_()
+    return leaf, _Output.apply(leaf, values.detach())
+
+
 def run(student: Tensor, teacher: Tensor, ids: Tensor, backend, upstream: float | Tensor = 1.0, **options):
     """Returns loss and gradient of `sad.fused_span_kl` on a backend; both are moved to the CPU."""
     device = backend.device
-    leaf = student.detach().to(device).requires_grad_()
-    loss = sad.fused_span_kl(leaf, teacher.to(device), ids.to(device), backend=backend.name, **options)
+    leaf, logits_ = output(student.to(device))
+    loss = sad.fused_span_kl(logits_, teacher.to(device), ids.to(device), backend=backend.name, **options)
     loss.backward(torch.as_tensor(upstream, dtype=loss.dtype, device=device).expand(loss.shape))
     return loss.detach().cpu(), leaf.grad.cpu()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.sadkernels.span_kl_cases import logits
+from tests.sadkernels.span_kl_cases import logits, output
 
 IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, -100])  # all kinds and padding
 
@@ -52,9 +52,9 @@ def by_hand(
 def run(loss, student: Tensor, tensors: tuple[Tensor, ...], backend, upstream: float | Tensor = 1.0, **options):
     """Returns loss and gradient of `loss(student, *tensors, ...)` on a backend; both are moved to the CPU."""
     device = backend.device
-    leaf = student.detach().to(device).requires_grad_()
+    leaf, logits_ = output(student.to(device))
     options = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in options.items()}
-    value = loss(leaf, *(x.to(device) for x in tensors), backend=backend.name, **options)
+    value = loss(logits_, *(x.to(device) for x in tensors), backend=backend.name, **options)
     value.backward(torch.as_tensor(upstream, dtype=value.dtype, device=device).expand(value.shape))
     return value.detach().cpu(), leaf.grad.cpu()
 

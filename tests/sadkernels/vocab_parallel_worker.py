@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
         for case, options in CASES.items():
             leaf = student[:, begin:end].clone().requires_grad_()
             loss, stats = sad.fused_span_kl(
-                leaf,
+                leaf * 1.0,
                 teacher[:, begin:end],
                 IDS,
                 process_group=dist.group.WORLD,

@@ -287,6 +287,7 @@ class GradInForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         *gradients, span_ids = ctx.saved_tensors
         copy = _graph_is_kept() and not ctx.inplace
         for at, want in enumerate(ctx.wants):
@@ -314,6 +315,7 @@ class GradInBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         *inputs, state = ctx.saved_tensors
         if ctx.inplace:
             gradients = (inputs[0].detach(),)
@@ -338,6 +340,17 @@ def apply(op: LossOp, x: Any, o: Any) -> Results:
         return _torch_op(op.name)(*x, *flatten(o))[:3]
     strategy = GradInForward if op.grad_in_forward(x, o) else GradInBackward
     return strategy.apply(op.name, o, *x)
+
+
+def _refuse_second_derivatives() -> None:
+    """Refuses `create_graph=True`: the gradient of a fused loss has no graph, so its own derivative would be lost silently.
+
+    `once_differentiable` is not enough. It raises only if the upstream gradient requires grad, and `torch.autograd.grad`
+    never reaches its error node, because no path leads from there to the inputs.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # grad mode in a backward means create_graph=True
+        remedy = "The fused losses have no second derivatives: compute the loss with PyTorch's own operations for them."
+        raise NotImplementedError(f"create_graph: expected False, got True. {remedy}")
 
 
 def _detached(inputs: Sequence[Tensor | None], leaves: int) -> list[Tensor | None]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from fractions import Fraction
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.autograd import forward_ad
 
 import sad
@@ -507,6 +509,41 @@ class TestDerivatives:
         with pytest.raises(NotImplementedError) as caught:
             torch.func.vmap(loss)(torch.stack([x, x]))
         assert_refused(caught)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", LOSSES)
+class TestSecondDerivatives:
+    def loss(self, name, reduction, inplace, x):
+        options = {"inplace_backward": inplace} if name in ON_LOGITS else {}
+        return LOSSES[name](**{FIRST[name]: x * 1.0}, reduction=reduction, **options).sum()
+
+    def test_create_graph(self, name, reduction, inplace):
+        x = student_of(name).requires_grad_()
+        for differentiate in (
+            lambda value: torch.autograd.grad(value, x, create_graph=True),
+            lambda value: value.backward(create_graph=True),
+            lambda value: torch.autograd.grad(value + (x * x).sum(), x, create_graph=True),
+        ):
+            with pytest.raises(NotImplementedError) as caught:
+                differentiate(self.loss(name, reduction, inplace, x))
+            assert_message(caught.value, "create_graph: expected False, got True")
+        with pytest.raises(NotImplementedError):
+            torch.autograd.functional.hvp(lambda y: self.loss(name, reduction, inplace, y), x.detach(), x.detach())
+
+    def test_first_derivatives_in_any_grad_mode(self, name, reduction, inplace):
+        """Grad mode around the backward, and the backward of a reentrant checkpoint, ask for no second derivative."""
+        x = student_of(name).requires_grad_()
+        (expected,) = torch.autograd.grad(self.loss(name, reduction, inplace, x), x)
+        with torch.enable_grad():
+            self.loss(name, reduction, inplace, x).backward()
+        assert torch.equal(x.grad, expected)
+        for reentrant in (False, True):
+            x.grad = None
+            loss = functools.partial(self.loss, name, reduction, inplace)
+            torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=reentrant).backward()
+            assert torch.equal(x.grad, expected)
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])

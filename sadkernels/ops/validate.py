@@ -300,15 +300,21 @@ def check_log_probabilities(
     if not all(_is_readable(x) for x in (logprobs, ids, span_ids)):
         return
     rounding = max(1e-3, 64 * torch.finfo(logprobs.dtype).eps)  # of a difference of logits up to 64
-    positive = logprobs > rounding
-    if not positive.any():
+    if logprobs.numel() == 0 or logprobs.max() <= rounding:  # one pass; a NaN, which may be padding, goes on
         return
     supervised = row_kinds(span_ids, shift) != 0
     supervised = supervised.view(logprobs.shape[:-1]) if rows is None else supervised[rows]
-    wrong = positive & (ids >= 0) & (ids < vocab) & supervised[..., None]
-    if wrong.any():
+    wrong = (logprobs > rounding) & (ids >= 0) & (ids < vocab) & supervised[..., None]
+    if wrong.any() and (wrong := wrong & _is_first(ids)).any():
         got, remedy = f"{logprobs[wrong].max():.4g}", "Pass `log_softmax(-1).topk(k)`, neither probabilities nor logits."
         fail("teacher_logprobs", "log-probabilities, which are <= 0", got, remedy)
+
+
+def _is_first(ids: Tensor) -> Tensor:
+    """Whether an id is the first of its value in its row: later ones are ignored."""
+    values, order = ids.sort(dim=-1, stable=True)
+    first = torch.ones_like(ids, dtype=torch.bool)
+    return first.scatter_(-1, order[..., 1:], values[..., 1:] != values[..., :-1])
 
 
 # --- options ---
@@ -468,9 +474,9 @@ def _vocab_size(value: object, shared: int) -> int:
 
 def _beta(beta: object) -> float:
     value = check_number("beta", beta)
-    if not 0.0 < value < 1.0:
+    if not 0.0 < value < 1.0 or 1.0 - value == 1.0:
         remedy = "Its limits have names: divergence='forward_kl' towards 0, 'reverse_kl' towards 1."
-        fail("beta", "a number with 0 < beta < 1", value, remedy)
+        fail("beta", "a number with 0 < beta < 1, and 1 - beta < 1 in float64", value, remedy)
     return value
 
 

@@ -601,11 +601,12 @@ def test_rows_that_the_loss_does_not_read(name):
 
 @pytest.mark.parametrize("name", WITH_TOPK)
 def test_values_above_zero_that_are_not_read(name):
-    """Rounding, absent columns and unsupervised rows do not look like probabilities."""
+    """Rounding, absent and repeated columns and unsupervised rows do not look like probabilities."""
     logprobs, ids = -torch.ones(N, K), TOPK_IDS.clone()
     logprobs[0] = 9.0
     logprobs[1], ids[1, 0] = 3e-4, -1
     logprobs[2, 0], ids[2, 0] = 7.0, V
+    logprobs[3, 1], ids[3] = 7.0, 1  # the first entry of a column counts
     assert LOSSES[name](teacher_logprobs=logprobs, teacher_ids=ids).isfinite()
     logprobs[6, 1] = 0.2
     with pytest.raises(ValueError, match=r"got 0\.2"):

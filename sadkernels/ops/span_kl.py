@@ -167,8 +167,8 @@ def fused_span_kl(
             (student, teacher) with None for a side without a cap.
         process_group: The ranks that share the vocabulary. Each rank passes its slice of the columns of both logits: the
             same slice of both, in the order of the ranks. All other arguments are equal on all ranks; `vocab_size` counts
-            the columns of the rank's slice. All ranks get the loss of the whole rows and the gradient of their slice. Five or
-            six numbers per row are communicated, six more with `return_stats`.
+            the columns of the rank's slice. All ranks get the loss of the whole rows and the gradient of their slice. Five
+            or six numbers per row are communicated, six more with `return_stats`.
         inplace_backward: Write the gradient over `student_logits`, whose contents are undefined from the call on. They must
             be the output of an operation, with rows that overlap neither each other nor the teacher's. No gradient buffer is
             allocated. A second backward raises, and so does the backward of another op that saved the

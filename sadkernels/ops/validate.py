@@ -474,9 +474,9 @@ def _vocab_size(value: object, shared: int) -> int:
 
 def _beta(beta: object) -> float:
     value = check_number("beta", beta)
-    if not 0.0 < value < 1.0 or 1.0 - value == 1.0:
+    if not 0.0 < value < 1.0:
         remedy = "Its limits have names: divergence='forward_kl' towards 0, 'reverse_kl' towards 1."
-        fail("beta", "a number with 0 < beta < 1, and 1 - beta < 1 in float64", value, remedy)
+        fail("beta", "a number with 0 < beta < 1", value, remedy)
     return value
 
 

@@ -139,6 +139,6 @@ def row_labels(target_ids: Tensor, vocab_size: int, shift: bool) -> Tensor:
     """(N,) int32 from `target_ids` (...,): -1 for ids outside [0, vocab_size). With `shift` row t has the label of t + 1."""
     ids = target_ids.to(torch.int64)
     labels = torch.where((ids >= 0) & (ids < vocab_size), ids, -1).to(torch.int32)
-    if shift:
-        labels = torch.nn.functional.pad(labels[..., 1:], (0, 1), value=-1)
+    if shift:  # the last slice keeps rows of 0 tokens empty
+        labels = torch.nn.functional.pad(labels[..., 1:], (0, 1), value=-1)[..., : labels.shape[-1]]
     return labels.reshape(-1).contiguous()

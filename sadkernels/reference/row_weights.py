@@ -59,8 +59,8 @@ def row_weights(
 
 def is_kind(span_ids: Tensor, shift: bool = False) -> Tensor:
     """(2, N) bool: whether each row is reason, and whether it is act."""
-    if shift:
-        span_ids = torch.nn.functional.pad(span_ids[..., 1:], (0, 1))
+    if shift:  # the last slice keeps rows of 0 tokens empty
+        span_ids = torch.nn.functional.pad(span_ids[..., 1:], (0, 1))[..., : span_ids.shape[-1]]
     return span_ids.reshape(-1) == _kinds(span_ids.device)
 
 

@@ -78,13 +78,16 @@ def logit_arguments(side: str, config: DivergenceConfig) -> dict[str, Any]:
 def same_phase(a: Tensor, b: Tensor, group: int) -> bool:
     """Returns whether row i of `a` and row i of `b` start at the same element offset modulo `group`, for every i.
 
-    May return False for tensors whose phases agree.
+    May return False for tensors whose phases agree. Both tensors have the same number of rows.
     """
     first = [x.data_ptr() // x.element_size() % group for x in (a, b)]
     (inner_a, outer_a, stride_a), (inner_b, outer_b, stride_b) = row_layout(a), row_layout(b)
-    if outer_a == 0:  # one stride for all rows: split it as the other tensor's rows are split
+    n_rows = a.numel() // a.shape[-1]
+    # Rows with one stride are split as the other tensor's rows are split. An outer stride of 0 does not mean one stride: it
+    # is also the stride of a broadcast dimension.
+    if inner_a >= n_rows:
         inner_a, outer_a = inner_b, inner_b * stride_a
-    if outer_b == 0:
+    if inner_b >= n_rows:
         inner_b, outer_b = inner_a, inner_a * stride_b
     strides = [outer_a, stride_a, outer_b, stride_b]
     if all(stride % group == 0 for stride in strides):

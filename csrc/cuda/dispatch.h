@@ -34,9 +34,9 @@ inline KernelTable kernels_for(Dtype dtype) {
     return dtype == Dtype::bfloat16 ? bfloat16_kernels() : dtype == Dtype::float16 ? float16_kernels() : float32_kernels();
 }
 
-// Returns whether row i of `a` and row i of `b` start at the same distance from a multiple of 16 bytes, for every i.
+// Returns whether row i of `a` and row i of `b` start at the same distance from a multiple of 16 bytes, for every i < rows.
 template <typename A, typename B>
-bool same_alignment(const Rows<A>& a, const Rows<B>& b) {
+bool same_alignment(const Rows<A>& a, const Rows<B>& b, std::int64_t rows) {
     if (a.dtype != b.dtype) return false;
     const std::int64_t size = size_of(a.dtype), group = 16 / size;
     const auto phase = [&](const void* data) {
@@ -44,9 +44,10 @@ bool same_alignment(const Rows<A>& a, const Rows<B>& b) {
     };
     if (phase(a.data) != phase(b.data)) return false;
     std::int64_t a_inner = a.inner, a_outer = a.outer_stride, b_inner = b.inner, b_outer = b.outer_stride;
-    // Rows with one stride are split where the other side splits its rows into two strides.
-    if (a_outer == 0) a_inner = b_inner, a_outer = b_inner * a.inner_stride;
-    if (b_outer == 0) b_inner = a_inner, b_outer = a_inner * b.inner_stride;
+    // Rows with one stride are split where the other side splits its rows into two strides. An outer stride of 0 does not
+    // mean one stride: it is also the stride of a broadcast dimension.
+    if (a_inner >= rows) a_inner = b_inner, a_outer = b_inner * a.inner_stride;
+    if (b_inner >= rows) b_inner = a_inner, b_outer = a_inner * b.inner_stride;
     const auto whole_groups = [&](std::int64_t stride) { return stride % group == 0; };
     if (whole_groups(a_outer) && whole_groups(a.inner_stride) && whole_groups(b_outer) && whole_groups(b.inner_stride)) {
         return true;

@@ -24,8 +24,8 @@ struct SpanKlPlan {
     SpanKlPlan(const SpanKlParams& params, int device) {
         stats = params.argmax != nullptr;
         const bool uncapped = params.student.cap == 0.0f && params.teacher.cap == 0.0f;
-        teacher_aligned = same_alignment(params.student.rows, params.teacher.rows);
-        grad_aligned = params.grad.data && same_alignment(params.student.rows, params.grad);
+        teacher_aligned = same_alignment(params.student.rows, params.teacher.rows, params.rows);
+        grad_aligned = params.grad.data && same_alignment(params.student.rows, params.grad, params.rows);
         lean =
             uncapped && params.divergence == Divergence::forward && teacher_aligned && (grad_aligned || !params.grad.data);
         gradient_only = params.state_given != nullptr;

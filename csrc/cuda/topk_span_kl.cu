@@ -29,7 +29,7 @@ void topk_span_kl(const TopkSpanKlParams& topk, void* scratch, int device, Strea
     const Gpu& properties = gpu(device);
     auto* const index = static_cast<std::int32_t*>(scratch);
     const bool gradient_only = params.state_given != nullptr, stats = params.argmax != nullptr;
-    const bool grad_aligned = params.grad.data && same_alignment(params.student.rows, params.grad);
+    const bool grad_aligned = params.grad.data && same_alignment(params.student.rows, params.grad, params.rows);
     const bool lean = params.student.cap == 0.0f && (grad_aligned || !params.grad.data) && !stats;
 
     const int element = size_of(params.student.rows.dtype);

@@ -31,8 +31,8 @@ ROUNDING = {"float32": U, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 SMALLEST = {"float32": 1e-37, "bfloat16": 1e-37, "float16": 6e-8}  # smaller gradients may be stored as 0
 UNDERFLOW = 1e-35  # kernels may flush probabilities that are denormal, and multiply them by a logarithm
 LARGEST = {"float32": 3e38, "bfloat16": 3e38, "float16": 6.5e4}
-# The logits of a chunk have the dtype of the hidden states. Set both to U when linear losses keep float32 logits.
-CHUNK_LOGITS = {"float32": U, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+# Roundings of the float32 logits of a chunk. On a CPU without bfloat16 products, each bfloat16 logit is a sum of two.
+CHUNK_LOGITS = {"float32": U, "bfloat16": 2.0**-16, "float16": U}
 
 
 class Bounded(NamedTuple):

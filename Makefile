@@ -10,7 +10,7 @@ demo: $(INSTALLED)  ## distill a small agent from a larger one and evaluate both
 	$(BIN)/sad demo --out demo-run
 
 # Test files run in parallel, so each process uses one thread. --dist loadfile keeps the fixtures of a file in one process.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -10,11 +10,16 @@ if TYPE_CHECKING:
 
 
 class SpanKind(IntEnum):
-    """The span a token belongs to. Any other id, such as the -100 of a padded label, means `NONE`."""
+    """The span a token belongs to. Any other id, such as the -100 of a padded label, means `NONE`.
+
+    The model wrote the tokens of `REASON` and `ACT`, the environment those of `OBSERVE`. A loss reads the latter only with
+    `lambda_observe` > 0.
+    """
 
     NONE = 0
     REASON = 1
     ACT = 2
+    OBSERVE = 3
 
 
 class KindStats(NamedTuple):
@@ -32,18 +37,18 @@ class KindStats(NamedTuple):
 
 
 class SpanStats(NamedTuple):
-    """The statistics of reasoning tokens and of action tokens, from the pass that computes the loss."""
+    """The statistics of each kind, from the pass that computes the loss; 0 for `observe` if lambda_observe is 0."""
 
     reason: KindStats
     act: KindStats
+    observe: KindStats
 
 
 def span_stats(sums: Tensor, counts: Tensor) -> SpanStats:
-    """Names the entries of `sums` (2, 4) and `counts` (2,), whose rows are reason and act.
+    """Names the entries of `sums` (3, 4) and `counts` (3,), whose rows are reason, act and observe.
 
     The columns of `sums` are divergence, teacher entropy, student entropy and agreements.
     """
     kl, teacher_entropy, student_entropy, agreements = sums.unbind(1)
     columns = (kl, counts, teacher_entropy, student_entropy, agreements.long())
-    reason, act = zip(*(column.unbind() for column in columns))
-    return SpanStats(KindStats(*reason), KindStats(*act))
+    return SpanStats(*(KindStats(*row) for row in zip(*(column.unbind() for column in columns))))

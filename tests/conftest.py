@@ -16,6 +16,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+SLOW_FILES = ("test_sanitizers.py", "test_build.py", "test_fuzz.py")  # first, so that no worker is left with one at the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of recorded trajectories, games and tokenizers next to the repository."""

@@ -8,20 +8,23 @@
 
 namespace sad::cpu {
 
+enum class Reduction { mean, span_mean, turn_mean, sum, none };
+
 // The weight of each row in the loss. `sadkernels/reference/row_weights.py` defines the values.
 struct RowWeightsParams {
-    std::int64_t rows, tokens;  // with shift, row t of each `tokens` rows takes the id of row t + 1
-    const void* ids;            // (rows) contiguous span ids
-    int id_bytes;               // bytes per id: 1, 2, 4 or 8
+    std::int64_t rows, tokens;     // with shift, row t of each `tokens` rows stands for token t + 1
+    const void* ids;               // (rows) contiguous span ids
+    int id_bytes;                  // bytes per id: 1, 2, 4 or 8
+    const float* token_weights;    // (rows); or null for 1
+    const std::int64_t* turn_ids;  // (rows); or null for runs of one writer
+    const double* normalizer;      // (3) replaces the divisors of reason, act and observe; or null
+    double lambda_reason, lambda_act, lambda_observe;
+    Reduction reduction;
     bool shift;
-    bool per_kind;  // whether each kind is divided by its own count
-    bool divide;    // whether weights are divided at all
-    float lambda_reason, lambda_act;
-    const float* normalizer;  // (2) replaces the counts of reason and act; or null
-    std::uint8_t* kinds;      // (rows)
-    std::uint8_t* read;       // (rows) kinds, but 0 for rows of weight 0; or null
-    float* weights;           // (rows)
-    std::int64_t* counts;     // (2) reason and act rows
+    std::uint8_t* kinds;   // (rows)
+    std::uint8_t* read;    // (rows) kinds, but 0 for rows of weight 0; or null
+    float* weights;        // (rows)
+    std::int64_t* counts;  // (3) reason, act and observe rows
 };
 
 struct RowPasses;  // the passes compiled for one instruction set, see dispatch.h

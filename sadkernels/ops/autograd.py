@@ -3,7 +3,7 @@
 A `LossOp` computes one loss. `register` defines its ops:
 
     sad::NAME                 loss, sums, counts, and the state that the backward needs
-    sad::NAME_with_grad       loss, sums, counts, and the gradients for an upstream gradient of 1
+    sad::NAME_with_grad       loss, sums, counts, the rows with a weight, and the gradients for an upstream gradient of 1
     sad::NAME_backward        the gradients from the state and the upstream gradient
     sad::NAME_with_grad_      as NAME_with_grad, but the gradient overwrites the student's logits
     sad::NAME_backward_       as NAME_backward, but the gradient overwrites the student's logits
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from sadkernels import backends
-from sadkernels.ops.row_weights import RowWeights, fake_results, row_kinds, row_weights
+from sadkernels.ops.row_weights import RowWeights, fake_results, row_weights
 
-Results = tuple[Tensor, Tensor, Tensor]  # loss; sums (2, 4); counts (2,)
+Results = tuple[Tensor, Tensor, Tensor]  # loss; sums (3, 4); counts (3,)
 
 _LIBRARY = torch.library.Library("sad", "FRAGMENT")
 _SCALED_AT_ONCE = 1 << 22  # elements; a 16-bit gradient is multiplied in float32, in parts
@@ -55,7 +55,7 @@ class LossOp(abc.ABC):
     Args:
         name: The ops are sad::NAME, sad::NAME_with_grad, ...
         kernel: The op that the backends implement: a module name, such as "span_kl".
-        inputs: NamedTuple type of the tensors, with the fields `span_ids` and `normalizer`.
+        inputs: NamedTuple type of the tensors, with the field `tokens`, a `Tokens`.
         options: NamedTuple type of all other arguments, with the field `loss`, a `LossOptions`.
         state_rows: K, the numbers per row that the backward needs.
     """
@@ -84,14 +84,14 @@ class LossOp(abc.ABC):
 
     @abc.abstractmethod
     def forward_backward(self, x: Any, o: Any, wants: list[bool]) -> tuple[Tensor, ...]:
-        """Loss, sums, counts, and one gradient per leaf: an empty tensor if `wants` is False for it."""
+        """Loss, sums, counts, `RowWeights.weighted`, and one gradient per leaf: an empty one if `wants` is False for it."""
 
     @abc.abstractmethod
     def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
         """One gradient per leaf, for the upstream gradient: a scalar, or in the shape of the span ids."""
 
     @abc.abstractmethod
-    def scale_(self, gradient: Tensor, span_ids: Tensor, upstream: Tensor, shift: bool, backend: str) -> None:
+    def scale_(self, gradient: Tensor, weighted: Tensor, upstream: Tensor, o: Any) -> None:
         """Multiplies a gradient by the upstream gradient in place, without a device synchronization."""
 
     def kernel(self, o: Any) -> ModuleType:
@@ -104,7 +104,7 @@ class LossOp(abc.ABC):
 
     def row_weights(self, x: Any, o: Any) -> RowWeights:
         """The weights of all rows."""
-        return row_weights(x.span_ids, x.normalizer, o.loss, self.loss_dtype(x))
+        return row_weights(x.tokens, o.loss, self.loss_dtype(x))
 
     def fake_gradients(self, x: Any, wants: list[bool]) -> tuple[Tensor, ...]:
         """Empty tensors with the shapes and dtypes of the gradients."""
@@ -123,29 +123,33 @@ LOSS_OPS: dict[str, LossOp] = {}
 def register(op: LossOp) -> LossOp:
     """Defines the ops of a loss, with their fakes."""
     inputs, options = ", ".join(_schema(op.inputs)), ", ".join(_schema(op.options))
-    count, results = len(op.inputs._fields), "Tensor, Tensor, Tensor"
+    count, results = len(inputs.split(", ")), "Tensor, Tensor, Tensor"
     gradients = ", ".join(["Tensor"] * op.leaves)
 
     def unpacked(arguments: tuple, between: int = 0, after: int = 0) -> tuple:
         """Inputs, options, and the arguments `between` and `after` them."""
         end = len(arguments) - after
         o = unflatten(op.options, arguments[count + between : end])
-        return op.inputs(*arguments[:count]), o, *arguments[count : count + between], *arguments[end:]
+        return unflatten(op.inputs, arguments[:count]), o, *arguments[count : count + between], *arguments[end:]
 
     def forward(*arguments):
         return op.forward(*unpacked(arguments))
 
     def fake_forward(*arguments):
         x, o = unpacked(arguments)
-        loss, *others = fake_results(x.span_ids, o.loss, op.loss_dtype(x))
-        return loss, *others, loss.new_empty((op.state_rows, x.span_ids.numel()))
+        loss, *others = fake_results(x.tokens.span_ids, o.loss, op.loss_dtype(x))
+        return loss, *others, loss.new_empty((op.state_rows, x.tokens.span_ids.numel()))
+
+    def fake_weighted(x):
+        return x.tokens.span_ids.new_empty(x.tokens.span_ids.numel(), dtype=torch.uint8)
 
     def with_grad(*arguments):
         return op.forward_backward(*unpacked(arguments, after=1))
 
     def fake_with_grad(*arguments):
         x, o, wants = unpacked(arguments, after=1)
-        return *fake_results(x.span_ids, o.loss, op.loss_dtype(x)), *op.fake_gradients(x, wants)
+        results = fake_results(x.tokens.span_ids, o.loss, op.loss_dtype(x))
+        return *results, fake_weighted(x), *op.fake_gradients(x, wants)
 
     def backward(*arguments):
         return _single(op.backward(*unpacked(arguments, between=2, after=1)))
@@ -156,23 +160,24 @@ def register(op: LossOp) -> LossOp:
 
     name, wants = op.name, "bool[] wants"
     _define(f"{name}({inputs}, {options}) -> ({results}, Tensor)", forward, fake_forward)
-    _define(f"{name}_with_grad({inputs}, {options}, {wants}) -> ({results}, {gradients})", with_grad, fake_with_grad)
+    with_weighted = f"{results}, Tensor"
+    _define(f"{name}_with_grad({inputs}, {options}, {wants}) -> ({with_weighted}, {gradients})", with_grad, fake_with_grad)
     of_backward = f"({inputs}, Tensor state, Tensor upstream, {options}, {wants})"
     _define(f"{name}_backward{of_backward} -> ({gradients})", backward, fake_backward)
     if op.writes_in_place:
         mutated = inputs.replace("Tensor ", "Tensor(a!) ", 1)
 
         def with_grad_(*arguments):
-            return with_grad(*_mutating(arguments), [True])[:3]
+            return with_grad(*_mutating(arguments), [True])[:4]
 
         def fake_with_grad_(*arguments):
             x, o = unpacked(arguments)
-            return fake_results(x.span_ids, o.loss, op.loss_dtype(x))
+            return *fake_results(x.tokens.span_ids, o.loss, op.loss_dtype(x)), fake_weighted(x)
 
         def backward_(*arguments):
             backward(*_mutating(arguments), [True])
 
-        _define(f"{name}_with_grad_({mutated}, {options}) -> ({results})", with_grad_, fake_with_grad_)
+        _define(f"{name}_with_grad_({mutated}, {options}) -> ({with_weighted})", with_grad_, fake_with_grad_)
         schema = f"{name}_backward_({mutated}, Tensor state, Tensor upstream, {options}) -> ()"
         _define(schema, backward_, lambda *arguments: None)
     LOSS_OPS[name] = op
@@ -238,10 +243,10 @@ def _single(tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     return tensors[0] if len(tensors) == 1 else tensors
 
 
-def _scale_supervised_rows_(gradient: Tensor, span_ids: Tensor, factor: Tensor, shift: bool, backend: str) -> None:
+def _scale_rows_(gradient: Tensor, weighted: Tensor, factor: Tensor, vocab_size: int, backend: str) -> None:
     torch.autograd.graph.increment_version(gradient)
     if not _is_one(factor):
-        backends.implementation(backend, "span_kl").scale(gradient, row_kinds(span_ids, shift), factor)
+        backends.implementation(backend, "span_kl").scale(gradient[..., :vocab_size], weighted, factor)
 
 
 def _scale_(gradient: Tensor, factor: Tensor) -> None:
@@ -257,8 +262,8 @@ def _is_one(factor: Tensor) -> bool:
 
 
 _define(
-    "scale_supervised_rows_(Tensor(a!) gradient, Tensor span_ids, Tensor factor, bool shift, str backend) -> ()",
-    _scale_supervised_rows_,
+    "scale_rows_(Tensor(a!) gradient, Tensor weighted, Tensor factor, SymInt vocab_size, str backend) -> ()",
+    _scale_rows_,
     lambda *arguments: None,
 )
 _define("scale_(Tensor(a!) gradient, Tensor factor) -> ()", _scale_, lambda *arguments: None)
@@ -276,26 +281,25 @@ class GradInForward(torch.autograd.Function):
         wants = list(ctx.needs_input_grad[2 : 2 + op.leaves])
         inputs = _detached(inputs, op.leaves)
         if o.loss.inplace:
-            loss, sums, counts = _torch_op(f"{name}_with_grad_")(*inputs, *options)
+            loss, sums, counts, weighted = _torch_op(f"{name}_with_grad_")(*inputs, *options)
             gradients = inputs[:1]
         else:
-            loss, sums, counts, *gradients = _torch_op(f"{name}_with_grad")(*inputs, *options, wants)
+            loss, sums, counts, weighted, *gradients = _torch_op(f"{name}_with_grad")(*inputs, *options, wants)
         # Saved tensors are released before they are returned, so autograd can accumulate into them without a copy.
-        ctx.save_for_backward(*gradients, op.inputs(*inputs).span_ids)
-        ctx.name, ctx.wants, ctx.inputs, ctx.dtype = name, wants, len(inputs), inputs[0].dtype
-        ctx.inplace, ctx.shift, ctx.backend = o.loss.inplace, o.loss.shift, o.loss.backend
+        ctx.save_for_backward(*gradients, weighted)
+        ctx.name, ctx.options, ctx.wants, ctx.inputs, ctx.dtype = name, o, wants, len(inputs), inputs[0].dtype
         ctx.mark_non_differentiable(sums, counts)
         return loss, sums, counts
 
     @staticmethod
     def backward(ctx, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
-        *gradients, span_ids = ctx.saved_tensors
-        copy = _graph_is_kept() and not ctx.inplace
+        *gradients, weighted = ctx.saved_tensors
+        copy = _graph_is_kept() and not ctx.options.loss.inplace
         for at, want in enumerate(ctx.wants):
             if want:
                 gradient = gradients[at].clone() if copy else gradients[at]
-                LOSS_OPS[ctx.name].scale_(gradient, span_ids, upstream, ctx.shift, ctx.backend)
+                LOSS_OPS[ctx.name].scale_(gradient, weighted, upstream, ctx.options)
                 gradients[at] = gradient.to(ctx.dtype)
             else:
                 gradients[at] = None
@@ -330,7 +334,7 @@ class GradInBackward(torch.autograd.Function):
 
 
 def apply(op: LossOp, x: Any, o: Any) -> Results:
-    """Loss, sums (2, 4) and counts (2,) of validated arguments, connected to autograd.
+    """Loss, sums (3, 4) and counts (3,) of validated arguments, connected to autograd.
 
     Args:
         op: A registered loss.
@@ -339,9 +343,9 @@ def apply(op: LossOp, x: Any, o: Any) -> Results:
     """
     leaves = x[: op.leaves]
     if not torch.is_grad_enabled() or not any(leaf is not None and leaf.requires_grad for leaf in leaves):
-        return _torch_op(op.name)(*x, *flatten(o))[:3]
+        return _torch_op(op.name)(*flatten(x), *flatten(o))[:3]
     strategy = GradInForward if op.grad_in_forward(x, o) else GradInBackward
-    return strategy.apply(op.name, o, *x)
+    return strategy.apply(op.name, o, *flatten(x))
 
 
 def _refuse_second_derivatives() -> None:

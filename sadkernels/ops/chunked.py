@@ -241,7 +241,7 @@ class ChunkedOp(LossOp):
             parts.append(values.as_row_values(chunk.target))
             gradients.add(chunk, narrow, o.config.vocab_size, some.weights != 0)
         results = self._results(self._joined(parts, weights, o), rows, weights, x, o)
-        return *results, *self._finished(gradients, x)
+        return *results, weights.weighted, *self._finished(gradients, x)
 
     def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
         weights, student = self.row_weights(x, o), _student(x)
@@ -254,7 +254,7 @@ class ChunkedOp(LossOp):
             gradients.add(chunk, narrow, o.config.vocab_size, some.weights != 0)
         return self._finished(gradients, x)
 
-    def scale_(self, gradient: Tensor, span_ids: Tensor, upstream: Tensor, shift: bool, backend: str) -> None:
+    def scale_(self, gradient: Tensor, weighted: Tensor, upstream: Tensor, o: Any) -> None:
         torch.ops.sad.scale_(gradient, upstream)
 
     def _projected(self, x: Any, weights: RowWeights) -> Tensor:
@@ -289,7 +289,7 @@ class ChunkedOp(LossOp):
 
     def _results(self, values: RowValues, rows: Tensor, weights: RowWeights, x: Any, o: Any) -> tuple[Tensor, ...]:
         """Loss, sums and counts of all rows, from the values of the projected rows."""
-        projected, shape = weights.select(rows), x.span_ids.shape
+        projected, shape = weights.select(rows), x.tokens.span_ids.shape
         if o.loss.reduction == "none":
             loss = torch.zeros_like(weights.weights).index_copy_(0, rows, values.value).view(shape)
         else:

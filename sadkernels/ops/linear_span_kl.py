@@ -12,6 +12,8 @@ from sadkernels.ops import validate
 from sadkernels.ops.autograd import apply, register
 from sadkernels.ops.chunked import ChunkedOp, Head
 from sadkernels.ops.row_weights import LossOptions
+from sadkernels.ops.validate_tokens import check_row_numbers, check_tokens
+from sadkernels.reference.row_weights import Tokens
 from sadkernels.spans import SpanStats, span_stats
 
 
@@ -24,8 +26,7 @@ class Inputs(NamedTuple):
     teacher_hidden: Tensor  # (..., H_t)
     teacher_weight: Tensor  # (V_t, H_t)
     teacher_bias: Tensor | None  # (V_t,)
-    span_ids: Tensor  # (...,)
-    normalizer: Tensor | None  # (2,)
+    tokens: Tokens
     rows: Tensor | None  # (M,), the rows to project
 
 
@@ -85,9 +86,12 @@ def fused_linear_span_kl(
     teacher_bias: Tensor | None = None,
     lambda_reason: float = 1.0,
     lambda_act: float = 1.0,
+    lambda_observe: float = 0.0,
+    token_weights: Tensor | None = None,
+    turn_ids: Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
-    normalizer: float | tuple[float, float] | Tensor | None = None,
+    normalizer: float | tuple[float, ...] | Tensor | None = None,
     shift: bool = False,
     vocab_size: int | None = None,
     divergence: str = "forward_kl",
@@ -138,7 +142,6 @@ def fused_linear_span_kl(
     student = validate.check_head("student", student_hidden, student_weight, student_bias)
     teacher = validate.check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
     validate.check_teacher("teacher_hidden", teacher_hidden, student_hidden, "H")
-    validate.check_span_ids(span_ids, student_hidden, "student_hidden")
     device = student_hidden.device
     if rows is not None:
         validate.check_rows(rows, device)
@@ -148,6 +151,7 @@ def fused_linear_span_kl(
             (student[0], teacher[0]),
             lambda_reason=lambda_reason,
             lambda_act=lambda_act,
+            lambda_observe=lambda_observe,
             reduction=reduction,
             shift=shift,
             return_stats=return_stats,
@@ -165,9 +169,9 @@ def fused_linear_span_kl(
         ),
         validate.check_chunk_bytes(chunk_bytes, device),
     )
-    normalizer = validate.check_normalizer(normalizer, reduction, device)
-    validate.check_divisors(normalizer, span_ids, options.loss)
-    validate.check_row_numbers(rows, span_ids, normalizer, options.loss)
-    inputs = Inputs(*student, *(None if x is None else x.detach() for x in teacher), span_ids, normalizer, rows)
+    of_tokens = {"token_weights": token_weights, "turn_ids": turn_ids, "normalizer": normalizer}
+    tokens = check_tokens(student_hidden, "student_hidden", options.loss, span_ids=span_ids, **of_tokens)
+    check_row_numbers(rows, tokens, options.loss)
+    inputs = Inputs(*student, *(None if x is None else x.detach() for x in teacher), tokens, rows)
     loss, sums, counts = apply(OP, inputs, options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

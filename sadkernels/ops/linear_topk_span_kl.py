@@ -12,6 +12,8 @@ from sadkernels.ops import validate
 from sadkernels.ops.autograd import apply, register
 from sadkernels.ops.chunked import ChunkedOp
 from sadkernels.ops.row_weights import LossOptions
+from sadkernels.ops.validate_tokens import check_log_probabilities, check_row_numbers, check_tokens
+from sadkernels.reference.row_weights import Tokens
 from sadkernels.spans import SpanStats, span_stats
 from sadkernels.topk import TAILS, TopkTarget, row_labels, topk_target
 
@@ -27,8 +29,7 @@ class Inputs(NamedTuple):
     logprobs: Tensor  # (..., k), or (M, k) with `rows`
     ids: Tensor  # as `logprobs`
     target_ids: Tensor | None  # (...,)
-    span_ids: Tensor  # (...,)
-    normalizer: Tensor | None  # (2,)
+    tokens: Tokens
     rows: Tensor | None  # (M,), the rows to project
 
 
@@ -85,9 +86,12 @@ def fused_linear_topk_span_kl(
     alpha: float = 1.0,
     lambda_reason: float = 1.0,
     lambda_act: float = 1.0,
+    lambda_observe: float = 0.0,
+    token_weights: Tensor | None = None,
+    turn_ids: Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
-    normalizer: float | tuple[float, float] | Tensor | None = None,
+    normalizer: float | tuple[float, ...] | Tensor | None = None,
     shift: bool = False,
     vocab_size: int | None = None,
     logit_scale: float | None = None,
@@ -145,7 +149,6 @@ def fused_linear_topk_span_kl(
         shape, expected = rows.shape, "shape (M, k), k entries for each of `rows`"
     validate.check_topk(teacher_logprobs, teacher_ids, shape, device, expected)
     alpha = validate.check_mixture(alpha, target_ids, student_hidden, "student_hidden")
-    validate.check_span_ids(span_ids, student_hidden, "student_hidden")
     validate.check_choice("tail", tail, TAILS)
     options = Options(
         validate.loss_options(
@@ -153,6 +156,7 @@ def fused_linear_topk_span_kl(
             (student[0], teacher_logprobs),
             lambda_reason=lambda_reason,
             lambda_act=lambda_act,
+            lambda_observe=lambda_observe,
             reduction=reduction,
             shift=shift,
             return_stats=return_stats,
@@ -169,12 +173,11 @@ def fused_linear_topk_span_kl(
         alpha,
         validate.check_chunk_bytes(chunk_bytes, device),
     )
-    normalizer = validate.check_normalizer(normalizer, reduction, device)
-    validate.check_divisors(normalizer, span_ids, options.loss)
-    validate.check_row_numbers(rows, span_ids, normalizer, options.loss)
-    vocab = options.config.vocab_size
-    validate.check_log_probabilities(teacher_logprobs, teacher_ids, rows, span_ids, options.loss.shift, vocab)
+    of_tokens = {"token_weights": token_weights, "turn_ids": turn_ids, "normalizer": normalizer}
+    tokens = check_tokens(student_hidden, "student_hidden", options.loss, span_ids=span_ids, **of_tokens)
+    check_row_numbers(rows, tokens, options.loss)
+    check_log_probabilities(teacher_logprobs, teacher_ids, rows, tokens, options.loss, options.config.vocab_size)
     # `span_ids` may be the same tensor as `target_ids`; torch.compile does not trace an op with the same input twice.
     targets = (teacher_logprobs, teacher_ids, target_ids.detach() if alpha < 1.0 else None)
-    loss, sums, counts = apply(OP, Inputs(*student, *targets, span_ids, normalizer, rows), options)
+    loss, sums, counts = apply(OP, Inputs(*student, *targets, tokens, rows), options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from sadkernels import backends
 from sadkernels.divergence import RowValues
-from sadkernels.reference.row_weights import is_kind
-from sadkernels.spans import SpanKind
-
-REDUCTIONS = ("mean", "sum", "span_mean", "none")
+from sadkernels.reference.row_weights import Tokens, is_kind
 
 
 class LossOptions(NamedTuple):
@@ -21,8 +18,9 @@ class LossOptions(NamedTuple):
     Attributes:
         lambda_reason: Weight of the reasoning tokens, >= 0.
         lambda_act: Weight of the action tokens, >= 0.
-        reduction: One of `REDUCTIONS`.
-        shift: Whether row t of (..., T) takes the span id of token t + 1.
+        lambda_observe: Weight of the observation tokens, >= 0; with 0 they are as tokens without a span.
+        reduction: One of `sadkernels.reference.row_weights.REDUCTIONS`.
+        shift: Whether row t of (..., T) stands for token t + 1.
         stats: Whether the loss also returns statistics.
         inplace: Whether the gradient overwrites the student's logits.
         backend: The backend that computes the loss; never "auto".
@@ -30,6 +28,7 @@ class LossOptions(NamedTuple):
 
     lambda_reason: float
     lambda_act: float
+    lambda_observe: float
     reduction: str
     shift: bool
     stats: bool
@@ -41,11 +40,11 @@ class RowWeights(NamedTuple):
     """The part that each of N rows has in the loss.
 
     Attributes:
-        kinds: (N,) uint8, the span kind after `shift`: 1 reason, 2 act, 0 none.
+        kinds: (N,) uint8, the span kind after `shift`; 0 for rows that are not supervised.
         read: (N,) uint8, the kinds of the rows that a kernel reads, 0 for the others. A row of weight 0 is counted but not
             read, unless its value or its statistics are returned.
         weights: (N,), the loss is sum_n weights[n] value[n].
-        counts: (2,) int64, the number of reason rows and of act rows.
+        counts: (3,) int64, the number of reason, act and observe rows.
     """
 
     kinds: Tensor
@@ -58,22 +57,21 @@ class RowWeights(NamedTuple):
         scaled = torch.where(self.weights != 0, self.weights * upstream.reshape(-1).to(self.weights.dtype), 0)
         return self._replace(weights=scaled, read=self.kinds * (scaled != 0))
 
+    @property
+    def weighted(self) -> Tensor:
+        """(N,) uint8, not 0 for the rows whose weight is not 0: all others have the gradient 0."""
+        return (self.weights != 0).view(torch.uint8)
+
     def select(self, rows: Tensor) -> RowWeights:
         """The weights of some rows, given by their numbers (M,); the counts stay those of all rows."""
         return RowWeights(self.kinds[rows], self.read[rows], self.weights[rows], self.counts)
 
 
-def row_kinds(span_ids: Tensor, shift: bool) -> Tensor:
-    """(N,) uint8: 1 reason, 2 act, 0 anything else; with `shift` row t of (..., T) takes the id of t + 1."""
-    reason, act = is_kind(span_ids, shift).view(torch.uint8).unbind()
-    return torch.add(reason, act, alpha=SpanKind.ACT)
-
-
-def row_weights(span_ids: Tensor, normalizer: Tensor | None, o: LossOptions, dtype: torch.dtype) -> RowWeights:
+def row_weights(tokens: Tokens, o: LossOptions, dtype: torch.dtype) -> RowWeights:
     """The weights of all rows; see `sadkernels.reference.row_weights`, which GPU tensors use too."""
     kernel = backends.implementation("cpu" if o.backend == "cpu" else "reference", "row_weights")
-    lambdas, read_all = (o.lambda_reason, o.lambda_act), o.stats or o.reduction == "none"
-    return RowWeights(*kernel.row_weights(span_ids, normalizer, lambdas, o.reduction, o.shift, read_all, dtype))
+    lambdas, read_all = (o.lambda_reason, o.lambda_act, o.lambda_observe), o.stats or o.reduction == "none"
+    return RowWeights(*kernel.row_weights(tokens, lambdas, o.reduction, o.shift, read_all, dtype))
 
 
 def reduce_values(value: Tensor, rows: RowWeights, shape: torch.Size, o: LossOptions) -> Tensor:
@@ -86,7 +84,7 @@ def reduce_values(value: Tensor, rows: RowWeights, shape: torch.Size, o: LossOpt
 
 
 def sums_by_kind(values: RowValues, rows: RowWeights) -> Tensor:
-    """(2, 4): for reason and act rows the sums of divergence, teacher entropy, student entropy and agreements.
+    """(3, 4): for reason, act and observe rows the sums of divergence, teacher entropy, student entropy and agreements.
 
     (0, 4) if the values have no statistics.
     """
@@ -100,5 +98,5 @@ def sums_by_kind(values: RowValues, rows: RowWeights) -> Tensor:
 def fake_results(span_ids: Tensor, o: LossOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, sums and counts with the shapes and dtypes of the real ones; `dtype` is that of the loss."""
     loss = span_ids.new_empty(span_ids.shape if o.reduction == "none" else (), dtype=dtype)
-    sums = span_ids.new_empty((2 if o.stats else 0, 4), dtype=dtype)
-    return loss, sums, span_ids.new_empty((2,), dtype=torch.int64)
+    sums = span_ids.new_empty((3 if o.stats else 0, 4), dtype=dtype)
+    return loss, sums, span_ids.new_empty((3,), dtype=torch.int64)

@@ -16,6 +16,8 @@ from sadkernels.divergence import DivergenceConfig
 from sadkernels.ops import validate, vocab_parallel
 from sadkernels.ops.autograd import LossOp, Results, apply, register
 from sadkernels.ops.row_weights import LossOptions, RowWeights, reduce_values, sums_by_kind
+from sadkernels.ops.validate_tokens import check_tokens
+from sadkernels.reference.row_weights import Tokens
 from sadkernels.row_layout import with_row_layout
 from sadkernels.spans import SpanStats, span_stats
 
@@ -51,7 +53,7 @@ class LogitsOp(LossOp):
         student = with_row_layout(x.student)
         arguments = (student, target, rows.read, rows.weights, o.config)
         values = self.kernel(o).forward_backward(*arguments, stats=o.loss.stats, grad=grad)
-        return *self._results(values, target, rows, x, o), grad
+        return *self._results(values, target, rows, x, o), rows.weighted, grad
 
     def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
         rows, grad = self.row_weights(x, o).times(upstream), self._gradient_buffer(x, o)
@@ -59,14 +61,14 @@ class LogitsOp(LossOp):
         self.kernel(o).backward(student, self.target(x, o), rows.read, state, rows.weights, o.config, grad=grad)
         return (grad,)
 
-    def scale_(self, gradient: Tensor, span_ids: Tensor, upstream: Tensor, shift: bool, backend: str) -> None:
-        torch.ops.sad.scale_supervised_rows_(gradient, span_ids, upstream, shift, backend)
+    def scale_(self, gradient: Tensor, weighted: Tensor, upstream: Tensor, o: Any) -> None:
+        torch.ops.sad.scale_rows_(gradient, weighted, upstream, o.config.vocab_size, o.loss.backend)
 
     def _gradient_buffer(self, x: Any, o: Any) -> Tensor:
         return x.student if o.loss.inplace else self.kernel(o).new_logits(x.student.shape, x.student)
 
     def _results(self, values: Any, target: Any, rows: RowWeights, x: Any, o: Any) -> Results:
-        loss = reduce_values(values.value, rows, x.span_ids.shape, o.loss)
+        loss = reduce_values(values.value, rows, x.tokens.span_ids.shape, o.loss)
         return loss, sums_by_kind(values.as_row_values(target), rows), rows.counts
 
 
@@ -75,8 +77,7 @@ class Inputs(NamedTuple):
 
     student: Tensor  # (..., V_s)
     teacher: Tensor  # (..., V_t)
-    span_ids: Tensor  # (...,)
-    normalizer: Tensor | None  # (2,)
+    tokens: Tokens
 
 
 class Options(NamedTuple):
@@ -115,9 +116,12 @@ def fused_span_kl(
     *,
     lambda_reason: float = 1.0,
     lambda_act: float = 1.0,
+    lambda_observe: float = 0.0,
+    token_weights: Tensor | None = None,
+    turn_ids: Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
-    normalizer: float | tuple[float, float] | Tensor | None = None,
+    normalizer: float | tuple[float, ...] | Tensor | None = None,
     shift: bool = False,
     vocab_size: int | None = None,
     divergence: str = "forward_kl",
@@ -141,20 +145,31 @@ def fused_span_kl(
         student_logits: (..., V_s), float32, bfloat16 or float16 (float64 on `reference`), any strides with a unit stride
             on V. Receives the gradient, in its dtype.
         teacher_logits: (..., V_t). Dtype and V may differ from the student's. Must not require grad.
-        span_ids: (...,), any integer dtype: 0 none, 1 reason, 2 act (`sad.SpanKind`). Any other value, such as -100, means
-            none.
+        span_ids: (...,), any integer dtype: 0 none, 1 reason, 2 act, 3 observe (`sad.SpanKind`). Any other value, such as
+            -100, means none.
         lambda_reason: Weight of the reasoning tokens, >= 0.
-        lambda_act: Weight of the action tokens, >= 0. Rows of weight 0 count in "mean"; they are read for statistics only.
+        lambda_act: Weight of the action tokens, >= 0. With a weight of 0, tokens still count in "mean" and "turn_mean", and
+            are read for statistics only.
+        lambda_observe: Weight of the observation tokens, which the environment wrote, >= 0. With 0 they are as tokens
+            without a span: neither read nor counted.
+        token_weights: (...,), any floating dtype, finite and >= 0 (checked on a CPU): multiplies the lambda of each token. A
+            token of weight 0 is as one without a span. Default: 1.
+        turn_ids: (...,), any integer dtype, for "turn_mean": a turn is a run of tokens with the same id. Default: a run of
+            tokens that one side wrote, the model (reason, act) or the environment (observe); a token without a span ends it.
         temperature: T > 0, divides the logits of both sides. The loss is the KL of the tempered distributions; it is not
             multiplied by T^2.
-        reduction: "sum" is L. "mean" divides it by the number of supervised tokens n_r + n_a. "span_mean" is
-            lambda_r L_cot / n_r + lambda_a L_act / n_a. "none" gives the KL of each token in the shape of `span_ids`,
-            without the lambdas. Without a supervised token the loss and the gradient are exactly 0.
-        normalizer: Replaces the local token counts in "mean" (a number or a 0-dim tensor on the logits' device) and in
-            "span_mean" (two of them). Pass the global count under gradient accumulation and data parallelism. Finite and
-            >= 0; 0 only if the call has no supervised token of that kind (checked on a CPU).
-        shift: For logits (..., T, V) of a causal model: row t takes the span id of token t + 1. Nothing is copied. The last
-            row has no loss, and the id of token 0 is not counted.
+        reduction: "sum" is L, each token times its token weight. "mean" divides it by the number of supervised tokens, or by
+            the sum of their token weights. "span_mean" divides the part of each kind by the number (or sum) of that kind:
+            lambda_r L_cot / n_r + lambda_a L_act / n_a. "turn_mean" is the mean over the turns of each turn's "mean": every
+            turn counts alike. "none" gives the KL of each token in the shape of `span_ids`, without any weight. Without a
+            supervised token the loss and the gradient are exactly 0.
+        normalizer: Replaces the local divisor: in "mean" the number of supervised tokens or the sum of their token weights,
+            in "turn_mean" the number of turns with a supervised token (a number or a 0-dim tensor on the logits' device), in
+            "span_mean" one number per kind: (reason, act), with `lambda_observe` > 0 (reason, act, observe). Pass the global
+            number under gradient accumulation and data parallelism. Finite and >= 0; 0 only if the call has no supervised
+            token of that kind (checked on a CPU).
+        shift: For logits (..., T, V) of a causal model: row t takes span id, weight and turn of token t + 1. No logits are
+            copied. The last row has no loss, and token 0 is not counted.
         vocab_size: The softmaxes run over the first `vocab_size` columns of both sides; the gradient of the others is 0.
             Default: min(V_s, V_t), which is right for vocabularies padded to different sizes.
         divergence: "forward_kl" is KL(teacher || student), the paper's. "reverse_kl" is KL(student || teacher), as in
@@ -196,7 +211,6 @@ def fused_span_kl(
     validate.check_logits("student_logits", student_logits)
     validate.check_logits("teacher_logits", teacher_logits)
     validate.check_teacher("teacher_logits", teacher_logits, student_logits, "V")
-    validate.check_span_ids(span_ids, student_logits, "student_logits")
     validate.check_process_group(process_group)
     options = Options(
         validate.loss_options(
@@ -204,6 +218,7 @@ def fused_span_kl(
             (student_logits, teacher_logits),
             lambda_reason=lambda_reason,
             lambda_act=lambda_act,
+            lambda_observe=lambda_observe,
             reduction=reduction,
             shift=shift,
             return_stats=return_stats,
@@ -222,7 +237,7 @@ def fused_span_kl(
         ),
         "" if process_group is None else vocab_parallel.register(process_group),
     )
-    normalizer = validate.check_normalizer(normalizer, reduction, student_logits.device)
-    validate.check_divisors(normalizer, span_ids, options.loss)
-    loss, sums, counts = apply(OP, Inputs(student_logits, teacher_logits, span_ids, normalizer), options)
+    of_tokens = {"token_weights": token_weights, "turn_ids": turn_ids, "normalizer": normalizer}
+    tokens = check_tokens(student_logits, "student_logits", options.loss, span_ids=span_ids, **of_tokens)
+    loss, sums, counts = apply(OP, Inputs(student_logits, teacher_logits, tokens), options)
     return (loss, span_stats(sums, counts)) if return_stats else loss

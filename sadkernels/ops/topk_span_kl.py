@@ -11,6 +11,8 @@ from sadkernels.ops import validate
 from sadkernels.ops.autograd import apply, register
 from sadkernels.ops.row_weights import LossOptions
 from sadkernels.ops.span_kl import LogitsOp
+from sadkernels.ops.validate_tokens import check_log_probabilities, check_tokens
+from sadkernels.reference.row_weights import Tokens
 from sadkernels.spans import SpanStats, span_stats
 from sadkernels.topk import TAILS, TopkTarget, row_labels, topk_target
 
@@ -22,8 +24,7 @@ class Inputs(NamedTuple):
     logprobs: Tensor | None  # (..., k)
     ids: Tensor | None  # (..., k)
     target_ids: Tensor | None  # (...,)
-    span_ids: Tensor  # (...,)
-    normalizer: Tensor | None  # (2,)
+    tokens: Tokens
 
 
 class Options(NamedTuple):
@@ -61,9 +62,12 @@ def fused_topk_span_kl(
     alpha: float = 1.0,
     lambda_reason: float = 1.0,
     lambda_act: float = 1.0,
+    lambda_observe: float = 0.0,
+    token_weights: Tensor | None = None,
+    turn_ids: Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
-    normalizer: float | tuple[float, float] | Tensor | None = None,
+    normalizer: float | tuple[float, ...] | Tensor | None = None,
     shift: bool = False,
     vocab_size: int | None = None,
     logit_scale: float | None = None,
@@ -91,13 +95,13 @@ def fused_topk_span_kl(
         teacher_ids: (..., k), their columns, any integer dtype. An id outside 0 .. V - 1 (such as -1 for padding) is absent:
             its log-probability is ignored and its mass is part of the tail. If an id is repeated in a row, its first entry
             counts. A row without columns adds 0.
-        span_ids: (...,), as in `fused_span_kl`: 0 none, 1 reason, 2 act, any other value none.
+        span_ids: (...,), as in `fused_span_kl`.
         tail: "bucket" or "ignore".
         target_ids: (...,), any integer dtype: the tokens of the trajectory, for a loss of alpha KL + (1 - alpha) CE from one
             pass. With `shift` row t takes the target of token t + 1. An id outside 0 .. V - 1 adds no CE.
         alpha: The share of the KL, 0 to 1; less than 1 needs `target_ids`.
-        lambda_reason: As in `fused_span_kl`; so are `lambda_act`, `reduction`, `normalizer`, `shift`, `inplace_backward`,
-            `return_stats` and `backend`.
+        lambda_reason: As in `fused_span_kl`; so are the other lambdas, `token_weights`, `turn_ids`, `reduction`,
+            `normalizer`, `shift`, `inplace_backward`, `return_stats` and `backend`.
         temperature: T > 0, divides the student's logits only. The teacher's log-probabilities must be those of a softmax at
             this T: k numbers do not determine the softmax at another T.
         vocab_size: The student's softmax runs over the first `vocab_size` columns; the gradient of the others is 0.
@@ -130,12 +134,11 @@ def fused_topk_span_kl(
         teacher_logprobs,
         teacher_ids,
         target_ids,
-        span_ids,
-        normalizer,
         tail=tail,
         alpha=validate.check_mixture(alpha, target_ids, student_logits, "student_logits"),
         lambda_reason=lambda_reason,
         lambda_act=lambda_act,
+        lambda_observe=lambda_observe,
         temperature=temperature,
         reduction=reduction,
         shift=shift,
@@ -145,6 +148,10 @@ def fused_topk_span_kl(
         inplace_backward=inplace_backward,
         return_stats=return_stats,
         backend=backend,
+        span_ids=span_ids,
+        token_weights=token_weights,
+        turn_ids=turn_ids,
+        normalizer=normalizer,
     )
 
 
@@ -155,9 +162,12 @@ def fused_span_ce(
     *,
     lambda_reason: float = 1.0,
     lambda_act: float = 1.0,
+    lambda_observe: float = 0.0,
+    token_weights: Tensor | None = None,
+    turn_ids: Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
-    normalizer: float | tuple[float, float] | Tensor | None = None,
+    normalizer: float | tuple[float, ...] | Tensor | None = None,
     shift: bool = False,
     vocab_size: int | None = None,
     logit_scale: float | None = None,
@@ -175,8 +185,8 @@ def fused_span_ce(
         target_ids: (...,), any integer dtype: the right column of each row. An id outside 0 .. V - 1, such as -100, adds 0
             to the sum and to the gradient; its row still counts in "mean" if it has a span.
         span_ids: (...,), as in `fused_span_kl`.
-        lambda_reason: As in `fused_span_kl`; so are `lambda_act`, `reduction`, `normalizer`, `inplace_backward` and
-            `backend`.
+        lambda_reason: As in `fused_span_kl`; so are the other lambdas, `token_weights`, `turn_ids`, `reduction`,
+            `normalizer`, `inplace_backward` and `backend`.
         temperature: T > 0, divides the logits.
         shift: For logits (..., T, V) of a causal model and `target_ids` as the model received them: row t takes the target
             and the span id of token t + 1.
@@ -200,12 +210,11 @@ def fused_span_ce(
         None,
         None,
         target_ids,
-        span_ids,
-        normalizer,
         tail="ignore",
         alpha=0.0,
         lambda_reason=lambda_reason,
         lambda_act=lambda_act,
+        lambda_observe=lambda_observe,
         temperature=temperature,
         reduction=reduction,
         shift=shift,
@@ -215,6 +224,10 @@ def fused_span_ce(
         inplace_backward=inplace_backward,
         return_stats=return_stats,
         backend=backend,
+        span_ids=span_ids,
+        token_weights=token_weights,
+        turn_ids=turn_ids,
+        normalizer=normalizer,
     )
 
 
@@ -223,8 +236,6 @@ def _loss(
     logprobs: Tensor | None,
     ids: Tensor | None,
     target_ids: Tensor | None,
-    span_ids: Tensor,
-    normalizer: float | tuple[float, float] | Tensor | None,
     *,
     tail: str,
     alpha: float,
@@ -232,10 +243,13 @@ def _loss(
     vocab_size: int | None,
     logit_scale: float | None,
     logit_softcap: float | None,
+    span_ids: Tensor,
+    token_weights: Tensor | None,
+    turn_ids: Tensor | None,
+    normalizer: float | tuple[float, ...] | Tensor | None,
     **loss_options: Any,
 ) -> Tensor | tuple[Tensor, SpanStats]:
     """Validates the arguments that both losses have, and computes the loss."""
-    validate.check_span_ids(span_ids, student_logits, "student_logits")
     student = {"temperature": temperature, "vocab_size": vocab_size, "logit_scale": logit_scale}
     floating = (student_logits,) if logprobs is None else (student_logits, logprobs)
     options = Options(
@@ -244,13 +258,12 @@ def _loss(
         tail,
         alpha,
     )
-    normalizer = validate.check_normalizer(normalizer, options.loss.reduction, student_logits.device)
-    validate.check_divisors(normalizer, span_ids, options.loss)
+    of_tokens = {"token_weights": token_weights, "turn_ids": turn_ids, "normalizer": normalizer}
+    tokens = check_tokens(student_logits, "student_logits", options.loss, span_ids=span_ids, **of_tokens)
     if logprobs is not None:
-        vocab = options.config.vocab_size
-        validate.check_log_probabilities(logprobs, ids, None, span_ids, options.loss.shift, vocab)
+        check_log_probabilities(logprobs, ids, None, tokens, options.loss, options.config.vocab_size)
     # `span_ids` may be the same tensor as `target_ids`; torch.compile does not trace an op with the same input twice.
     targets = target_ids.detach() if alpha < 1.0 else None
-    inputs = Inputs(student_logits, logprobs, ids, targets, span_ids, normalizer)
+    inputs = Inputs(student_logits, logprobs, ids, targets, tokens)
     loss, sums, counts = apply(OP, inputs, options)
     return (loss, span_stats(sums, counts)) if options.loss.stats else loss

@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 
 from sadkernels import backends
 from sadkernels.divergence import DIVERGENCES, DivergenceConfig
-from sadkernels.ops.row_weights import REDUCTIONS, LossOptions, row_kinds, row_weights
+from sadkernels.ops.row_weights import LossOptions
+from sadkernels.reference.row_weights import REDUCTIONS
 from sadkernels.row_layout import row_layout
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -90,12 +91,6 @@ def check_integers(
         fail(name, f"shape {tuple(shape)}, that of {like}", tuple(ids.shape), remedy)
     if ids.device != device:
         fail(name, f"a tensor on {device}, like {like}", f"one on {ids.device}", "Move it with `.to(...)`.")
-
-
-def check_span_ids(ids: Tensor, student: Tensor, like: str) -> None:
-    """Requires one integer per row of `student` (..., V or H); `like` is the student's argument name."""
-    remedy = "Pass one id per row; convert two masks with `sad.span_ids_from_masks`."
-    check_integers("span_ids", ids, student.shape[:-1], student.device, f"{like} without its last dimension", remedy)
 
 
 def check_writable(student: Tensor, others: Sequence[Tensor]) -> None:
@@ -219,7 +214,7 @@ def _check_hidden(name: str, hidden: Tensor) -> None:
 
 
 def check_rows(rows: Tensor, device: torch.device) -> None:
-    """Requires an int64 tensor (M,) on `device`; `check_row_numbers` checks its values."""
+    """Requires an int64 tensor (M,) on `device`; `validate_tokens.check_row_numbers` checks its values."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         got = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         remedy = "Flatten the mask of supervised rows: `.nonzero().squeeze(-1)`."
@@ -228,93 +223,9 @@ def check_rows(rows: Tensor, device: torch.device) -> None:
         fail("rows", f"a tensor on {device}", f"one on {rows.device}", "Move it with `.to(...)`.")
 
 
-def check_normalizer(normalizer, reduction: str, device: torch.device) -> Tensor | None:
-    """The normalizer as a (2,) tensor on `device`, without a device synchronization."""
-    if normalizer is None:
-        return None
-    wanted = {"mean": 1, "span_mean": 2}.get(reduction)
-    if wanted is None:
-        fail("normalizer", "None with reduction 'sum' or 'none'", "a value", "Use 'mean' or 'span_mean' with it.")
-    expected = "a number or 0-dim tensor" if wanted == 1 else "two numbers or a tensor of shape (2,)"
-    remedy = f"reduction={reduction!r} divides by {'one count' if wanted == 1 else 'one count per kind'}."
-    if isinstance(normalizer, Tensor):
-        if normalizer.dtype == torch.bool or normalizer.is_complex():
-            fail("normalizer", "an integer or floating-point dtype", normalizer.dtype, remedy, TypeError)
-        if normalizer.numel() != wanted:
-            fail("normalizer", expected, f"shape {tuple(normalizer.shape)}", remedy)
-        if normalizer.device != device:
-            fail("normalizer", f"a tensor on {device}", f"one on {normalizer.device}", "Move it there.")
-        normalizer = normalizer.detach().reshape(-1)
-        if _is_readable(normalizer):
-            for value in normalizer.tolist():
-                check_number("normalizer", value, at_least=0.0)
-        return normalizer.expand(2)
-    numbers = normalizer if isinstance(normalizer, (tuple, list)) else (normalizer,)
-    if len(numbers) != wanted:
-        fail("normalizer", expected, repr(normalizer), remedy)
-    values = [check_number("normalizer", x, at_least=0.0) for x in numbers]
-    dtype = torch.float64  # counts stay exact; the division converts them to the loss's dtype
-    return torch.stack([torch.full((), x, dtype=dtype, device=device) for x in values]).expand(2)
-
-
-# --- values of CPU tensors; on a GPU a check would synchronize with the device ---
-
-
-def _is_readable(x: Tensor) -> bool:
-    """Whether the values of `x` can be checked: a CPU tensor outside torch.compile."""
+def is_readable(x: Tensor) -> bool:
+    """Whether the values of `x` can be checked: a CPU tensor outside torch.compile. On a GPU that would synchronize."""
     return not torch.compiler.is_compiling() and type(x) is Tensor and x.device.type == "cpu"
-
-
-def check_divisors(normalizer: Tensor | None, span_ids: Tensor, o: LossOptions) -> None:
-    """Requires a normalizer that no supervised row divides by 0, or by so little that the row's weight overflows."""
-    if normalizer is None or not _is_readable(normalizer) or not _is_readable(span_ids):
-        return
-    largest = max(o.lambda_reason, o.lambda_act)
-    if all(largest < value * _FLOAT32.max for value in normalizer.tolist()):
-        return
-    if not row_weights(span_ids, normalizer, o, torch.float32).weights.isfinite().all():
-        remedy = "Pass the number of supervised tokens of all batches and ranks."
-        fail("normalizer", "a count > 0 for the supervised tokens", normalizer.unique().tolist(), remedy)
-
-
-def check_row_numbers(rows: Tensor | None, span_ids: Tensor, normalizer: Tensor | None, o: LossOptions) -> None:
-    """Requires each row that the loss reads once in `rows`, and no number outside the batch."""
-    if rows is None or not _is_readable(rows) or not _is_readable(span_ids):
-        return
-    remedy = "Flatten the mask of supervised rows (with `shift`, that of the next tokens): `.nonzero().squeeze(-1)`."
-    count = span_ids.numel()
-    outside = (rows < 0) | (rows >= count)
-    if outside.any():
-        fail("rows", f"row numbers from 0 to {count - 1}", int(rows[outside][0]), remedy)
-    times = torch.bincount(rows, minlength=count)
-    wrong = (row_weights(span_ids, normalizer, o, torch.float32).read != 0) & (times != 1)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        fail("rows", "each supervised row once", f"row {row} {int(times[row])} times", remedy)
-
-
-def check_log_probabilities(
-    logprobs: Tensor, ids: Tensor, rows: Tensor | None, span_ids: Tensor, shift: bool, vocab: int
-) -> None:
-    """Refuses values > 0 in supervised rows, except for rounding. `rows` are the rows that `logprobs` belongs to."""
-    if not all(_is_readable(x) for x in (logprobs, ids, span_ids)):
-        return
-    rounding = max(1e-3, 64 * torch.finfo(logprobs.dtype).eps)  # of a difference of logits up to 64
-    if logprobs.numel() == 0 or logprobs.max() <= rounding:  # one pass; a NaN, which may be padding, goes on
-        return
-    supervised = row_kinds(span_ids, shift) != 0
-    supervised = supervised.view(logprobs.shape[:-1]) if rows is None else supervised[rows]
-    wrong = (logprobs > rounding) & (ids >= 0) & (ids < vocab) & supervised[..., None]
-    if wrong.any() and (wrong := wrong & _is_first(ids)).any():
-        got, remedy = f"{logprobs[wrong].max():.4g}", "Pass `log_softmax(-1).topk(k)`, neither probabilities nor logits."
-        fail("teacher_logprobs", "log-probabilities, which are <= 0", got, remedy)
-
-
-def _is_first(ids: Tensor) -> Tensor:
-    """Whether an id is the first of its value in its row: later ones are ignored."""
-    values, order = ids.sort(dim=-1, stable=True)
-    first = torch.ones_like(ids, dtype=torch.bool)
-    return first.scatter_(-1, order[..., 1:], values[..., 1:] != values[..., :-1])
 
 
 # --- options ---
@@ -378,6 +289,7 @@ def loss_options(
     *,
     lambda_reason: float,
     lambda_act: float,
+    lambda_observe: float,
     reduction: str,
     shift: bool,
     return_stats: bool,
@@ -405,6 +317,7 @@ def loss_options(
     return LossOptions(
         check_number("lambda_reason", lambda_reason, at_least=0.0),
         check_number("lambda_act", lambda_act, at_least=0.0),
+        check_number("lambda_observe", lambda_observe, at_least=0.0),
         reduction,
         shift,
         check_flag("return_stats", return_stats),

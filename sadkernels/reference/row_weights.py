@@ -1,6 +1,11 @@
 """The weight of each row in the loss.
 
-    weights[n] = lambda(kind(n)) / d,   d = n_r + n_a ("mean"),  n_kind ("span_mean"),  1 ("sum")
+With the weight w(n) of a token (1 by default), the weight of row n is
+
+    lambda(kind(n)) w(n) / d,   d = sum_m w(m) of all supervised rows m        "mean"
+                                    sum_m w(m) of the rows m of n's kind       "span_mean"
+                                    sum_m w(m) of the rows m of n's turn, times the number of turns   "turn_mean"
+                                    1                                          "sum"
 
 so that the loss is sum_n weights[n] value[n] (eq. 6). With "none" the weight of a supervised row is 1.
 """
@@ -8,63 +13,123 @@ so that the loss is sum_n weights[n] value[n] (eq. 6). With "none" the weight of
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sadkernels.spans import SpanKind
 
+REDUCTIONS = ("mean", "span_mean", "turn_mean", "sum", "none")
+
+
+class Tokens(NamedTuple):
+    """What the caller says about the tokens.
+
+    Attributes:
+        span_ids: (...,) integers, N in all.
+        token_weights: (...,) float32, >= 0, or None for 1. A token of weight 0 is as one without a span.
+        turn_ids: (...,) integers for "turn_mean". A turn is a run of equal ids in the last dimension. None: a run of tokens
+            that the model wrote (reason, act), or that the environment wrote (observe).
+        normalizer: (3,), replaces d: equal entries for "mean" and "turn_mean" (there the number of turns), one per kind for
+            "span_mean". None: from the tokens. A d of 0 divides nothing, because no row has its weight.
+    """
+
+    span_ids: Tensor
+    token_weights: Tensor | None = None
+    turn_ids: Tensor | None = None
+    normalizer: Tensor | None = None
+
 
 def row_weights(
-    span_ids: Tensor,
-    normalizer: Tensor | None,
-    lambdas: tuple[float, float],
-    reduction: str,
-    shift: bool,
-    read_all: bool,
-    dtype: torch.dtype,
+    tokens: Tokens, lambdas: tuple[float, float, float], reduction: str, shift: bool, read_all: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Computes kinds, weights and counts without a device synchronization.
 
     Args:
-        span_ids: (...,) integers, N in all.
-        normalizer: (2,) tensor that replaces the counts: equal entries for "mean", one per kind for "span_mean". None: the
-            counts of `span_ids`; a count of 0 divides nothing, because no row has its weight.
-        lambdas: Weights of reason and act rows, >= 0. A lambda of 0 gives weight 0 whatever the normalizer is.
-        reduction: "mean", "span_mean", "sum" or "none".
-        shift: Whether row t of (..., T) takes the id of row t + 1; the last row takes none.
-        read_all: Whether rows of weight 0 are read too.
+        tokens: The tokens.
+        lambdas: Weights of reason, act and observe rows, >= 0. A lambda of 0 gives weight 0 whatever the normalizer is; with
+            one of 0 for observe, its rows are as rows without a span.
+        reduction: "mean", "span_mean", "turn_mean", "sum" or "none".
+        shift: Whether row t of (..., T) takes span id, weight and turn of token t + 1; the last row takes none.
+        read_all: Whether rows of weight 0 that have a kind are read too.
         dtype: Dtype of the weights.
 
     Returns:
-        kinds (N,) uint8: 1 reason, 2 act, 0 any other id; the kinds of the rows that a kernel reads, 0 for the others (N,);
-        weights (N,); counts (2,) int64 of reason and act rows.
+        kinds (N,) uint8, 0 for rows without a span; the kinds of the rows that a kernel reads, 0 for the others (N,);
+        weights (N,); counts (3,) int64 of reason, act and observe rows.
     """
-    of_kind = is_kind(span_ids, shift)
-    reason, act = of_kind.view(torch.uint8).unbind()
-    kinds, counts = torch.add(reason, act, alpha=SpanKind.ACT), of_kind.sum(1)
+    of_kind, unit = is_kind(tokens.span_ids, shift, observe=lambdas[2] > 0.0), None
+    turns = _turns(tokens, of_kind, shift) if reduction == "turn_mean" else None
+    if tokens.token_weights is not None:
+        unit = _of_rows(tokens.token_weights, shift, fill=0).double()
+        of_kind = of_kind & (unit > 0.0)
+    kinds, counts = _kinds(of_kind), F.pad(of_kind.sum(1), (0, len(lambdas) - len(of_kind)))
     if reduction == "none":
         return kinds, kinds, (kinds != 0).to(dtype), counts
-    weight = torch.full((2,), lambdas[0], dtype=dtype, device=kinds.device)
-    if lambdas[0] != lambdas[1]:
-        weight[1] = lambdas[1]
+    exact = dtype if unit is None and turns is None else torch.float64
+    weight = torch.full((len(of_kind), 1), lambdas[0], dtype=exact, device=of_kind.device)
+    for kind, value in enumerate(lambdas[: len(of_kind)]):
+        if value != lambdas[0]:
+            weight[kind] = value
     if reduction != "sum":
-        if normalizer is None:
-            normalizer = (counts if reduction == "span_mean" else counts.sum()).clamp(min=1)
-        divided = weight / normalizer.to(dtype)
-        weight = divided if all(lambdas) else torch.where(weight == 0, 0, divided)
-    weights = torch.where(of_kind, weight[:, None], 0).sum(0)
-    return kinds, kinds if read_all else kinds * (weights != 0), weights, counts
+        divided = weight / _divisors(reduction, of_kind, unit, turns, tokens.normalizer).to(exact)
+        weight = divided if all(lambdas[: len(of_kind)]) else torch.where(weight == 0.0, 0.0, divided)
+    weights = torch.where(of_kind, weight, 0.0).sum(0)
+    weights = (weights if unit is None else weights * unit).to(dtype)
+    return kinds, kinds if read_all else kinds * (weights != 0.0), weights, counts
 
 
-def is_kind(span_ids: Tensor, shift: bool = False) -> Tensor:
-    """(2, N) bool: whether each row is reason, and whether it is act."""
+def is_kind(span_ids: Tensor, shift: bool = False, observe: bool = True) -> Tensor:
+    """(3, N) bool: whether each row is reason, act, observe; without the last one (2, N)."""
+    return _of_rows(span_ids, shift, fill=0) == _kind_ids(span_ids.device)[: 3 if observe else 2]
+
+
+def _of_rows(tokens: Tensor, shift: bool, fill: int) -> Tensor:
+    """(N,): the entries of the tokens (..., T) that the rows stand for; `fill` for the row of a last token."""
     if shift:  # the last slice keeps rows of 0 tokens empty
-        span_ids = torch.nn.functional.pad(span_ids[..., 1:], (0, 1))[..., : span_ids.shape[-1]]
-    return span_ids.reshape(-1) == _kinds(span_ids.device)
+        tokens = F.pad(tokens[..., 1:], (0, 1), value=fill)[..., : tokens.shape[-1]]
+    return tokens.reshape(-1)
+
+
+def _kinds(of_kind: Tensor) -> Tensor:
+    """(N,) uint8 from (2 or 3, N) bool."""
+    reason, act, *observe = of_kind.view(torch.uint8).unbind()
+    kinds = torch.add(reason, act, alpha=SpanKind.ACT)
+    return torch.add(kinds, observe[0], alpha=SpanKind.OBSERVE) if observe else kinds
+
+
+def _turns(tokens: Tokens, of_kind: Tensor, shift: bool) -> Tensor:
+    """(N,) int64, the number of each row's turn, counted from 0 through all rows."""
+    if tokens.turn_ids is None:
+        reason, act, *observe = of_kind.view(torch.uint8).unbind()
+        turn_ids = torch.add(reason + act, observe[0], alpha=2) if observe else reason + act
+    else:
+        turn_ids = _of_rows(tokens.turn_ids, shift, fill=0)
+    turn_ids = turn_ids.view(tokens.span_ids.shape or (1,))
+    starts = torch.ones_like(turn_ids, dtype=torch.bool)
+    starts[..., 1:] = turn_ids[..., 1:] != turn_ids[..., :-1]
+    return starts.reshape(-1).cumsum(0) - 1
+
+
+def _divisors(
+    reduction: str, of_kind: Tensor, unit: Tensor | None, turns: Tensor | None, normalizer: Tensor | None
+) -> Tensor:
+    """d of the module's docstring: (1,) or (kinds, 1), or (N,) for "turn_mean"; 1 instead of 0."""
+    if turns is not None:
+        supervised = of_kind.any(0).double()
+        total = torch.zeros_like(supervised)  # float64 sums in the order of the rows
+        total.index_put_((turns,), supervised if unit is None else unit * supervised, accumulate=True)
+        return total[turns] * ((total > 0.0).sum() if normalizer is None else normalizer[0])
+    if normalizer is not None:
+        return normalizer[: len(of_kind), None] if reduction == "span_mean" else normalizer[:1]
+    total = (of_kind if unit is None else unit * of_kind).sum(1, keepdim=True)
+    total = total if reduction == "span_mean" else total.sum(0)
+    return total.clamp(min=1) if unit is None else torch.where(total == 0.0, 1.0, total)
 
 
 @functools.cache
-def _kinds(device: torch.device) -> Tensor:
-    """(2, 1): the ids of reason and act."""
-    return torch.tensor([[SpanKind.REASON], [SpanKind.ACT]], device=device)
+def _kind_ids(device: torch.device) -> Tensor:
+    """(3, 1): the ids of reason, act and observe."""
+    return torch.tensor([[SpanKind.REASON], [SpanKind.ACT], [SpanKind.OBSERVE]], device=device)

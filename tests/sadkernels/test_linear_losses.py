@@ -161,7 +161,7 @@ def test_compiles_to_one_graph(make, reduction):
     assert_close((loss.detach(), problem.gradients(loss)), (exact_loss.sum(), exact))
 
 
-LOSS_OPTIONS = (1.0, 0.5, "mean", False, True, False, "cpu")
+LOSS_OPTIONS = (1.0, 0.5, 0.1, "mean", False, True, False, "cpu")
 DENSE_OPTIONS = (*LOSS_OPTIONS, V, 2.0, "jsd", 0.4, 1.0, 0.9, None, 30.0)
 TOPK_OPTIONS = (*LOSS_OPTIONS, V, 2.0, "forward_kl", 0.5, 0.9, 1.0, 30.0, None, "bucket", 0.6)
 
@@ -172,10 +172,10 @@ def test_opcheck(make):
     problem, ops = make(), torch.ops.sad
     leaves = [leaf.detach() for leaf in problem.leaves]
     if make is Dense:
-        op, inputs, options = linear_span_kl.OP, (*leaves, *problem.teacher, problem.ids, None, None), DENSE_OPTIONS
+        op, inputs, options = linear_span_kl.OP, (*leaves, *problem.teacher, problem.ids, *[None] * 4), DENSE_OPTIONS
     else:
         targets = (*problem.teacher, problem.mixture["target_ids"])
-        op, inputs, options = linear_topk_span_kl.OP, (*leaves, *targets, problem.ids, None, None), TOPK_OPTIONS
+        op, inputs, options = linear_topk_span_kl.OP, (*leaves, *targets, problem.ids, *[None] * 4), TOPK_OPTIONS
     name, settings = op.name, (*options, 5 * 8 * V)
     torch.library.opcheck(getattr(ops, name).default, (*inputs, *settings))
     loss, _, _, state = getattr(ops, name)(*inputs, *settings)

@@ -267,7 +267,7 @@ class TestInfiniteUpstreamGradient:
 
     @BY_DIVERGENCE
     @pytest.mark.parametrize("upstream", [math.inf, -math.inf, math.nan], ids=str)
-    @pytest.mark.parametrize("reduction", ["none"])
+    @pytest.mark.parametrize("reduction", ["none", "mean"])
     def test_divergences(self, backend, divergence, upstream, reduction):
         student, teacher = torch.randn(4, 70), torch.randn(4, 64)
         options = {"upstream": upstream, "reduction": reduction, "vocab_size": 60, **divergence}
@@ -275,7 +275,7 @@ class TestInfiniteUpstreamGradient:
         assert (grad[:, 60:] == 0).all() and (grad[[0, 3]] == 0).all() and not grad[1:3, :60].isfinite().any()
 
     @pytest.mark.parametrize("upstream", [math.inf, math.nan], ids=str)
-    @pytest.mark.parametrize("reduction", ["none"])
+    @pytest.mark.parametrize("reduction", ["none", "mean"])
     def test_topk_and_labels(self, backend, upstream, reduction):
         student, logprobs, ids = topk_cases.case(4, 70, 3)
         options = {"reduction": reduction, "vocab_size": 70, "target_ids": torch.tensor([1, 2, 3, 4]), "alpha": 0.5}

@@ -164,17 +164,16 @@ def test_opcheck(backend):
     """Schema, fake tensors and AOT dispatch of every op."""
     student, teacher, ids, normalizer = _op_inputs(backend.device)
     config = (51, 2.0, "jsd", 0.4, 0.9, 1.1, 30.0, None, "")
-    options, in_place = ((1.0, 0.5, "mean", False, True, inplace, backend.name, *config) for inplace in (False, True))
-    ops = torch.ops.sad
-    torch.library.opcheck(ops.span_kl.default, (student, teacher, ids, normalizer, *options))
-    loss, _, _, state = ops.span_kl(student, teacher, ids, normalizer, *options)
+    options, in_place = ((1.0, 0.5, 0.1, "mean", False, True, inplace, backend.name, *config) for inplace in (False, True))
+    ops, others = torch.ops.sad, (teacher, ids, torch.rand(ids.shape, device=backend.device), None, normalizer)
+    torch.library.opcheck(ops.span_kl.default, (student, *others, *options))
+    loss, _, _, state = ops.span_kl(student, *others, *options)
     up = torch.ones_like(loss)
-    others = (teacher, ids, normalizer)
     torch.library.opcheck(ops.span_kl_backward.default, (student, *others, state, up, *options, [True]))
     torch.library.opcheck(ops.span_kl_backward_.default, (student.clone(), *others, state, up, *in_place))
     torch.library.opcheck(ops.span_kl_with_grad.default, (student, *others, *options, [True]))
     torch.library.opcheck(ops.span_kl_with_grad_.default, (student.clone(), *others, *in_place))
-    torch.library.opcheck(ops.scale_supervised_rows_.default, (student.clone(), ids, up * 2, False, backend.name))
+    torch.library.opcheck(ops.scale_rows_.default, (student.clone(), (ids > 0).byte(), up * 2, 50, backend.name))
     torch.library.opcheck(ops.scale_.default, (student.clone(), up * 2))
 
 

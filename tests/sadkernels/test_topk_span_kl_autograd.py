@@ -98,9 +98,9 @@ def test_new_row_counts_do_not_recompile():
 def test_opcheck(backend):
     """Schema, fake tensors and AOT dispatch of every op."""
     student, *others = (x.to(backend.device) for x in (*case(8, 51, 5), TARGETS, IDS))
-    targets = (*others, None)
+    targets = (*others, None, None, None)
     config = (51, 2.0, "forward_kl", 0.5, 0.9, 1.0, 30.0, None, "bucket")
-    options, in_place = ((1.0, 0.5, "mean", False, True, inplace, backend.name, *config) for inplace in (False, True))
+    options, in_place = ((1.0, 0.5, 0.1, "mean", False, True, inplace, backend.name, *config) for inplace in (False, True))
     ops = torch.ops.sad
     torch.library.opcheck(ops.topk_span_kl.default, (student, *targets, *options, 0.6))
     loss, _, _, state = ops.topk_span_kl(student, *targets, *options, 0.6)

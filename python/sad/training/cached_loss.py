@@ -107,5 +107,6 @@ def _scattered(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
 def _with_teacher_entropy(stats: SpanStats, inputs: Mapping[str, Tensor]) -> SpanStats:
     """Replaces the entropy of the top-k values by the entropy of the whole teacher, which the cache stores."""
     kinds = inputs["span_ids"].flatten()[inputs["loss_rows"] + 1]
-    sums = [torch.where(kinds == kind, inputs["teacher_entropy"], 0).sum() for kind in (SpanKind.REASON, SpanKind.ACT)]
-    return SpanStats(*(part._replace(teacher_entropy_sum=x) for part, x in zip(stats, sums)))
+    parts = zip((SpanKind.REASON, SpanKind.ACT, SpanKind.OBSERVE), stats)
+    sums = ((part, torch.where(kinds == kind, inputs["teacher_entropy"], 0).sum()) for kind, part in parts)
+    return SpanStats(*(part._replace(teacher_entropy_sum=x) for part, x in sums))

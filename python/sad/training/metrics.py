@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from sad.losses import SpanStats
+from sad.losses import KindStats, SpanStats
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-_KINDS = ("reason", "act")
+_KINDS = SpanStats._fields
 _COUNTS_ALLOCATIONS = ("cuda", "xpu")
 
 
@@ -30,15 +30,16 @@ class SpanMeter:
 
     def add(self, stats: SpanStats) -> None:
         """Adds the sums of one batch."""
-        sums = torch.stack([*stats.reason, *stats.act])
+        sums = torch.stack([value for kind in stats for value in kind]).view(len(_KINDS), -1)
         sums = sums.to(_sum_dtype(sums.device))  # token counts exceed 2^24
         self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, device: torch.device) -> Tensor:
-        """Returns the sums (2, 5), one row per kind with the fields of `KindStats`, and resets them."""
-        sums = torch.zeros(10, dtype=_sum_dtype(device), device=device) if self._sums is None else self._sums
+        """Returns the sums (3, 5), one row per kind with the fields of `KindStats`, and resets them."""
+        shape = (len(_KINDS), len(KindStats._fields))
+        sums = torch.zeros(shape, dtype=_sum_dtype(device), device=device) if self._sums is None else self._sums
         self._sums = None
-        return sums.view(2, 5)
+        return sums
 
 
 class MeanMeter:
@@ -115,7 +116,7 @@ def span_metrics(sums: Tensor) -> dict[str, float]:
     """Returns the means per token of each kind, by their names in the log. Synchronizes the device once.
 
     Args:
-        sums: (2, 5) from `SpanMeter.take`, summed over the processes.
+        sums: (3, 5) from `SpanMeter.take`, summed over the processes.
 
     Returns:
         For each kind that has tokens: `loss_<kind>` (nats per token, not weighted by lambda), `agreement_<kind>` (share of
@@ -132,15 +133,14 @@ def span_metrics(sums: Tensor) -> dict[str, float]:
     return metrics
 
 
-def mean_loss(sums: Tensor, lambda_reason: float, lambda_act: float) -> Tensor:
+def mean_loss(sums: Tensor, lambdas: Sequence[float]) -> Tensor:
     """Returns the loss per supervised token: (lambda_r L_cot + lambda_a L_act) / (n_r + n_a) (paper eq. 6).
 
     Args:
-        sums: (2, 5) from `SpanMeter.take`.
-        lambda_reason: Weight of reasoning tokens.
-        lambda_act: Weight of action tokens.
+        sums: (3, 5) from `SpanMeter.take`.
+        lambdas: The weights of reasoning tokens, action tokens and observation tokens.
     """
-    weighted = sum(weight * sums[row, 0] if weight else 0.0 for row, weight in enumerate((lambda_reason, lambda_act)))
+    weighted = sum(weight * sums[row, 0] if weight else 0.0 for row, weight in enumerate(lambdas))
     return weighted / sums[:, 1].sum().clamp(min=1)
 
 

@@ -193,7 +193,7 @@ class SADTrainer(Trainer):
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums = self._sums("eval")
-        loss = mean_loss(sums, self.args.lambda_reason, self.args.lambda_act)
+        loss = mean_loss(sums, (self.args.lambda_reason, self.args.lambda_act, 0.0))
         output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
         output.metrics.update({f"{metric_key_prefix}_{name}": x for name, x in span_metrics(sums).items()})
         return output

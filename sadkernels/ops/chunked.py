@@ -48,6 +48,8 @@ class Head(NamedTuple):
         width, dtype = len(self.weight), rows.dtype
         if rows.device.type == "cpu":
             width, dtype = _COLUMNS_AT_ONCE, _cpu_operand_dtype(dtype)
+            if dtype == torch.bfloat16 and rows.shape[1] % 2:
+                dtype = torch.float32  # oneDNN multiplies in pairs: it would add 0 times the next row, which may be NaN
         rows = rows.to(dtype)
         biases = itertools.repeat(None) if self.bias is None else self.bias.split(width)
         for logits, weight, bias in zip(out.split(width, dim=1), self.weight.split(width), biases):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -107,3 +109,20 @@ def test_the_upstream_gradient_is_not_rounded_to_16_bits():
     largest = grads[0].abs() > grads[0].abs().max() / 4
     ratio = (grads[1][largest] / grads[0][largest]).mean()
     assert abs(float(ratio) / upstream - 1) < 5e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("hidden", [4, 5])
+def test_a_row_that_is_not_read_does_not_reach_its_neighbors(dtype, hidden):
+    """`rows` may name rows without a span, whose hidden states may be NaN."""
+    student, teacher = (torch.randn(45, hidden).to(dtype) for _ in range(2))
+    weights = [torch.randn(100, hidden).to(dtype) for _ in range(2)]
+    ids = torch.arange(45) % 3
+    student[ids == 0], teacher[ids == 0] = math.nan, math.nan
+    backend = "reference" if dtype == torch.float64 else "cpu"
+    for leaf in (student, weights[0]):
+        leaf.requires_grad_()
+    options = {"rows": torch.randperm(45), "backend": backend}
+    loss = sad.fused_linear_span_kl(student, weights[0], teacher, weights[1], ids, **options)
+    loss.backward()
+    assert loss.isfinite() and all(x.grad.isfinite().all() for x in (student, weights[0]))

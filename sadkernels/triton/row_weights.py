@@ -54,9 +54,9 @@ def row_weights_kernel(
     counts,
     n_rows: tl.int32,
     tokens: tl.int32,
-    lambda_reason,
-    lambda_act,
-    lambda_observe,
+    lambda_reason: tl.float32,
+    lambda_act: tl.float32,
+    lambda_observe: tl.float32,
     REDUCTION: tl.constexpr,
     OBSERVE: tl.constexpr,
     SHIFT: tl.constexpr,
@@ -111,11 +111,20 @@ def row_weights(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `sadkernels.reference.row_weights.row_weights`; gives float32 weights. Not for "turn_mean"."""
     assert reduction in REDUCTIONS and reduction != "turn_mean" and dtype == torch.float32
+    outputs, launch = row_weights_launch(tokens, lambdas, reduction, shift, read_all or reduction == "none")
+    launch.run(tokens.span_ids.device)
+    return outputs
+
+
+def row_weights_launch(
+    tokens: Tokens, lambdas: tuple[float, float, float], reduction: str, shift: bool, read_all: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Launch]:
+    """Returns the results of `row_weights` and the launch that computes them."""
     span_ids = tokens.span_ids.contiguous()
     n, device = span_ids.numel(), span_ids.device
     kinds, counts = torch.empty(n, dtype=torch.uint8, device=device), torch.empty(3, dtype=torch.int64, device=device)
-    read = None if read_all or reduction == "none" else torch.empty_like(kinds)
-    weights = torch.empty(n, dtype=dtype, device=device)
+    read = None if read_all else torch.empty_like(kinds)
+    weights = torch.empty(n, device=device)
     values = {
         "span_ids": span_ids,
         "token_weights": None if tokens.token_weights is None else tokens.token_weights.contiguous(),
@@ -134,8 +143,8 @@ def row_weights(
         "SHIFT": shift,
         "BLOCK": _BLOCK,
     }
-    Launch(row_weights_kernel, 1, values, warps=_WARPS).run(device)
-    return kinds, kinds if read is None else read, weights, counts
+    outputs = kinds, kinds if read is None else read, weights, counts
+    return outputs, Launch(row_weights_kernel, 1, values, warps=_WARPS)
 
 
 @triton.jit(do_not_specialize=["n_rows"], do_not_specialize_on_alignment=_SUMMED)
@@ -174,7 +183,14 @@ def row_sums_kernel(
 
 def row_sums(values: RowValues, weights: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
     """See `sadkernels.reference.row_weights.row_sums`; takes float32 values."""
-    stats, device = values.entropies is not None, kinds.device
+    outputs, launch = row_sums_launch(values, weights, kinds)
+    launch.run(kinds.device)
+    return outputs
+
+
+def row_sums_launch(values: RowValues, weights: Tensor, kinds: Tensor) -> tuple[tuple[Tensor, Tensor], Launch]:
+    """Returns the results of `row_sums` and the launch that computes them."""
+    stats = values.entropies is not None
     loss, sums = weights.new_empty(()), weights.new_empty((3 if stats else 0, 4))
     arguments = {
         "value": values.value,
@@ -188,5 +204,4 @@ def row_sums(values: RowValues, weights: Tensor, kinds: Tensor) -> tuple[Tensor,
         "STATS": stats,
         "BLOCK": _BLOCK,
     }
-    Launch(row_sums_kernel, 4 if stats else 1, arguments, warps=_WARPS).run(device)
-    return loss, sums
+    return (loss, sums), Launch(row_sums_kernel, 4 if stats else 1, arguments, warps=_WARPS)

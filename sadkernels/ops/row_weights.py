@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sadkernels import backends
 from sadkernels.divergence import RowValues
-from sadkernels.reference.row_weights import Tokens, is_kind
+from sadkernels.reference.row_weights import is_kind
+from sadkernels.tokens import Tokens
 
 
 class LossOptions(NamedTuple):
@@ -19,7 +20,7 @@ class LossOptions(NamedTuple):
         lambda_reason: Weight of the reasoning tokens, >= 0.
         lambda_act: Weight of the action tokens, >= 0.
         lambda_observe: Weight of the observation tokens, >= 0; with 0 they are as tokens without a span.
-        reduction: One of `sadkernels.reference.row_weights.REDUCTIONS`.
+        reduction: One of `sadkernels.tokens.REDUCTIONS`.
         shift: Whether row t of (..., T) stands for token t + 1.
         stats: Whether the loss also returns statistics.
         inplace: Whether the gradient overwrites the student's logits.
@@ -56,6 +57,10 @@ class RowWeights(NamedTuple):
         """The weights times the upstream gradient, a scalar or (...,); rows whose product is 0 are not read."""
         scaled = torch.where(self.weights != 0, self.weights * upstream.reshape(-1).to(self.weights.dtype), 0)
         return self._replace(weights=scaled, read=self.kinds * (scaled != 0))
+
+    def part(self, place: slice) -> RowWeights:
+        """The weights of neighboring rows, as views; the counts stay those of all rows."""
+        return RowWeights(self.kinds[place], self.read[place], self.weights[place], self.counts)
 
     @property
     def weighted(self) -> Tensor:

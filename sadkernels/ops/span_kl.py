@@ -17,9 +17,9 @@ from sadkernels.ops import validate, vocab_parallel
 from sadkernels.ops.autograd import LossOp, Results, apply, register
 from sadkernels.ops.row_weights import LossOptions, RowWeights, reduce_values, sums_by_kind
 from sadkernels.ops.validate_tokens import check_tokens
-from sadkernels.reference.row_weights import Tokens
 from sadkernels.row_layout import with_row_layout
 from sadkernels.spans import SpanStats, span_stats
+from sadkernels.tokens import Tokens
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -13,33 +13,13 @@ so that the loss is sum_n weights[n] value[n] (eq. 6). With "none" the weight of
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sadkernels.spans import SpanKind
-
-REDUCTIONS = ("mean", "span_mean", "turn_mean", "sum", "none")
-
-
-class Tokens(NamedTuple):
-    """What the caller says about the tokens.
-
-    Attributes:
-        span_ids: (...,) integers, N in all.
-        token_weights: (...,) float32, >= 0, or None for 1. A token of weight 0 is as one without a span.
-        turn_ids: (...,) integers for "turn_mean". A turn is a run of equal ids in the last dimension. None: a run of tokens
-            that the model wrote (reason, act), or that the environment wrote (observe).
-        normalizer: (3,), replaces d: equal entries for "mean" and "turn_mean" (there the number of turns), one per kind for
-            "span_mean". None: from the tokens. A d of 0 divides nothing, because no row has its weight.
-    """
-
-    span_ids: Tensor
-    token_weights: Tensor | None = None
-    turn_ids: Tensor | None = None
-    normalizer: Tensor | None = None
+from sadkernels.tokens import Tokens
 
 
 def row_weights(

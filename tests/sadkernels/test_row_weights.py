@@ -10,7 +10,7 @@ import torch
 
 from sadkernels.native.cpu import row_weights as native
 from sadkernels.reference import row_weights as reference
-from sadkernels.reference.row_weights import Tokens
+from sadkernels.tokens import Tokens
 
 IDS = torch.tensor([[1, 0, 2, 2, 1, 3, 3], [3, -100, 1, 2, 127, 2, 3]])
 TURNS = torch.tensor([[7, 7, 7, 7, 9, 9, 9], [9, 9, 0, -5, -5, -5, 7]])

@@ -20,7 +20,7 @@ from sadkernels.divergence import RowValues
 from sadkernels.ops.autograd import LossOp
 from sadkernels.ops.head import Head, HeadGradients
 from sadkernels.ops.products import is_cpu
-from sadkernels.ops.row_weights import RowWeights, reduce_values, sums_by_kind
+from sadkernels.ops.row_weights import RowWeights, loss_and_sums
 
 _CPU_CHUNK_BYTES = 128 << 20
 _GPU_CHUNK_ROWS, _GPU_MEMORY_SHARE = 2048, 16  # the products of fewer rows are bound by memory on an H100
@@ -116,12 +116,13 @@ class ChunkedOp(LossOp):
         weights = self.row_weights(x, o)
         rows, kernel, parts = self._projected(x, weights), self.kernel(o), []
         projected, gradients = weights.select(rows), HeadGradients(_student(x), wants, o.config.vocab_size, not len(rows))
+        without_weight = projected.weights == 0.0
         for chunk in self._chunks(x, o, rows):
             some = projected.part(chunk.place)
             arguments = (chunk.logits, chunk.target, some.read, some.weights, o.config)
             values = kernel.forward_backward(*arguments, stats=o.loss.stats, grad=chunk.logits)
             parts.append(values.as_row_values(chunk.target))
-            gradients.add(chunk.rows, chunk.hidden, chunk.logits, some.weights == 0, first=chunk.place.start == 0)
+            gradients.add(chunk.rows, chunk.hidden, chunk.logits, without_weight[chunk.place], first=chunk.place.start == 0)
         results = self._results(self._joined(parts, weights, o), rows, weights, x, o)
         return *results, weights.weighted, *self._finished(gradients, x)
 
@@ -130,11 +131,12 @@ class ChunkedOp(LossOp):
         rows, kernel = self._projected(x, weights), self.kernel(o)
         projected, state = weights.times(upstream).select(rows), state[:, rows]
         gradients = HeadGradients(_student(x), wants, o.config.vocab_size, not len(rows))
+        without_weight = projected.weights == 0.0
         for chunk in self._chunks(x, o, rows):
             some = projected.part(chunk.place)
             arguments = (chunk.logits, chunk.target, some.read, state[:, chunk.place], some.weights, o.config)
             kernel.backward(*arguments, grad=chunk.logits)
-            gradients.add(chunk.rows, chunk.hidden, chunk.logits, some.weights == 0, first=chunk.place.start == 0)
+            gradients.add(chunk.rows, chunk.hidden, chunk.logits, without_weight[chunk.place], first=chunk.place.start == 0)
         return self._finished(gradients, x)
 
     def scale_(self, gradient: Tensor, weighted: Tensor, upstream: Tensor, o: Any) -> None:
@@ -169,12 +171,10 @@ class ChunkedOp(LossOp):
 
     def _results(self, values: RowValues, rows: Tensor, weights: RowWeights, x: Any, o: Any) -> tuple[Tensor, ...]:
         """Loss, sums and counts of all rows, from the values of the projected rows."""
-        projected, shape = weights.select(rows), x.tokens.span_ids.shape
+        loss, sums = loss_and_sums(values, weights.select(rows), o.loss)
         if o.loss.reduction == "none":
-            loss = torch.zeros_like(weights.weights).index_copy_(0, rows, values.value).view(shape)
-        else:
-            loss = reduce_values(values.value, projected, shape, o.loss)
-        return loss, sums_by_kind(values, projected), weights.counts
+            loss = torch.zeros_like(weights.weights).index_copy_(0, rows, values.value).view(x.tokens.span_ids.shape)
+        return loss, sums, weights.counts
 
     def _finished(self, gradients: HeadGradients, x: Any) -> tuple[Tensor, ...]:
         """The gradients in the shapes of the inputs and the dtype that `gradient_dtype` gives; empty ones for None."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sadkernels.divergence import RowValues
 from sadkernels.spans import SpanKind
 from sadkernels.tokens import Tokens
 
@@ -59,6 +60,26 @@ def row_weights(
     weights = torch.where(of_kind, weight, 0.0).sum(0)
     weights = (weights if unit is None else weights * unit).to(dtype)
     return kinds, kinds if read_all else kinds * (weights != 0.0), weights, counts
+
+
+def row_sums(values: RowValues, weights: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss sum_n weights[n] value[n] and the statistics of each kind, without a device synchronization.
+
+    Args:
+        values: The values of N rows. A row of weight 0 may have any value.
+        weights: (N,) the weights.
+        kinds: (N,) uint8.
+
+    Returns:
+        The loss, and (3, 4): for reason, act and observe rows the sums of divergence, teacher entropy, student entropy and
+        agreements; (0, 4) if the values have no statistics.
+    """
+    if values.entropies is None:
+        return (weights * values.value).sum(), weights.new_empty((0, 4))
+    agree = values.argmax[0] == values.argmax[1]
+    by_row = torch.cat([values.value[None], values.entropies, agree[None]])
+    loss = torch.where(weights != 0.0, weights * values.value, 0.0).sum()  # a row of weight 0 was read and may be NaN
+    return loss, torch.where(is_kind(kinds)[:, None], by_row, 0.0).sum(-1)
 
 
 def is_kind(span_ids: Tensor, shift: bool = False, observe: bool = True) -> Tensor:

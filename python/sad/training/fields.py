@@ -45,7 +45,7 @@ class LossFields:
     )
     loss_chunk_bytes: int | None = _field(
         None,
-        help="Bytes for the logits of one chunk in the loss from hidden states. Default: 128 MiB on a CPU, 2048 rows on a GPU.",
+        help="Bytes for the logits of one chunk in the loss from hidden states. Default: 128 MiB; on a GPU 2048 rows.",
     )
     logit_scale: float | None = _field(
         None, help="Scale of the logits in the loss from hidden states, > 0. Default: from the model's configuration."

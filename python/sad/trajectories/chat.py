@@ -7,6 +7,7 @@ reveals both. Inside the turn, the parts of the message are searched in order.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
 from sad.trajectories.formats import ChatFormat, Format, get_format
-from sad.trajectories.lines import Unparsed, segment_lines
+from sad.trajectories.lines import LineSpans, Unparsed, segment_lines
 from sad.trajectories.messages import Part, check_messages, content_text, message_parts
 from sad.trajectories.spans import Span, SpanKind
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _BLANKS = re.compile(r"\s*")
 _REST_OF_LINE = re.compile(r"[^\S\n]*\n?")
+_INSTRUCTING_ROLES = ("system", "developer")
 
 
 class _TurnMarks(NamedTuple):
@@ -119,6 +121,7 @@ class _Turn:
         marks: The end mark and all special tokens that can end a turn.
         include_prefix: Whether spans include the tags before reasoning and calls.
         spans: Filled by `label`.
+        observations: Filled by `label`, with what visible text marks as an observation inside the turn.
         unparsed: Filled by `label`.
     """
 
@@ -131,10 +134,11 @@ class _Turn:
     marks: frozenset[str]
     include_prefix: bool
     spans: list[Span] = field(default_factory=list)
+    observations: list[Span] = field(default_factory=list)
     unparsed: list[Unparsed] = field(default_factory=list)
 
     def label(self, parts: list[_FoundPart]) -> int:
-        """Fills `spans` and `unparsed`; returns the index at which the turn ends."""
+        """Fills `spans`, `observations` and `unparsed`; returns the index at which the turn ends."""
         after = self.begin
         for number, found in enumerate(parts):
             start = self._start(found, after, first=number == 0)
@@ -196,12 +200,14 @@ class _Turn:
         for fmt in map(get_format, self.fmt.text_formats):
             if not isinstance(fmt, Format) or not _begins_with_prefix(visible, fmt):
                 continue
-            spans, unparsed = segment_lines(visible, fmt, self.include_prefix)
-            for span in spans:
+            inside = segment_lines(visible, fmt, self.include_prefix)
+            for span in inside.spans:
                 stop = end if span.end == len(visible) else span.end + found.start
                 self.spans.append(Span(span.start + found.start, stop, span.kind))
+            for start, stop, kind in inside.observations:
+                self.observations.append(Span(start + found.start, stop + found.start, kind))
             line = self.text.count("\n", 0, found.start)
-            self.unparsed += [item._replace(line=item.line + line) for item in unparsed]
+            self.unparsed += [item._replace(line=item.line + line) for item in inside.unparsed]
             return True
         return False
 
@@ -216,8 +222,10 @@ def segment_chat(
     tokenizer: PreTrainedTokenizerBase,
     include_prefix: bool,
     tools: Sequence[dict[str, Any]] | None,
-) -> tuple[str, list[Span], list[Unparsed]]:
-    """Returns the rendered text, its spans in order, and the assistant messages without content.
+) -> tuple[str, LineSpans]:
+    """Returns the rendered text, its spans and observations in order, and the assistant messages without content.
+
+    An observation is the content of a message that follows a turn of the assistant, except of a system message.
 
     Raises:
         InputError: The messages are malformed, or the template rejects, drops or rewrites one.
@@ -227,14 +235,16 @@ def segment_chat(
     header, end_mark = _probe_turn_marks(tokenizer)
     marks = frozenset({end_mark, *_special_tokens(tokenizer)} - {""})
     spans: list[Span] = []
+    observations: list[Span] = []
     unparsed: list[Unparsed] = []
     cursor = 0
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if message["role"] != "assistant":
-            content = content_text(message).strip()
-            at = text.find(content, cursor)  # not found if the template rewrites it (JSON of a tool result)
-            cursor = at + len(content) if at >= 0 else cursor
+            if written := _find_content(text, content_text(message).strip(), cursor, header):
+                if spans and message["role"] not in _INSTRUCTING_ROLES:
+                    observations.append(Span(*written, SpanKind.OBSERVE))
+                cursor = written[1]
             continue
         parts = message_parts(message, fmt, where)
         if not parts:
@@ -248,5 +258,38 @@ def segment_chat(
         turn = _Turn(text, fmt, begin, limit, bool(header) and at >= 0, end_mark, marks, include_prefix)
         cursor = turn.label(found)
         spans += turn.spans
+        observations += turn.observations
         unparsed += turn.unparsed
-    return text, spans, unparsed
+    return text, LineSpans(spans, _disjoint(observations, spans), unparsed)
+
+
+def _find_content(text: str, content: str, cursor: int, header: str) -> tuple[int, int] | None:
+    """Returns the range of a message's content that begins between `cursor` and the next turn of the assistant.
+
+    Templates write the content of a tool message as it is, or as a JSON string. None if it is empty, dropped or rewritten.
+    """
+    if not content:
+        return None
+    next_turn = text.find(header, cursor) if header else -1
+    for written in (content, *(json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True))):
+        at = text.find(written, cursor)
+        if 0 <= at and (next_turn < 0 or at <= next_turn):  # the content may contain the header
+            return at, at + len(written)
+    return None
+
+
+def _disjoint(observations: list[Span], spans: list[Span]) -> list[Span]:
+    """Returns the observations that overlap neither an earlier one nor a span of the model.
+
+    Without the template's header, a content that the template drops can be found in a later turn.
+    """
+    kept: list[Span] = []
+    later, end = iter(spans), 0
+    span = next(later, None)
+    for found in sorted(observations):
+        while span is not None and span.end <= found.start:
+            span = next(later, None)
+        if found.start >= end and (span is None or span.start >= found.end):
+            kept.append(found)
+            end = found.end
+    return kept

@@ -24,6 +24,8 @@ class Format:
         reason: Prefix of a thought.
         act: Prefix of an action.
         environment: Prefix of an observation, a question or a note. None if the format does not mark them.
+        context: Start of a line that the environment wrote and that is not an observation, such as a question or the task.
+            None if all lines of the environment after the model's first span are observations.
         unprefixed: Who wrote the lines without a prefix.
             "environment": always the environment.
             "thought": the environment, but a thought continues up to the prefix of its action.
@@ -45,15 +47,16 @@ class Format:
     inline: bool = False
     ignore_case: bool = True
     suspect: str | None = None
+    context: str | None = None
     patterns: dict[str, re.Pattern[str]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.unprefixed not in ("environment", "thought", "model"):
             remedy = "Set it to the author of lines without a prefix."
             raise InputError("Format.unprefixed", "'environment', 'thought' or 'model'", repr(self.unprefixed), remedy)
-        for key in ("environment", "reason", "act", "suspect"):
+        for key in ("environment", "context", "reason", "act", "suspect"):
             source = getattr(self, key)
-            if source is None and key in ("environment", "suspect"):
+            if source is None and key in ("environment", "context", "suspect"):
                 continue
             where = f"Format({self.name!r}).{key}"
             try:
@@ -138,6 +141,7 @@ for _format in (
         environment=r"Observation[ \t]?:",
         unprefixed="thought",
         suspect=r"(?:Thought|Think|Act)(?:[ \t]?\d+)?[ \t]?:|>[ \t]?think:",
+        context=r"Your task is to\b",
     ),
     # ReAct with a prefix on every observation, numbered or not. KnowAgent's `ActionPath` lists the actions so far.
     Format(
@@ -147,6 +151,7 @@ for _format in (
         environment=r"(?:Observation|ActionPath|Question)(?P<label>[ \t]?\d+)?[ \t]?:",
         unprefixed="model",
         suspect=r"Reasoning[ \t]?:|>[ \t]?think:",
+        context=r"(?:ActionPath|Question)(?:[ \t]?\d+)?[ \t]?:",
     ),
     # ReAct on ALFWorld: the model writes after the prompt sign, the environment writes all other lines.
     Format(
@@ -155,6 +160,7 @@ for _format in (
         act=r">",
         environment=r">[ \t]*ActionPath\b",
         suspect=r"(?:think|Thought|Action|Reasoning)[ \t]?:",
+        context=r">[ \t]*ActionPath\b|Your task is to\b",
     ),
     # ReAct on WebShop: a thought is an action named think. The harness, not the model, writes `Action: reset` to open an
     # episode. Other lines that begin with `Action:` are reported and not labelled, because product texts contain them.
@@ -164,6 +170,7 @@ for _format in (
         act=r"(?P<label>Action:[ \t]*)(?=\w+\[)|(?=(?:search|click)\[)",
         environment=r"(?P<label>Observation:)|Action:[ \t]*reset[ \t]*(?=[\r\n]|$)",
         suspect=r"Action:",
+        context=r"Action:[ \t]*reset\b",
     ),
     # Equation 3 of the paper: a marker before each part, on one line or on many.
     Format(

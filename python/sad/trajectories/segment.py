@@ -18,17 +18,20 @@ __all__ = ["Segmentation", "Unparsed", "segment"]
 
 
 class Segmentation(NamedTuple):
-    """A text, its reasoning and action spans, and the places that do not fit its format.
+    """A text, its reasoning and action spans, its observations, and the places that do not fit its format.
 
     Args:
         text: The text; for messages, the rendered conversation.
-        spans: The spans in the order of the text; they do not overlap.
+        spans: The spans that the model wrote, in the order of the text; they do not overlap.
         unparsed: One `Unparsed` per place that does not fit the format.
+        observations: The spans in which the environment answers the model, of kind `Span.OBSERVE`, in the order of the text.
+            They overlap neither each other nor `spans`.
     """
 
     text: str
     spans: list[Span]
     unparsed: list[Unparsed]
+    observations: list[Span]
 
 
 def segment(
@@ -45,6 +48,9 @@ def segment(
     student learns to end the line and hand over to the environment. Leading blanks, blank lines between spans, prompts
     and observations belong to no span.
 
+    What the environment wrote after the first span is an observation: from the first character of its first line through
+    the line terminator of its last line. The text before the first span is the prompt and not an observation.
+
     Args:
         text_or_messages: The text of the trajectory, or for a chat format its messages (dicts with role and content).
         format: The name of a registered format (see `sad.formats()`), or a format.
@@ -54,7 +60,7 @@ def segment(
         tools: Tool descriptions for the chat template.
 
     Returns:
-        `Segmentation`: the text (for messages: as rendered), the spans, and the unparsed places.
+        `Segmentation`: the text (for messages: as rendered), the spans, the unparsed places, and the observations.
 
     Raises:
         InputError: The format is unknown or does not fit the input, or a chat template drops or rewrites what the
@@ -72,9 +78,11 @@ def segment(
         if tokenizer is None:
             remedy = "Pass the student's tokenizer; its chat template renders the messages as text."
             raise InputError("tokenizer", "a tokenizer with a chat template", "None", remedy)
-        return Segmentation(*segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools))
+        rendered, found = segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools)
+        return Segmentation(rendered, found.spans, found.unparsed, found.observations)
     if not isinstance(text_or_messages, str):
         got = type(text_or_messages).__name__
         remedy = "Pass a string, or format='chat' for messages."
         raise InputError("text", f"a string, because the format is {fmt.name!r}", got, remedy)
-    return Segmentation(text_or_messages, *segment_lines(text_or_messages, fmt, include_prefix))
+    found = segment_lines(text_or_messages, fmt, include_prefix)
+    return Segmentation(text_or_messages, found.spans, found.unparsed, found.observations)

@@ -30,7 +30,7 @@ class Trajectory:
         messages: A conversation (dicts with role and content) for a chat format.
         format: The format of the transcript, a name in `sad.formats()`. None means "chat" for a trajectory that has only
             messages, and "sad" otherwise.
-        spans: Reasoning and action spans in `text`. They replace the format.
+        spans: Reasoning and action spans in `text`, and observations (`Span.OBSERVE`). They replace the format.
         env: The name of the environment.
         task: The task of the episode.
         success: Whether the agent solved the task.
@@ -73,7 +73,9 @@ class Trajectory:
             InputError: As in `sad.segment`; the message names the trajectory.
         """
         if self.spans is not None and self.text is not None:
-            return Segmentation(self.text, _checked_spans(self.spans, self.text, f"trajectory {self.id!r}"), [])
+            own = _checked_spans(self.spans, self.text, f"trajectory {self.id!r}")
+            observations = [span for span in own if span.kind is SpanKind.OBSERVE]
+            return Segmentation(self.text, [span for span in own if span.kind is not SpanKind.OBSERVE], [], observations)
         fmt = self.resolve_format(format)
         content = self.messages if isinstance(fmt, ChatFormat) else self.text
         try:

@@ -25,7 +25,7 @@ FIELDS = {"id", "text", "messages", "format", "spans", "env", "task", "success"}
 def trajectories(draw) -> Trajectory:
     text = draw(TEXT)
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    spans = [Span(a, b, draw(st.sampled_from([Span.REASON, Span.ACT]))) for a, b in zip(cuts[::2], cuts[1::2])]
+    spans = [Span(a, b, draw(st.sampled_from([Span.REASON, Span.ACT, Span.OBSERVE]))) for a, b in zip(cuts[::2], cuts[1::2])]
     return Trajectory(
         id=draw(TEXT),
         text=text,
@@ -57,13 +57,16 @@ def test_read_accepts_files_of_other_programs(tmp_path):
     """Byte order mark, CRLF, blank lines, missing ids, kinds as numbers, null fields, extra keys."""
     path = tmp_path / "a.jsonl"
     lines = [
-        {"text": "ab", "spans": [[1, 2, 2], [0, 1, "reason"]], "success": None, "model": "x"},
+        {"text": "abc", "spans": [[1, 2, 2], [0, 1, "reason"], [2, 3, "observe"]], "success": None, "model": "x"},
         {"id": 7, "text": "c", "env": "e"},
     ]
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(line).encode() for line in lines) + b"\r\n")
     first, second = read_jsonl(path)
     assert first == Trajectory(
-        id="a.jsonl:1", text="ab", spans=[Span(0, 1, Span.REASON), Span(1, 2, Span.ACT)], extra={"model": "x"}
+        id="a.jsonl:1",
+        text="abc",
+        spans=[Span(0, 1, Span.REASON), Span(1, 2, Span.ACT), Span(2, 3, Span.OBSERVE)],
+        extra={"model": "x"},
     )
     assert second == Trajectory(id="7", text="c", env="e")
     assert read_jsonl(path, limit=1) == [first]

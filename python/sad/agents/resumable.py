@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sad.errors import InputError
+from sad.files import write_file
 from sad.trajectories.trajectory import Trajectory, json_line, read_jsonl, write_jsonl
 
 
@@ -68,8 +69,7 @@ class ResumableFile:
         self._partial.unlink(missing_ok=True)
 
     def _write_config(self) -> None:
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._config_path.write_text(self._config_text, encoding="utf-8")
+        write_file(self._config_path, self._config_text)
 
     def _check_config(self, config: dict[str, Any]) -> None:
         try:

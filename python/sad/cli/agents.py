@@ -82,16 +82,6 @@ def make_env(options: AgentOptions) -> Env:
     return env
 
 
-def check_new_file(out: Path | None) -> None:
-    """Checks that a file does not exist yet.
-
-    Raises:
-        InputError: The file exists.
-    """
-    if out is not None and out.exists():
-        raise InputError("out", "a new file", f"{str(out)!r}, which exists", "Choose another name, or remove it.")
-
-
 def rollout_tasks(
     agent: Agent,
     env: Env,

@@ -41,15 +41,19 @@ def command(options: EvalOptions) -> None:
 
     from sad.agents.collect import select_tasks
     from sad.agents.evaluate import check_reference, evaluate
-    from sad.cli.agents import check_new_file, load_agent, make_env, rollout_tasks
+    from sad.cli.agents import load_agent, make_env, rollout_tasks
     from sad.errors import InputError
+    from sad.files import check_new_file
     from sad.trajectories.trajectory import read_jsonl, write_jsonl
 
-    check_new_file(options.out)
-    check_new_file(options.trajectories)
     models = options.model
     if len(set(models)) < len(models):
         raise InputError("model", "each model once", ", ".join(map(repr, models)), "Remove the repetition.")
+    check_new_file("out", options.out)
+    check_new_file("trajectories", options.trajectories)
+    paths = _trajectory_paths(options)
+    for path in paths.values():
+        check_new_file("trajectories", path)
     reference = None if options.teacher is None or options.teacher in models else read_jsonl(options.teacher)
     env = make_env(options)
     tasks = select_tasks(env, options.tasks)
@@ -63,11 +67,8 @@ def command(options: EvalOptions) -> None:
         start = time.perf_counter()
         trajectories[name] = rollout_tasks(agent, env, tasks, options)
         seconds[name] = time.perf_counter() - start
-        if options.trajectories is not None:
-            path = options.trajectories
-            if len(models) > 1:
-                path /= f"{name.strip('/.').replace('/', '-')}.jsonl"
-            write_jsonl(path, trajectories[name])
+        if name in paths:
+            write_jsonl(paths[name], trajectories[name])
     if options.teacher in trajectories:
         reference = trajectories[options.teacher]
     evaluations = {
@@ -77,6 +78,28 @@ def command(options: EvalOptions) -> None:
     if options.out is not None:
         _write_json(options, len(tasks), evaluations)
     _print_tables(options, len(tasks), evaluations)
+
+
+def _trajectory_paths(options: EvalOptions) -> dict[str, Path]:
+    """Returns the trajectory file of each model, or nothing without `--trajectories`.
+
+    Raises:
+        InputError: Two models have the same file name.
+    """
+    from sad.errors import InputError
+
+    if options.trajectories is None:
+        return {}
+    if len(options.model) == 1:
+        return {options.model[0]: options.trajectories}
+    paths = {name: options.trajectories / f"{name.strip('/.').replace('/', '-')}.jsonl" for name in options.model}
+    owners: dict[str, str] = {}
+    for name, path in paths.items():
+        other = owners.setdefault(path.name.lower(), name)  # some file systems ignore the case
+        if other != name:
+            got = f"{path.name} for {other!r} and for {name!r}"
+            raise InputError("trajectories", "another file for each model", got, "Rename one of the model folders.")
+    return paths
 
 
 def _load_counting_tokenizer(options: EvalOptions, agents: dict[str, Agent]) -> Any:
@@ -98,12 +121,13 @@ def _load_counting_tokenizer(options: EvalOptions, agents: dict[str, Agent]) -> 
 def _write_json(options: EvalOptions, task_count: int, evaluations: dict[str, dict[str, Any]]) -> None:
     import json
 
+    from sad.files import write_file
+
     content: dict[str, Any] = {"env": options.env, "split": options.split, "root": options.root}
     content |= {"option": options.env_options, "tasks": task_count, "seed": options.seed, "decoding": options.decoding}
     content |= {"temperature": options.temperature, "prompt": options.prompt, "max_steps": options.max_steps}
     content |= {"teacher": options.teacher, "models": evaluations}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    write_file(options.out, json.dumps(content, indent=1) + "\n", overwrite=False)
 
 
 def _print_tables(options: EvalOptions, task_count: int, evaluations: dict[str, dict[str, Any]]) -> None:

@@ -42,6 +42,7 @@ def command(options: InspectOptions) -> None:
     parsed.
     """
     from sad.errors import InputError
+    from sad.files import check_new_file
     from sad.trajectories.encode import load_tokenizer
     from sad.trajectories.formats import get_format
     from sad.trajectories.inspection import inspect_trajectories
@@ -51,8 +52,7 @@ def command(options: InspectOptions) -> None:
     for flag, value, least in (("--limit", options.limit, 0), ("--max-length", options.max_length, 1)):
         if value is not None and value < least:
             raise InputError(flag, f"an integer of at least {least}", str(value), "Raise it, or remove the option.")
-    if page is not None and page.exists():
-        raise InputError(str(page), "a new file", "an existing one", "Choose another name, or remove the file.")
+    check_new_file("--html", page)
     if options.format is not None:
         get_format(options.format, "--format")
     trajectories = read_jsonl(file)
@@ -167,6 +167,7 @@ def _print(inspection, limit: int) -> None:
 
 
 def _write_page(inspection, limit: int, options: InspectOptions) -> None:
+    from sad.files import write_file
     from sad.report.overlay import overlay_lines
     from sad.report.page import inspect_page
     from sad.trajectories.inspection import histogram
@@ -198,6 +199,4 @@ def _write_page(inspection, limit: int, options: InspectOptions) -> None:
         shown=shown,
         trajectories=inspection.lengths.trajectories,
     )
-    options.html.parent.mkdir(parents=True, exist_ok=True)
-    with options.html.open("x", encoding="utf-8") as file:
-        file.write(page)
+    write_file(options.html, page, overwrite=False)

@@ -21,6 +21,7 @@ from sad.demo.optimizer import Muon
 from sad.demo.progress import Stage, Stages
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
+from sad.files import write_file
 from sad.report.overlay import token_pieces
 from sad.report.page import demo_page
 from sad.trajectories.trajectory import Trajectory
@@ -111,7 +112,7 @@ class _Demo:
             "stages": self.stages.records,
             "seconds": self.stages.seconds,
         }
-        (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_file(self.out / "results.json", json.dumps(results, indent=1) + "\n")
         self.write_report(results, lessons, tokenizer)
         return results
 
@@ -236,7 +237,7 @@ class _Demo:
             encoded = sad.encode(trajectory, tokenizer, max_length=self.config.context)
             title, text = f"{trajectory.task} ({trajectory.id})", trajectory.text or ""
             pieces[title] = token_pieces(text, encoded.offsets, encoded.span_ids, truncated=encoded.truncated)
-        (self.out / "report.html").write_text(demo_page(results, pieces))
+        write_file(self.out / "report.html", demo_page(results, pieces))
 
 
 class _StageCallback(TrainerCallback):

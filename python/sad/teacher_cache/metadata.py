@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = "sad teacher cache"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from sad.teacher_cache.metadata import CacheMetadata
 _BLOCK = 1 << 16
 _MAX_LEVEL = 65534
 _ZERO_PROBABILITY = 65535
+_MASS_ROUNDING = 1e-3  # of the sum of a row's probabilities, float32
+ENTROPY_ROUNDING = 1e-3  # nats
 
 
 class TeacherRows(NamedTuple):
@@ -98,6 +100,27 @@ def tail_spread(rows: TeacherRows, vocab_size: int) -> NDArray[np.float64]:
     tail_sum = -rows.entropy.astype(np.float64) - topk_sum  # sum of p log p over the tail
     uniform = rest * np.log(np.maximum(rest, np.finfo(np.float64).tiny) / tail_columns)
     return np.maximum(tail_sum - uniform, 0.0)
+
+
+def find_problem(rows: TeacherRows, vocab_size: int) -> str | None:
+    """Returns what no softmax over `vocab_size` columns can have, in words; None if the rows are possible."""
+    if not len(rows.rest):
+        return None
+    if rows.ids.min() < 0 or rows.ids.max() >= vocab_size or rows.argmax.min() < 0 or rows.argmax.max() >= vocab_size:
+        return f"a column outside of the {vocab_size} columns of the softmax"
+    if (rows.ids[:, 1:] <= rows.ids[:, :-1]).any():
+        return "columns that do not ascend"
+    rest, entropy = rows.rest.astype(np.float64), rows.entropy.astype(np.float64)
+    with np.errstate(over="ignore"):
+        mass = np.exp(rows.logprobs.astype(np.float64)).sum(1) + rest
+    # Negated comparisons, so that NaN is a problem too.
+    if not ((rest >= 0) & (rest <= 1 + _MASS_ROUNDING)).all():
+        return "a probability of the rest that is not from 0 to 1"
+    if not (np.abs(mass - 1) <= _MASS_ROUNDING).all():
+        return "probabilities that do not sum to 1"
+    if not ((entropy >= -ENTROPY_ROUNDING) & (entropy <= np.log(vocab_size) + ENTROPY_ROUNDING)).all():
+        return f"an entropy that is not from 0 to log {vocab_size}"
+    return None
 
 
 class Column(NamedTuple):

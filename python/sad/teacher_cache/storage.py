@@ -6,13 +6,15 @@ next run continues from the complete shards. The index is written last: a cache 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +23,19 @@ import numpy as np
 import safetensors.numpy
 from fsspec.implementations.local import LocalFileSystem
 
+from sad import files
 from sad.errors import InputError
 from sad.teacher_cache.metadata import CacheMetadata, metadata_from_json
-from sad.teacher_cache.rows import TeacherRows, concatenate, pack, packed_columns, tail_spread, unpack
+from sad.teacher_cache.rows import (
+    ENTROPY_ROUNDING,
+    TeacherRows,
+    concatenate,
+    find_problem,
+    pack,
+    packed_columns,
+    tail_spread,
+    unpack,
+)
 
 INDEX_NAME = "index.json"
 SHARD_NAME = re.compile(r"rows-[0-9a-f]{16}\.safetensors")
@@ -99,6 +111,12 @@ class CacheFolder:
         self._maps.pop(name, None)
         fs.mv(partial, path)
 
+    def lock(self) -> contextlib.AbstractContextManager:
+        """Returns a context in which no other process writes to a local folder. Remote file systems have no lock."""
+        fs, root = self._open()
+        is_local = isinstance(fs, LocalFileSystem)
+        return files.FolderLock(root, self._argument) if is_local else contextlib.nullcontext()
+
     def remove(self, name: str) -> None:
         """Deletes a file."""
         fs, path = self._locate(name)
@@ -162,7 +180,7 @@ def serialize_shard(examples: Sequence[tuple[str, TeacherRows]], metadata: Cache
         entries.append(Entry(digest, stop - start, checksum, float(part.entropy.sum(dtype=np.float64))))
         start = stop
     spread = float(tail_spread(rows, metadata.vocab_size).sum())
-    header = {**metadata.to_json(), "tail_spread": spread, "examples": entries}
+    header = files.seal({**metadata.to_json(), "tail_spread": spread, "examples": entries})
     data = safetensors.numpy.save(packed, metadata={"sad": json.dumps(header)})
     name = hashlib.sha256("".join(entry.digest for entry in entries).encode()).hexdigest()[:16]
     return f"rows-{name}.safetensors", data
@@ -196,17 +214,40 @@ def read_header(folder: CacheFolder, name: str, size: int) -> ShardHeader:
         header = json.loads(tensors.pop("__metadata__", {}).get("sad", "null"))
     except ValueError as error:
         raise _damaged(file, f"a header that cannot be read ({error})") from error
+    _check_seal(file, header)
     metadata = metadata_from_json(file, header)
     try:
-        entries = [Entry(*entry) for entry in header["examples"]]
+        entries = _entries(file, header["examples"], metadata)
         starts = {key: 8 + length + tensors[key]["data_offsets"][0] for key in packed_columns(metadata)}
         end = 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values())
         _check_tensors(file, tensors, metadata, sum(entry.rows for entry in entries))
-    except (KeyError, TypeError) as error:
-        raise _damaged(file, f"a header without {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, f"a header without valid entries ({error})") from error
     if size != end:
         raise _damaged(file, f"{size} bytes, but {end} in its header")
     return ShardHeader(metadata, entries, float(header["tail_spread"]), starts, end)
+
+
+def _check_seal(file: str, record: Any) -> None:
+    """Checks the checksum of an index or of a header. Other versions of the format have none."""
+    if not isinstance(record, Mapping) or files.CHECKSUM not in record:
+        metadata_from_json(file, record)  # names a foreign file, and another version of the format
+    if not files.is_sealed(record):
+        raise _damaged(file, "another checksum of its content")
+
+
+def _entries(file: str, listed: Any, metadata: CacheMetadata) -> list[Entry]:
+    """Returns the entries of a shard.
+
+    Raises:
+        DamagedFileError: An entropy is impossible.
+    """
+    entries = [Entry(*entry) for entry in listed]
+    for entry in entries:
+        most = entry.rows * math.log(metadata.vocab_size)
+        if not -ENTROPY_ROUNDING <= entry.entropy <= most + entry.rows * ENTROPY_ROUNDING:
+            raise _damaged(file, f"an entropy of {entry.entropy} nats of example {entry.digest} with {entry.rows} rows")
+    return entries
 
 
 def _check_tensors(file: str, tensors: dict[str, Any], metadata: CacheMetadata, rows: int) -> None:
@@ -228,7 +269,7 @@ def read_rows(folder: CacheFolder, name: str, header: ShardHeader, first: int, e
     """Returns the rows of one example. `first` is the index of its first row in the shard.
 
     Raises:
-        InputError: The checksum does not match.
+        InputError: The checksum does not match, or a value is impossible.
     """
     columns, ranges, packed = packed_columns(header.metadata), [], {}
     for key, column in columns.items():
@@ -242,7 +283,15 @@ def read_rows(folder: CacheFolder, name: str, header: ShardHeader, first: int, e
         got = f"another checksum of example {entry.digest}"
         remedy = "Delete the file and run the `sad cache` command again."
         raise _damaged(folder.display_path(name), got, remedy)
-    return unpack(packed, header.metadata)
+    rows = unpack(packed, header.metadata)
+    problem = find_problem(rows, header.metadata.vocab_size)
+    total = float(rows.entropy.sum(dtype=np.float64))
+    if problem is None and not math.isclose(total, entry.entropy, rel_tol=1e-6, abs_tol=1e-6):
+        problem = f"a sum of entropies of {total} nats instead of {entry.entropy}"
+    if problem is not None:
+        got = f"{problem} in example {entry.digest}"
+        raise _damaged(folder.display_path(name), got, "Delete the folder and make the cache again.")
+    return rows
 
 
 class Shard(NamedTuple):
@@ -266,7 +315,7 @@ def write_index(folder: CacheFolder, headers: dict[str, ShardHeader]) -> None:
     metadata = next(iter(headers.values())).metadata
     shards = [Shard(name, h.size, h.tail_spread, h.entries) for name, h in sorted(headers.items())]
     record = {**metadata.to_json(), "shards": [shard._asdict() for shard in shards]}
-    folder.write(INDEX_NAME, json.dumps(record).encode())
+    folder.write(INDEX_NAME, json.dumps(files.seal(record)).encode())
 
 
 def read_index(folder: CacheFolder) -> Index:
@@ -288,9 +337,10 @@ def read_index(folder: CacheFolder) -> Index:
         record: Any = json.loads(folder.read(INDEX_NAME))
     except ValueError as error:
         raise InputError(file, "the index of a teacher cache", f"a file that is not JSON ({error})", remedy) from error
+    _check_seal(file, record)
     metadata = metadata_from_json(file, record)
     try:
-        shards = [Shard(**{**one, "entries": [Entry(*entry) for entry in one["entries"]]}) for one in record["shards"]]
+        shards = [Shard(**{**one, "entries": _entries(file, one["entries"], metadata)}) for one in record["shards"]]
     except (KeyError, TypeError) as error:
         raise InputError(file, "the index of a teacher cache", f"one with unknown entries ({error})", remedy) from error
     for shard in shards:

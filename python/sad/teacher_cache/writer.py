@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from sad.errors import InputError
+from sad.files import LOCK_NAME
 from sad.model_parts import split_model
 from sad.teacher_cache.metadata import CacheMetadata, example_digest, supervised_rows
 from sad.teacher_cache.options import BATCH_TOKENS
@@ -73,7 +75,8 @@ def write_teacher_cache(
     """Runs the teacher over the examples that the cache lacks, and adds them.
 
     Every process of a distributed run calls this function and computes its share of the batches into shards of its own. An
-    interrupted run leaves complete shards. The next run, with any number of processes, computes the rest.
+    interrupted run leaves complete shards. The next run, with any number of processes, computes the rest. A local folder is
+    locked meanwhile.
 
     Args:
         teacher: A causal language model on its device. The function switches it to evaluation mode.
@@ -88,8 +91,8 @@ def write_teacher_cache(
         Statistics of the whole cache.
 
     Raises:
-        InputError: The folder holds another cache or other files, no example has a supervised token, or the teacher's
-            logits are NaN or infinite.
+        InputError: The folder holds another cache or other files, another process writes to it, no example has a supervised
+            token, or the teacher's logits are NaN or infinite.
     """
     state, folder = PartialState(), CacheFolder(path)
     observe = metadata.observe
@@ -99,18 +102,21 @@ def write_teacher_cache(
         raise InputError("data", "examples with reasoning or actions", "none", "Check the data with `sad inspect`.")
 
     def missing() -> list[str]:
+        read_shards(folder, metadata)  # refuses another folder before the lock writes to it
+        stack.enter_context(folder.lock())
         written = {entry.digest for header in read_shards(folder, metadata).values() for entry in header.entries}
         return [digest for digest in by_digest if digest not in written]
 
-    digests = _run_on_main(state, missing)
-    lengths = [len(by_digest[digest]["input_ids"]) for digest in digests]
-    batches = batches_by_length(lengths, batch_tokens)[state.process_index :: state.num_processes]
-    if batches:
-        runner = TeacherRunner(teacher, metadata.top_k, metadata.vocab_size, observe)
-        named = [[(digests[i], by_digest[digests[i]]) for i in batch] for batch in batches]
-        _write_shards(runner, named, folder, metadata, shard_size, show_progress and state.is_local_main_process)
-    state.wait_for_everyone()
-    return _run_on_main(state, lambda: _finish(folder, metadata, list(by_digest)))
+    with contextlib.ExitStack() as stack:
+        digests = _run_on_main(state, missing)
+        lengths = [len(by_digest[digest]["input_ids"]) for digest in digests]
+        batches = batches_by_length(lengths, batch_tokens)[state.process_index :: state.num_processes]
+        if batches:
+            runner = TeacherRunner(teacher, metadata.top_k, metadata.vocab_size, observe)
+            named = [[(digests[i], by_digest[digests[i]]) for i in batch] for batch in batches]
+            _write_shards(runner, named, folder, metadata, shard_size, show_progress and state.is_local_main_process)
+        state.wait_for_everyone()
+        return _run_on_main(state, lambda: _finish(folder, metadata, list(by_digest)))
 
 
 def _run_on_main(state: PartialState, compute: Callable[[], _Result]) -> _Result:
@@ -144,7 +150,7 @@ def read_shards(folder: CacheFolder, metadata: CacheMetadata | None = None) -> d
                 headers[name] = read_header(folder, name, size)
             except DamagedFileError:
                 continue
-        elif name != INDEX_NAME and not PARTIAL_NAME.fullmatch(name):
+        elif name not in (INDEX_NAME, LOCK_NAME) and not PARTIAL_NAME.fullmatch(name):
             got = f"{folder.url!r}, which holds {name!r}"
             raise InputError("out", "a new or empty folder, or a teacher cache", got, "Choose another folder.")
     for name, header in headers.items() if metadata is not None else ():
@@ -245,7 +251,7 @@ def _finish(folder: CacheFolder, metadata: CacheMetadata, digests: list[str]) ->
         raise InputError(folder.url, "all examples in the written files", got, remedy)
     write_index(folder, headers)
     for name in folder.sizes():
-        if name not in headers and name != INDEX_NAME:
+        if name not in headers and name not in (INDEX_NAME, LOCK_NAME):
             folder.remove(name)
     rest = np.concatenate([read_column(folder, name, header, "rest") for name, header in headers.items()])
     mass = 1.0 - rest.astype(np.float64)

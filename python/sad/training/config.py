@@ -18,6 +18,7 @@ from sadkernels.divergence import DIVERGENCES
 
 CURRICULUM_UNITS = ("relative", "raw")
 LOSS_FROM = ("auto", "hidden", "logits")
+NAN_POLICIES = ("stop", "skip")
 OWN_FIELDS = tuple(item.name for group in GROUPS.values() for item in dataclasses.fields(group))
 _INHERITED = {item.name: item for item in dataclasses.fields(TrainingArguments)}
 
@@ -85,6 +86,7 @@ class SADConfig(CurriculumFields, LossFields, BatchFields, TrainingArguments):
         self._check_choice("divergence", DIVERGENCES)
         self._check_choice("backend", ("auto", *PACKAGES))
         self._check_choice("loss_from", LOSS_FROM)
+        self._check_choice("nan_policy", NAN_POLICIES)
         if self.lambda_reason == self.lambda_act == self.lambda_observe == 0:
             remedy = "Set one of the three weights above 0."
             raise InputError("lambda_act", "> 0 if lambda_reason and lambda_observe are 0", "0", remedy)

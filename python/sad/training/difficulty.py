@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from sad import files
 from sad.errors import InputError
 from sad.losses import fused_span_kl
 from sad.model_parts import model_digest
@@ -165,7 +164,7 @@ def measure(rows: Rows, entropy_sums: Tensor | None, observe: bool = False) -> M
 def save(path: Path, measures: Measures, data: str, teacher: str | None, observe: bool = False) -> None:
     """Writes the measures, the hashes of the data and the teacher, and whether observations were supervised.
 
-    The file appears complete or not at all.
+    The file appears complete or not at all, and has a checksum.
     """
     entropy = measures.teacher_entropy
     record = {
@@ -177,10 +176,7 @@ def save(path: Path, measures: Measures, data: str, teacher: str | None, observe
     }
     if observe:
         record["observe"] = True
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(record))
-    os.replace(partial, path)
+    files.write_record(path, record)
 
 
 def load(path: Path, data: str, teacher: str | None, observe: bool = False) -> Measures | None:
@@ -199,7 +195,7 @@ def load(path: Path, data: str, teacher: str | None, observe: bool = False) -> M
         InputError: The file belongs to other data or to another teacher, its entropy has other tokens, or it cannot be read.
     """
     try:
-        record = json.loads(path.read_text())
+        record = files.read_record(path, "Delete the file to measure again.")
         entropy = record["teacher_entropy"]
         measures = Measures(
             np.asarray(record["reason_tokens"], np.int64),
@@ -209,6 +205,8 @@ def load(path: Path, data: str, teacher: str | None, observe: bool = False) -> M
         measured_on = {"data": record["data"], "teacher": record["teacher"]}
     except FileNotFoundError:
         return None
+    except files.ChecksumError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(str(path), "difficulties of a run", str(error), "Delete the file to measure again.") from None
     if teacher is not None and entropy is None:

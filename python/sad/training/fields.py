@@ -56,6 +56,10 @@ class LossFields:
     inplace_backward: bool = _field(
         True, help="Write the gradient over the student's logits in the loss from logits, which saves one such buffer."
     )
+    nan_policy: str = _field(
+        "stop",
+        help="stop: end the training at the first loss or gradient that is NaN or infinite; skip: leave such steps out.",
+    )
     backend: str = _field("auto", help="Backend of the loss: auto, reference, cpu, triton or cuda.")
 
 

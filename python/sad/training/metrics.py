@@ -28,10 +28,17 @@ class SpanMeter:
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
-    def add(self, stats: SpanStats) -> None:
-        """Adds the sums of one batch."""
+    def add(self, stats: SpanStats, valid: Tensor | None = None) -> None:
+        """Adds the sums of one batch.
+
+        Args:
+            stats: The statistics of the batch.
+            valid: Whether to add them, a bool on the device. None: yes.
+        """
         sums = torch.stack([value for kind in stats for value in kind]).view(len(_KINDS), -1)
         sums = sums.to(_sum_dtype(sums.device))  # token counts exceed 2^24
+        if valid is not None:
+            sums = torch.where(valid, sums, 0)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, device: torch.device) -> Tensor:

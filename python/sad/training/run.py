@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +15,9 @@ import transformers
 import yaml
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 import sad
-from sad import models
+from sad import files, models
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache
 from sad.training import difficulty
@@ -31,7 +31,7 @@ _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
 
 def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None] = print) -> SADTrainer:
-    """Trains the student and saves it, with records, in the folder `options.out`.
+    """Trains the student and saves it, with records, in the folder `options.out`. The process locks the folder meanwhile.
 
     All input is checked before the folder is written to. Under `torchrun` or `accelerate launch` every process calls this.
 
@@ -44,8 +44,16 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         The trainer, after training.
 
     Raises:
-        InputError: An input cannot be used. The folder is unchanged.
+        InputError: An input cannot be used, or another process writes to the folder. The folder is unchanged.
+        NonFiniteError: A loss, gradient or parameter is NaN or infinite. Earlier checkpoints are kept.
     """
+    with contextlib.ExitStack() as stack:
+        return _distill(options, values, say, stack)
+
+
+def _distill(
+    options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None], stack: contextlib.ExitStack
+) -> SADTrainer:
     options.check()
     if not isinstance(options.out, str):
         got = "nothing" if options.out is None else repr(options.out)
@@ -64,15 +72,17 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         cache.check_observe(config.observe)
     main = config.process_index == 0
     announce = say if main else lambda message: None
-    files = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
-    probes = [trajectory.text for trajectory in files["data"] if trajectory.text][:_PROBES]
+    if options.resume and main:  # a new folder is locked later, because bad input must not create it
+        stack.enter_context(files.FolderLock(run.path))
+    read = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
+    probes = [trajectory.text for trajectory in read["data"] if trajectory.text][:_PROBES]
     tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
     if cache is not None:
         cache.check_tokenizer(tokenizer)
         announce(f"{cache.path}: {cache}")
     corpora: dict[str, EncodedCorpus] = {}
-    for name, trajectories in files.items():
+    for name, trajectories in read.items():
         encoding = {"format": options.format, "max_length": config.max_length, "observe": config.observe}
         corpora[name] = encode_all(trajectories, tokenizer, **encoding)
         announce(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
@@ -99,14 +109,19 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         teacher_cache=cache,
         callbacks=[MetricsWriter(run.metrics)],
     )
+    trainer.finite_guard.example_names = corpora["data"].ids
     if main:
+        if not options.resume:
+            stack.enter_context(files.FolderLock(run.path))
+            run.check_new()
+        files.remove_partials(run.path)
         run.write_config({item.name: getattr(options, item.name) for item in fields(RunOptions)} | as_yaml(config, values))
-        run.write_run(_record(corpora, {name: len(read) for name, read in files.items()}, digest))
-    checkpoint = run.last_checkpoint() if options.resume else None
+        run.write_run(_record(corpora, {name: len(trajectories) for name, trajectories in read.items()}, digest))
+    checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(run.model))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    _save_model(trainer, run.model)
     announce(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
     return trainer
 
@@ -138,31 +153,33 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError("out", "a folder", f"{str(self.path)!r}, which is a file", "Choose another name.")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(path.name != files.LOCK_NAME for path in self.path.iterdir()):
             remedy = "Choose another folder, or continue the run in it with --resume."
             raise InputError("out", "a new or empty folder", f"{str(self.path)!r}, which holds files", remedy)
 
     def check_resumable(self) -> None:
-        """Checks that the folder holds a run.
+        """Checks that the folder holds a run, and that its `config.yaml` is as the run wrote it.
 
         Raises:
-            InputError: It does not.
+            InputError: It does not, or the file was changed.
         """
         if not self.config.is_file():
             remedy = "Remove --resume to start a run there."
             raise InputError("out", "the folder of a run to resume", f"{str(self.path)!r} without config.yaml", remedy)
 
-    def last_checkpoint(self) -> str | None:
-        """Returns the folder of the last checkpoint, or None if there is none."""
-        return get_last_checkpoint(str(self.path))
+        if not files.is_sealed_lines(self.config.read_text(encoding="utf-8", errors="replace")):
+            got = "a file that was changed after the run wrote it"
+            remedy = "Undo the change, and pass other values as flags; or start a new run with --config."
+            raise InputError(str(self.config), "the file as the run wrote it", got, remedy)
 
     def write_config(self, values: dict[str, Any]) -> None:
-        """Writes `config.yaml`."""
-        _write(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        """Writes `config.yaml`, with a checksum in its first line."""
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        files.write_file(self.config, files.seal_lines(text))
 
     def write_run(self, record: dict[str, Any]) -> None:
-        """Writes `run.json`."""
-        _write(self.run, json.dumps(record, indent=2) + "\n")
+        """Writes `run.json`, with a checksum."""
+        files.write_record(self.run, record, indent=2)
 
     def check_same_data(self, digest: str) -> None:
         """Checks that the run started with these tokens and labels.
@@ -173,7 +190,8 @@ class RunFolder:
         Raises:
             InputError: It started with others.
         """
-        started = json.loads(self.run.read_text()).get("data_sha256") if self.run.is_file() else None
+        remedy = "Delete the file to resume without this check, if the data are the same."
+        started = files.read_record(self.run, remedy).get("data_sha256") if self.run.is_file() else None
         if started not in (None, digest):
             remedy = "Resume with the same file, format and max_length, or start a new run."
             raise InputError("data", f"the tokens and labels of the run in {self.path}", "others", remedy)
@@ -193,7 +211,7 @@ class MetricsWriter(TrainerCallback):
         if state.is_world_process_zero and self._path.is_file():
             lines = self._path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-            _write(self._path, "".join(kept))
+            files.write_file(self._path, "".join(kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero and logs:
@@ -240,9 +258,13 @@ def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str
     return {**versions, **counts, "data_sha256": digest}
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _save_model(trainer: SADTrainer, target: Path) -> None:
+    """Saves the trained model in a hidden folder, and moves it to its place when it is complete."""
+    staged = target.with_name(f".{target.name}.partial")
+    if trainer.args.should_save and staged.exists():
+        shutil.rmtree(staged)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(staged))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        files.publish_folder(staged, target)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import logging
 
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
+from sad.training import checkpoints
 from sad.training.cached_loss import CachedLoss
 from sad.training.collator import SpanCollator
 from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler, curriculum_sampler
 from sad.training.difficulty import measure_dataset, read_rows
+from sad.training.finite import FiniteGuard
 from sad.training.losses import SpanLoss, live_loss
 from sad.training.metrics import MeanMeter, SpanMeter, Throughput, mean_loss, span_metrics, speed_metrics
 from sad.training.teacher import place_teacher, teacher_logits
@@ -29,6 +34,8 @@ from sadkernels import backends
 from sadkernels.spans import SpanKind
 
 Dataset = Sequence[Mapping[str, Any]]
+
+logger = logging.get_logger(__name__)
 
 
 class SADTrainer(Trainer):
@@ -111,8 +118,25 @@ class SADTrainer(Trainer):
         self._logits_are_read = True  # in `compute_loss(return_outputs=True)`
         self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
         self._contrastive, self._throughput = MeanMeter(), Throughput(args.device)
+        self._staging: Path | None = None  # where a checkpoint is being saved
+        self.finite_guard = FiniteGuard(self)
+        self.add_callback(self.finite_guard)
         self.add_callback(_EpochSetter(self))
         self.add_callback(self._throughput)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains. `resume_from_checkpoint=True` takes the newest complete checkpoint in the output folder.
+
+        Raises:
+            InputError: The chosen checkpoint was damaged after its save.
+            NonFiniteError: A loss, gradient or parameter is NaN or infinite (see `nan_policy`).
+        """
+        if resume_from_checkpoint is True:
+            found = self.newest_checkpoint(logger.warning)
+            resume_from_checkpoint = None if found is None else str(found)
+        elif resume_from_checkpoint:
+            checkpoints.check_complete(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # --- the loss ---
 
@@ -144,7 +168,8 @@ class SADTrainer(Trainer):
         """
         needs_logits = return_outputs and self._logits_are_read
         output = self._span_loss(model, inputs, num_items_in_batch, self.accelerator, needs_logits=needs_logits)
-        self._meters["train" if model.training else "eval"].add(output.stats)
+        valid = torch.isfinite(output.loss.detach()) if model.training and self.args.nan_policy == "skip" else None
+        self._meters["train" if model.training else "eval"].add(output.stats, valid)
         loss = output.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged, not summed
@@ -155,6 +180,12 @@ class SADTrainer(Trainer):
             mask = inputs.get("attention_mask")
             self._throughput.add(torch.ones_like(inputs["input_ids"]) if mask is None else mask)
         return (loss, output.outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Computes the gradient of one batch. The loss of a batch that `nan_policy="skip"` leaves out is logged as 0."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.finite_guard.add(inputs, loss)
+        return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.args.nan_policy == "skip" else loss
 
     # --- the curriculum ---
 
@@ -213,14 +244,66 @@ class SADTrainer(Trainer):
                 total, batches = self.accelerator.reduce(self._contrastive.take(self.args.device), reduction="sum").tolist()
                 logs["contrastive_loss"] = total / max(batches, 1)
             logs |= speed_metrics(taken, sums[:, 1].sum().item(), self.get_tp_size())
+            if self.args.nan_policy == "skip":
+                self.finite_guard.read_flags()
+                logs["skipped_steps"] = self.finite_guard.skipped
             if self.curriculum_sampler is not None and self.state.max_steps:
                 progress = self.state.global_step / self.state.max_steps
                 logs["curriculum_share"] = float(self.curriculum_sampler.admitted_share(progress))
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    # --- checkpoints ---
+
+    def newest_checkpoint(self, say: Callable[[str], None]) -> Path | None:
+        """Returns the newest complete checkpoint in the output folder, the same in all processes.
+
+        Args:
+            say: Receives one line per checkpoint that is skipped, in the main process.
+        """
+        main = self.accelerator.is_main_process
+        found = [checkpoints.newest_complete(self.args.output_dir, say) if main else None]
+        return broadcast_object_list(found)[0]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Saves a checkpoint in a hidden folder, and moves it to its place when it is complete."""
         with self._throughput.paused():
-            super()._save_checkpoint(*args, **kwargs)
+            self.finite_guard.check_all()
+            run_folder = Path(self._get_output_dir(trial))
+            staging = run_folder / checkpoints.STAGING_NAME
+            name = f"checkpoint-{self.state.global_step}"
+            if self.args.should_save:
+                checkpoints.clear_staging(run_folder)
+            self.accelerator.wait_for_everyone()
+            self._staging, self._push_is_due = staging, False
+            try:
+                super()._save_checkpoint(model, trial)
+                if self.state.best_global_step == self.state.global_step:  # the base class has stored the hidden folder
+                    self.state.best_model_checkpoint = str(run_folder / name)
+                    if self.args.should_save:
+                        self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            except BaseException:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)  # gives the space on a full disk back
+                raise
+            finally:
+                self._staging = None
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.publish(staging / name, run_folder / name)
+                staging.rmdir()
+                checkpoints.rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            self.accelerator.wait_for_everyone()
+            if self._push_is_due:
+                self._push_from_checkpoint(str(run_folder / name))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+        else:
+            self._push_is_due = True  # when the folder has its name
 
     def _sums(self, mode: str) -> Tensor:
         """Returns the sums of a meter over all processes, and resets it. Tensor-parallel processes count once."""

@@ -157,7 +157,7 @@ def test_many_unparsed_places_are_counted_and_not_all_shown(run, tmp_path):
         (["good.jsonl", "--id", "nobody"], "--id: expected ids in good.jsonl, got nobody. The first id is 'good.jsonl:1'."),
         (["good.jsonl", "-n", "-1"], "--limit: expected an integer of at least 0, got -1."),
         (["good.jsonl", "--max-length", "0"], "--max-length: expected an integer of at least 1, got 0."),
-        (["good.jsonl", "--html", "good.jsonl"], "good.jsonl: expected a new file, got an existing one."),
+        (["good.jsonl", "--html", "good.jsonl"], "--html: expected a new file, got 'good.jsonl', which exists."),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):

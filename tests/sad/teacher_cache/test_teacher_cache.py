@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from sad import TeacherCache
 from sad.errors import InputError
-from sad.teacher_cache import writer
+from sad.files import FolderLock, seal
+from sad.teacher_cache import storage, writer
 from sad.teacher_cache.metadata import example_digest, supervised_rows, tokenizer_digest
 from tests.sad.teacher_cache import tiny_cache
 from tests.sad.training import tiny
@@ -185,16 +186,45 @@ def test_reading_detects_changed_bytes(copy):
             TeacherCache(copy).read(**example)
 
 
+def unsealed(index: dict) -> dict:
+    return {name: value for name, value in index.items() if name != "sha256"}
+
+
+def with_entropy(index: dict, entropy: float) -> dict:
+    """Returns the index with another entropy of the first example."""
+    index = json.loads(json.dumps(index))
+    index["shards"][0]["entries"][0][3] = entropy
+    return index
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda index: "not JSON", "not JSON"),
         (lambda index: json.dumps({"weight_map": {}}), "something else"),
-        (lambda index: json.dumps({**index, "version": 99}), "version 1"),
-        (lambda index: json.dumps({**index, "shards": [{}]}), "unknown entries"),
-        (lambda index: json.dumps({**index, "top_k": 15}), "top_k 15.*top_k 16"),
+        (lambda index: json.dumps(seal({**index, "version": 99})), "version 2"),
+        (lambda index: json.dumps(unsealed({**index, "version": 1})), "version 2"),
+        (lambda index: json.dumps(unsealed(index)), "another checksum"),
+        (lambda index: json.dumps({**index, "top_k": 15}), "another checksum"),
+        (lambda index: json.dumps(seal({**index, "shards": [{}]})), "unknown entries"),
+        (lambda index: json.dumps(seal({**index, "top_k": 15})), "top_k 15.*top_k 16"),
+        (lambda index: json.dumps(seal(with_entropy(index, -1.0))), "entropy of -1.0"),
+        (lambda index: json.dumps(seal(with_entropy(index, 1e9))), "entropy of 1000000000.0"),
+        (lambda index: json.dumps(seal(with_entropy(index, float("nan")))), "entropy of nan"),
     ],
-    ids=["not JSON", "foreign", "version", "entries", "files of another cache"],
+    ids=[
+        "not JSON",
+        "foreign",
+        "version",
+        "old version",
+        "no checksum",
+        "changed",
+        "entries",
+        "files of another cache",
+        "negative entropy",
+        "large entropy",
+        "NaN entropy",
+    ],
 )
 def test_a_foreign_or_damaged_index_is_rejected(copy, change, reason):
     path = copy / "index.json"
@@ -257,3 +287,77 @@ def test_pickled_cache_reads_the_same(whole):
     for a, b in zip(sent.read(**EXAMPLES[1]), cache.read(**EXAMPLES[1])):
         assert np.array_equal(a, b)
     assert dataclasses.asdict(sent.metadata) == dataclasses.asdict(cache.metadata)
+
+
+def test_no_flipped_bit_of_the_index_or_a_header_is_read(copy, whole):
+    """A flip is refused, or it changes no value (a blank for a tab). `sad cache` then replaces a damaged header."""
+    index = copy / "index.json"
+    content = index.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, 8 * len(content), 150):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << int(place % 8)
+        index.write_bytes(damaged)
+        try:
+            found = storage.read_index(storage.CacheFolder(copy))
+        except InputError:
+            continue
+        index.write_bytes(content)
+        assert found == storage.read_index(storage.CacheFolder(copy))
+    index.write_bytes(content)
+    shard = sorted(copy.glob("*.safetensors"))[0]
+    content = shard.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    honest = storage.read_header(storage.CacheFolder(copy), shard.name, len(content))
+    for place in rng.integers(0, 8 * end, 150):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << int(place % 8)
+        shard.write_bytes(damaged)
+        try:
+            assert storage.read_header(storage.CacheFolder(copy), shard.name, len(content)) == honest
+        except InputError:
+            continue
+    at = content.index(b"tail_spread") + 20
+    shard.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    write(copy)
+    assert shard.read_bytes() == content and same(copy, whole)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("rest", 1.5, "probability of the rest"),
+        ("rest", -0.5, "probability of the rest"),
+        ("rest", np.nan, "probability of the rest"),
+        ("logprobs", 0.5, "do not sum to 1"),
+        ("entropy", -1.0, "entropy"),
+        ("entropy", 10.0, "entropy"),
+        ("argmax", 300, "column outside"),
+        ("ids", 5, "do not ascend"),
+    ],
+)
+def test_impossible_values_with_a_right_checksum_are_refused(tmp_path, field, value, reason):
+    about = {"dtype": "float32", "tokenizer": TOKENIZER}
+    write(tmp_path, EXAMPLES[:1], **about)
+    cache = TeacherCache(tmp_path)
+    rows = cache.read(**EXAMPLES[0])
+    getattr(rows, field)[0] = value
+    folder = storage.CacheFolder(tmp_path)
+    name, data = storage.serialize_shard([(example_digest(**EXAMPLES[0]), rows)], cache.metadata)
+    folder.write(name, data)
+    try:
+        header = storage.read_header(folder, name, len(data))
+        storage.write_index(folder, {name: header})
+        forged = TeacherCache(tmp_path)
+    except InputError as error:  # a sum of entropies that is impossible
+        assert field == "entropy" and reason in str(error)
+        return
+    with pytest.raises(InputError, match=reason):
+        forged.read(**EXAMPLES[0])
+
+
+def test_a_second_writer_is_refused(copy):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with FolderLock(copy), pytest.raises(InputError, match="in use by process"):
+        write(copy)
+    assert before == {path.name: path.read_bytes() for path in copy.iterdir()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from sad import files
 from sad.errors import InputError
@@ -59,12 +59,12 @@ def fail_save(monkeypatch, moment: int, error: BaseException) -> None:
 
 
 def test_a_save_that_fails_at_any_operation_leaves_a_checkpoint_to_resume_from(trainer, tmp_path, monkeypatch):
-    """Every tenth operation of a save that replaces the only checkpoint. With `save_total_limit=1` there is no other."""
+    """Every fifth operation of a save that replaces the only checkpoint. With `save_total_limit=1` there is no other."""
     whole = trainer(**SAVING)
     whole.train()
     expected, run, seen = weights(whole), tmp_path / "run", set()
     assert names(run) == ["checkpoint-3"]
-    for moment in range(0, 200, 7):
+    for moment in range(0, 200, 5):
         shutil.rmtree(run)
         error = Killed() if moment % 2 else OSError(28, "No space left on device")
         with monkeypatch.context() as patch:
@@ -83,7 +83,7 @@ def test_a_save_that_fails_at_any_operation_leaves_a_checkpoint_to_resume_from(t
             seen.add(found.name)
             resumed.train(resume_from_checkpoint=True)
             assert torch.equal(weights(resumed), expected)
-            assert sorted(path.name for path in run.iterdir()) == ["checkpoint-3", "curriculum.json"]
+            assert names(run) == ["checkpoint-3"]
     assert not failed and seen == {"checkpoint-1", "checkpoint-2"}
 
 
@@ -137,15 +137,14 @@ def poison_step(trainer, *numbers: int) -> None:
 
 
 def test_training_stops_before_the_first_nan_reaches_the_weights(trainer, tmp_path):
-    made, clean = trainer(**SAVING), trainer(**SAVING | {"max_steps": 2, "output_dir": str(tmp_path / "clean")})
-    made.args.max_steps = 3
+    made = trainer(**SAVING)
     poison_step(made, 3)
     with pytest.raises(NonFiniteError, match=r"training step 3: .*loss that is NaN") as caught:
         made.train()
     assert names(tmp_path / "run") == ["checkpoint-2"] and "checkpoint-2" in str(caught.value)
     assert "4 of the 4 rows of its batch: example " in str(caught.value)
-    assert torch.isfinite(weights(made)).all()
-    del clean
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-2")
+    assert torch.equal(weights(made), torch.cat([x.detach().flatten() for x in saved.parameters()]))
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -162,25 +161,22 @@ def test_a_model_with_nan_never_trains_to_the_end(trainer, tmp_path, side, polic
 
 def test_a_huge_learning_rate_does_not_rotate_the_good_checkpoint_away(trainer, tmp_path):
     trainer(**SAVING | {"max_steps": 1}).train()
-    kept = {path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
     made = trainer(**SAVING | {"max_steps": 9, "learning_rate": 1e38, "optim": "sgd", "warmup_steps": 0})
     with pytest.raises(NonFiniteError):
         made.train()
-    saved = [tmp_path / "run" / name for name in names(tmp_path / "run")]
-    assert saved and all(files.find_damage(path) is None for path in saved)
-    assert kept
+    [name] = names(tmp_path / "run")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / name)
+    assert all(torch.isfinite(x).all() for x in saved.parameters())
 
 
 def test_only_the_bad_row_is_named(trainer):
     """The fault is in one example: a token whose embedding in the teacher is NaN."""
     data = tiny.examples(4)
-    data[2] = {"input_ids": [*data[2]["input_ids"][:-1], 299], "span_ids": [*data[2]["span_ids"][:-1], 2]}
-    data[2]["input_ids"][1] = 299
-    teacher = tiny.model(seed=1)
-    assert not any(299 in example["input_ids"] for example in (data[0], data[1], data[3]))
+    data[2]["input_ids"][1] = 300
+    student, teacher = (tiny.model(seed=seed, vocabulary=301) for seed in (2, 1))
     with torch.no_grad():
-        teacher.transformer.wte.weight[299] = torch.nan
-    made = trainer(teacher=teacher, train=data, curriculum=False, loss_from="logits")
+        teacher.transformer.wte.weight[300] = torch.nan
+    made = trainer(student, teacher, train=data, curriculum=False, loss_from="logits")
     made.finite_guard.example_names = ["a", "b", "c", "d"]
     with pytest.raises(NonFiniteError, match=r"1 of the 4 rows of its batch: trajectory 'c'\. "):
         made.train()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from transformers.utils import logging
 
 from sad.errors import InputError
 from sad.training.checkpoints import list_checkpoints
-
-if TYPE_CHECKING:
-    from sad.training.trainer import SADTrainer
 
 MAX_SKIPPED_IN_A_ROW = 20
 _NAMED_ROWS = 5
@@ -48,16 +45,17 @@ class FiniteGuard(TrainerCallback):
     """Stops the training at the first step with a loss or gradient that is not finite, or skips such steps.
 
     Args:
-        trainer: The trainer.
+        trainer: The `sad.SADTrainer` that it watches. Its type is not imported, because the trainer imports this module.
 
     Attributes:
         skipped: Number of skipped steps.
         example_names: Names of the training examples for messages; None: their indices.
     """
 
-    def __init__(self, trainer: SADTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._policy = trainer.args.nan_policy
+        self._reads_late = trainer.args.device.type == "cuda"
         self.example_names: Sequence[str] | None = None
         self._reset()
 
@@ -71,7 +69,8 @@ class FiniteGuard(TrainerCallback):
 
     def add(self, inputs: Mapping[str, Tensor], loss: Tensor) -> None:
         """Records the loss of one batch of the step."""
-        self._batches.append((inputs, torch.isfinite(loss.detach()).all()))
+        kept = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        self._batches.append((kept, torch.isfinite(loss.detach()).all()))
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._reset()
@@ -82,14 +81,12 @@ class FiniteGuard(TrainerCallback):
         batches, self._batches = self._batches, []
         self._steps += 1
         inner = getattr(optimizer, "optimizer", optimizer)
-        fused = bool(inner.param_groups) and all(group.get("fused") for group in inner.param_groups)
-        if bad.device.type == "cuda" and (fused or self._policy == "stop"):
-            if fused and self._trainer.accelerator.scaler is None:
+        fused = all(group.get("fused") for group in inner.param_groups)
+        withholds = fused and self._trainer.accelerator.scaler is None  # a scaler sets the optimizer's flag itself
+        if self._reads_late and (withholds or self._policy == "stop"):
+            if withholds:
                 inner.found_inf, self._withheld = bad, inner
-            host = torch.empty(bad.shape, dtype=bad.dtype, pin_memory=True).copy_(bad, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-            self._pending.append(_Step(state.global_step + 1, host, copied, batches))
+            self._pending.append(_Step(state.global_step + 1, *_copy_to_host(bad), batches))
             return
         self._judge(_Step(state.global_step + 1, bad, None, batches), model)
 
@@ -217,6 +214,14 @@ class FiniteGuard(TrainerCallback):
         with trainer.compute_loss_context_manager():
             output = trainer._span_loss(trainer.model_wrapped, batch, count, trainer.accelerator, needs_logits=False)
         return bool(torch.isfinite(output.loss))
+
+
+def _copy_to_host(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    """Starts the copy of a flag from a CUDA device to pinned memory. Returns the copy and the event of its end."""
+    host = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return host, copied
 
 
 def _row_tokens(inputs: Mapping[str, Tensor]) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from sad import files
 from sad.errors import InputError
-from sad.training import checkpoints
+from sad.training import checkpoints, finite
 from sad.training.finite import NonFiniteError
 from tests.sad.training import tiny
 
@@ -204,6 +204,30 @@ def test_a_fused_optimizer_withholds_the_step_by_the_flag_on_the_device():
         optimizer.found_inf = torch.tensor(found)
         optimizer.step()
         assert torch.equal(before, parameter) is not changes
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_the_flag_is_read_one_step_late_on_a_gpu(trainer, monkeypatch, policy):
+    """The path of a CUDA device, on the CPU: the optimizer withholds the step, and the host reads its flag in the next."""
+    read = []
+
+    class Copied:
+        def synchronize(self) -> None:
+            read.append(made.state.global_step + 1)
+
+    monkeypatch.setattr(finite, "_copy_to_host", lambda flag: (flag.clone(), Copied()))
+    made, seen = trainer(nan_policy=policy, max_steps=4, logging_steps=100), []
+    made.finite_guard._reads_late = True
+    poison_step(made, 2)
+    made.add_callback(_Record(seen))
+    if policy == "stop":
+        with pytest.raises(NonFiniteError, match="training step 2"):
+            made.train()
+        assert made.state.global_step == 2
+    else:
+        made.train()
+        assert made.finite_guard.skipped == 1 and not torch.equal(seen[1], seen[2])
+    assert torch.equal(seen[0], seen[1]) and read[:2] == [2, 3]
 
 
 def test_a_bad_policy_is_refused(config):

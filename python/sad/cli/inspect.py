@@ -45,7 +45,7 @@ def command(options: InspectOptions) -> None:
     from sad.trajectories.encode import load_tokenizer
     from sad.trajectories.formats import get_format
     from sad.trajectories.inspection import inspect_trajectories
-    from sad.trajectories.trajectory import read_jsonl
+    from sad.trajectories.read import read_jsonl
 
     file, ids, page = options.file, options.id, options.html
     for flag, value, least in (("--limit", options.limit, 0), ("--max-length", options.max_length, 1)):

@@ -16,7 +16,7 @@ from sad.teacher_cache.options import CacheOptions
 from sad.teacher_cache.storage import CacheFolder
 from sad.teacher_cache.writer import CacheReport, read_shards, write_teacher_cache
 from sad.trajectories.encode import encode_all
-from sad.trajectories.trajectory import read_jsonl
+from sad.trajectories.read import read_jsonl
 
 
 def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> CacheReport:

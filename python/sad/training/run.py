@@ -25,7 +25,7 @@ from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.trainer import SADTrainer
 from sad.trajectories.encode import EncodedCorpus, encode_all
-from sad.trajectories.trajectory import read_jsonl
+from sad.trajectories.read import read_jsonl
 
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 

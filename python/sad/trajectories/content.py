@@ -96,7 +96,7 @@ def _settle(text: str, pieces: list[Piece], calls_follow: bool) -> list[Piece]:
     start = 0
     for number, piece in enumerate(pieces):
         if not text[piece.start : piece.end].strip():
-            if settled and settled[-1].kind is not SpanKind.NONE:
+            if settled:
                 settled[-1] = settled[-1]._replace(end=piece.end)
                 start = piece.end
             continue
@@ -104,7 +104,7 @@ def _settle(text: str, pieces: list[Piece], calls_follow: bool) -> list[Piece]:
         if kind is None:
             kind = SpanKind.REASON if calls_follow or number < last_act else SpanKind.ACT
         opened = piece.start if piece.kind is SpanKind.NONE else start
-        if settled and settled[-1].kind and settled[-1].end == opened:  # blanks after a closing tag belong to it
+        if settled and settled[-1].end == opened:  # blanks after a closing tag belong to it
             opened += len(text[opened : piece.end]) - len(text[opened : piece.end].lstrip())
             settled[-1] = settled[-1]._replace(end=opened)
         if settled and settled[-1].kind is kind and piece.kind is None:
@@ -189,6 +189,8 @@ def _begins_line(text: str, at: int, after: int) -> bool:
 
 def _split_tags(text: str, piece: Piece, fmt: ChatFormat, unparsed: list[Unparsed]) -> list[Piece]:
     """Splits by paired tags: of the environment, of thoughts and of actions. Reports pairs of unknown name."""
+    if text.find("<", piece.start, piece.end) < 0:
+        return [piece]
     pieces: list[Piece] = []
     reported: set[str] = set()
     cursor = piece.start
@@ -218,12 +220,14 @@ def _split_tags(text: str, piece: Piece, fmt: ChatFormat, unparsed: list[Unparse
 def _fenced(text: str, piece: Piece) -> list[tuple[int, int]]:
     """Returns the ranges of the closed code blocks in a piece."""
     blocks: list[tuple[int, int]] = []
+    if text.find("```", piece.start, piece.end) < 0 and text.find("~~~", piece.start, piece.end) < 0:
+        return blocks
     opened: re.Match[str] | None = None
     for fence in _FENCE.finditer(text, piece.start, piece.end):
         if opened is None:
             opened = fence
-        elif fence[1].startswith(opened[1]) and not fence[2].strip():
-            blocks.append((opened.start(), fence.end()))
+        elif fence[1].startswith(opened[1]) and fence[2].strip() in ("", "<end_code>", "<end_action>"):
+            blocks.append((opened.start(), fence.end(1)))
             opened = None
     return blocks
 
@@ -363,8 +367,10 @@ def _lines(text: str, piece: Piece) -> Iterator[tuple[int, int]]:
 def _pieces_by_prefix(text: str, piece: Piece, formats: list[Format]) -> list[Piece]:
     """Returns the pieces from the first prefix on; each ends at the next prefix or at the end of the text."""
     pieces: list[Piece] = []
+    kinds = (("environment", SpanKind.NONE), ("reason", SpanKind.REASON), ("act", SpanKind.ACT))
+    patterns = [(found.patterns[key], kind) for key, kind in kinds for found in formats if key in found.patterns]
     for start, end in _lines(text, piece):
-        found = _prefix(text, start, end, formats)
+        found = _prefix(text, start, end, patterns)
         if found is not None:
             if pieces:
                 pieces[-1] = pieces[-1]._replace(end=start)
@@ -372,21 +378,23 @@ def _pieces_by_prefix(text: str, piece: Piece, formats: list[Format]) -> list[Pi
     return pieces
 
 
-def _prefix(text: str, start: int, end: int, formats: list[Format]) -> tuple[SpanKind, int] | None:
+def _prefix(
+    text: str, start: int, end: int, patterns: list[tuple[re.Pattern[str], SpanKind]]
+) -> tuple[SpanKind, int] | None:
     """Returns the kind of the prefix of a line, plain or in Markdown, and the index after it; None without a prefix."""
     at = _DECORATION.match(text, start, end).end()
-    for key, kind in (("environment", SpanKind.NONE), ("reason", SpanKind.REASON), ("act", SpanKind.ACT)):
-        patterns = [found.patterns[key] for found in formats if key in found.patterns]
-        for pattern in patterns:
-            if match := pattern.match(text, at, end):
-                return kind, _AFTER_PREFIX.match(text, match.end(), end).end()
+    if at >= end or text[at] in "\r\n":
+        return None
+    for pattern, kind in patterns:
+        if match := pattern.match(text, at, end):
+            return kind, _AFTER_PREFIX.match(text, match.end(), end).end()
     if at > start and text[at - 1] in "*_# \t":
         heading = text[start:at].lstrip().startswith("#")
         match = _DECORATED.match(text, at, end) or (_HEADING.match(text, at, end) if heading else None)
         if match:
             label = match[1].strip() + ":"
-            for key, kind in (("environment", SpanKind.NONE), ("reason", SpanKind.REASON), ("act", SpanKind.ACT)):
-                if any(found.patterns[key].fullmatch(label) for found in formats if key in found.patterns):
+            for pattern, kind in patterns:
+                if pattern.fullmatch(label):
                     return kind, match.end()
     return None
 

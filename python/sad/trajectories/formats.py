@@ -97,7 +97,7 @@ class ChatFormat:
     )
     reason_tags: tuple[str, ...] = (
         *("thought", "thoughts", "thinking", "reasoning", "reason", "plan", "analysis", "reflection", "scratchpad"),
-        *("think", "rationale", "inner_monologue"),
+        *("rationale", "inner_monologue"),
     )
     action_tags: tuple[str, ...] = (
         *("action", "answer", "code", "search", "tool_call", "tool_calls", "function", "function_call", "function_calls"),

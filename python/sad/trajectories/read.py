@@ -84,7 +84,7 @@ def _trajectories(values: Iterable[_Value], chosen: Source | None, limit: int | 
             return
         source = chosen or recognize(item.value)
         if source is not None and source.group is not None and not isinstance(item.value, list):
-            if not source.matches(item.value):
+            if recognize(item.value, source) is None:
                 got = shown(item.value)
                 raise InputError(item.where, f"a record of {source.title}", got, "Remove it, or name another source.")
             key = source.group(item.value)

@@ -6,6 +6,7 @@ The text is labelled as it is, so its marks must be special tokens of the studen
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +30,7 @@ class Dialect(NamedTuple):
         assistant: Matches the header of an assistant turn; a group `thought` matches if the turn is a thought.
         end: Matches the end mark of a turn.
         tokens: Special tokens that a tokenizer of this family has.
+        head_end: Matches the end of the header of a turn.
         calls: Marks in a turn after which it consists of tool calls.
     """
 
@@ -37,13 +39,14 @@ class Dialect(NamedTuple):
     assistant: re.Pattern[str]
     end: re.Pattern[str]
     tokens: tuple[str, ...]
+    head_end: re.Pattern[str]
     calls: tuple[str, ...] = ()
 
 
 def _dialect(
-    name: str, turn: str, assistant: str, end: str, tokens: tuple[str, ...], calls: tuple[str, ...] = ()
+    name: str, turn: str, assistant: str, end: str, tokens: tuple[str, ...], head_end: str, calls: tuple[str, ...] = ()
 ) -> Dialect:
-    return Dialect(name, re.compile(turn), re.compile(assistant), re.compile(end), tokens, calls)
+    return Dialect(name, *map(re.compile, (turn, assistant, end)), tokens, re.compile(head_end), calls)
 
 
 DIALECTS = (
@@ -53,6 +56,7 @@ DIALECTS = (
         r"<\|start\|>assistant(?P<head>[^<]{0,200}(?:<\|(?:channel|constrain)\|>[^<]{0,200}){0,3})<\|message\|>",
         r"<\|(?:end|call|return)\|>",
         ("<|start|>", "<|message|>"),
+        r"<\|message\|>",
     ),
     _dialect(
         "ChatML",
@@ -60,6 +64,7 @@ DIALECTS = (
         r"<\|im_start\|>assistant[^\n<]{0,80}\n",
         r"<\|im_end\|>",
         ("<|im_start|>", "<|im_end|>"),
+        r"\n",
     ),
     _dialect(
         "Llama 3",
@@ -67,6 +72,7 @@ DIALECTS = (
         r"<\|start_header_id\|>assistant<\|end_header_id\|>\n{0,2}",
         r"<\|(?:eot_id|eom_id|end_of_text)\|>",
         ("<|start_header_id|>", "<|end_header_id|>"),
+        r"<\|end_header_id\|>\n{0,2}",
         ("<|python_tag|>",),
     ),
     _dialect(
@@ -75,6 +81,7 @@ DIALECTS = (
         r"<｜Assistant｜>|<｜tool▁outputs▁end｜>(?!<｜Assistant｜>)",
         r"<｜end▁of▁sentence｜>",
         ("<｜User｜>", "<｜Assistant｜>"),
+        r"",
         ("<｜tool▁calls▁begin｜>",),
     ),
     _dialect(
@@ -83,6 +90,7 @@ DIALECTS = (
         r"<start_of_turn>model\n",
         r"<end_of_turn>",
         ("<start_of_turn>", "<end_of_turn>"),
+        r"\n",
     ),
     _dialect(
         "Phi and GLM",
@@ -90,6 +98,7 @@ DIALECTS = (
         r"<\|assistant\|>\n?",
         r"<\|end\|>|<\|endoftext\|>|</s>",
         ("<|user|>", "<|assistant|>"),
+        r"\n?",
     ),
     _dialect(
         "Mistral and Llama 2",
@@ -97,6 +106,7 @@ DIALECTS = (
         r"\[/INST\]|\[/TOOL_RESULTS\]",
         r"</s>",
         ("</s>",),
+        r"",
         ("[TOOL_CALLS]",),
     ),
 )
@@ -120,22 +130,34 @@ class _Turn(NamedTuple):
     thought: bool
 
 
-def _turns(text: str, dialect: Dialect) -> Iterator[_Turn]:
-    cursor = 0
-    while header := dialect.assistant.search(text, cursor):
-        start = header.end()
-        mark = dialect.end.search(text, start)
-        following = dialect.turn.search(text, start)
-        content_end = end = len(text)
-        if mark and not (following and following.start() < mark.start()):
-            content_end, end = mark.span()
-        elif following:
-            content_end = end = following.start()
+class _Marks:
+    """The places of all marks of a dialect in a text, found in one pass each, so that the time is linear."""
+
+    def __init__(self, text: str, dialect: Dialect) -> None:
+        self.headers = list(dialect.assistant.finditer(text))
+        self.turns = [found.start() for found in dialect.turn.finditer(text)]
+        self.ends = [found.span() for found in dialect.end.finditer(text)]
+        self.length = len(text)
+
+    def end_of_turn(self, start: int) -> tuple[int, int]:
+        """Returns the first end mark from `start` on, or an empty range where the next turn or the end of the text is."""
+        turn, end = bisect_left(self.turns, start), bisect_left(self.ends, (start, start))
+        following = self.turns[turn] if turn < len(self.turns) else self.length
+        if end < len(self.ends) and self.ends[end][0] < following:
+            return self.ends[end]
+        return following, following
+
+
+def _turns(dialect: Dialect, marks: _Marks) -> Iterator[_Turn]:
+    after = 0
+    for header in marks.headers:
+        if header.start() < after:
+            continue
+        content_end, after = marks.end_of_turn(header.end())
         head = header.groupdict().get("head")
         # harmony: the model writes all of the message but `<|start|>assistant`
-        begin = start if head is None else header.start("head")
-        yield _Turn(header.start(), begin, content_end, end, head is not None and "analysis" in head)
-        cursor = max(end, start)
+        start = header.end() if head is None else header.start("head")
+        yield _Turn(header.start(), start, content_end, after, head is not None and "analysis" in head)
 
 
 def segment_rendered(
@@ -165,15 +187,28 @@ def segment_rendered(
     _check_tokens(tokenizer, dialect)
     found = ChatSegmentation(text, starts=[0])
     after = None
-    for turn in _turns(text, dialect):
-        if after is not None and turn.header > after and text[after : turn.header].strip():
-            found.observations.append(Span(after, turn.header, SpanKind.OBSERVE))
+    marks = _Marks(text, dialect)
+    for turn in _turns(dialect, marks):
+        if after is not None:
+            found.observations += _answers(text, after, turn.header, dialect, marks)
         if turn.end > prompt_chars:
             _label(found, turn._replace(start=max(turn.start, prompt_chars)), dialect, fmt, include_prefix)
             after = turn.end
     if not found.spans:
         found.unparsed.append(Unparsed(1, "", f"no assistant turn with text found by the marks of {dialect.name}"))
     return found
+
+
+def _answers(text: str, start: int, end: int, dialect: Dialect, marks: _Marks) -> Iterator[Span]:
+    """Yields the content of the turns in text[start:end], which follow a turn of the assistant."""
+    for header in dialect.turn.finditer(text, start, end):
+        limit = min(end, marks.end_of_turn(header.end())[0])
+        head = dialect.head_end.search(text, header.end(), limit)
+        begin = head.end() if head else header.end()
+        content = text[begin:limit]
+        lead = len(content) - len(content.lstrip())
+        if content.strip():
+            yield Span(begin + lead, begin + len(content.rstrip()), SpanKind.OBSERVE)
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase | None, dialect: Dialect) -> None:

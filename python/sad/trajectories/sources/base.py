@@ -71,9 +71,17 @@ def get_source(name: str | Source) -> Source:
     return _SOURCES[name]
 
 
-def recognize(record: Any) -> Source | None:
-    """Returns the source that a record looks like; None if it looks like none."""
-    return next((source for source in reversed(_SOURCES.values()) if source.matches(record)), None)
+def recognize(record: Any, only: Source | None = None) -> Source | None:
+    """Returns the source that a record looks like, among all or `only` one; None if it looks like none."""
+    tried = reversed(_SOURCES.values()) if only is None else [only]
+    return next((source for source in tried if _matches(source, record)), None)
+
+
+def _matches(source: Source, record: Any) -> bool:
+    try:
+        return bool(source.matches(record))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # a user's test that expects an object
+        return False
 
 
 def is_dict_list(value: Any) -> bool:

@@ -88,7 +88,7 @@ def _read_messages(records: list[Any]) -> Trajectory:
 
 
 SOURCES = (
-    Source("sad", "trajectories", _is_native, _read_native),
+    Source("sad", "sad trajectories", _is_native, _read_native),
     Source("message-lines", "chat messages of one conversation", _is_message, _read_messages, grouped_in_file),
     Source("openai", "chat conversations (OpenAI messages)", _is_chat, _read_native),
     Source("openai-exchange", "requests with their responses (OpenAI or Anthropic)", _is_exchange, _read_exchange),

@@ -58,7 +58,8 @@ def command(options: InspectOptions) -> None:
         raise InputError(str(page), "a new file", "an existing one", "Choose another name, or remove the file.")
     if options.format is not None:
         get_format(options.format, "--format")
-    trajectories = read_trajectories(file, options.source, say=typer.echo)
+    recognized: list[str] = []
+    trajectories = read_trajectories(file, options.source, say=recognized.append)
     if ids:
         missing = set(ids) - {trajectory.id for trajectory in trajectories}
         if missing:
@@ -76,6 +77,7 @@ def command(options: InspectOptions) -> None:
         include_prefix=options.include_prefix,
         keep=max(in_terminal, on_page if page else 0),
     )
+    typer.echo(f"{file}: {'; '.join(recognized)}")
     _print(inspection, in_terminal)
     if page is not None:
         _write_page(inspection, on_page, options)

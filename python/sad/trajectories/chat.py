@@ -139,11 +139,18 @@ class _Conversation:
         parts = [("reasoning", message.reasoning.strip()), ("text", message.content.strip())]
         parts += [("calls", call.name) for call in message.calls]
         parts = [part for part in parts if part[1]] or [("text", "")]
-        try:
-            own = self.renderer.render(number + 1)
-        except InputError:
-            own = ""
+        own = self.own_text(message)
         return _Loss(message, *next((part for part in parts if part[1] not in own), parts[0]))
+
+    def own_text(self, message: Message) -> str:
+        """Returns what the template writes for a message: its turn, or all the text if the turn is not found."""
+        number = next(n for n, other in enumerate(self.messages) if other is message)
+        try:
+            text = self.renderer.render(number + 1)
+            region = self.renderer.find_turn(text, number, 0) if message.role == "assistant" else None
+        except InputError:
+            return ""
+        return text[region.start : region.end] if region else text
 
     def _find_parts(self, text: str, message: Message, region: Region) -> list[_Found] | None:
         """Returns the parts of a message in its turn, in the order of the text; None if one is missing."""
@@ -350,11 +357,7 @@ def segment_chat(
             return _with_reports(result, normal, tools)
         if first is None or isinstance(first, InputError):
             first = losses[0]
-            number = conversation.messages.index(first.message)
-            try:
-                own_text = conversation.renderer.render(number + 1)
-            except InputError:
-                own_text = ""
+            own_text = conversation.own_text(first.message)
     raise first if isinstance(first, InputError) else first.error(own_text)
 
 

@@ -58,6 +58,8 @@ class Form(NamedTuple):
         split_thoughts: Whether a think block that opens the content moves to the reasoning.
         merge_system: Whether all system messages become one, at the start.
         tools_as_users: Whether messages of tools have the role "user".
+        null_content: Whether the content of a message that has only calls is null, not "".
+        typed_content: Whether the content is a list with one text part.
     """
 
     reasoning_key: str = "reasoning_content"
@@ -65,6 +67,8 @@ class Form(NamedTuple):
     split_thoughts: bool = False
     merge_system: bool = False
     tools_as_users: bool = False
+    null_content: bool = False
+    typed_content: bool = False
 
 
 @dataclass
@@ -103,6 +107,10 @@ class Message:
             written["role"] = "user"
         if self.reasoning:
             written[form.reasoning_key] = self.reasoning
+        if form.null_content and self.calls and not self.content:
+            written["content"] = None
+        elif form.typed_content:
+            written["content"] = [{"type": "text", "text": self.content}]
         if self.calls:
             written["tool_calls"] = [_call_dict(call, form) for call in self.calls]
         return written

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _REST_OF_LINE = re.compile(r"[^\S\n]*\n?")
 _EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*</think>|\[THINK\]\s*\[/THINK\])\s*")
+_FORMS = 24  # forms to try before the messages are refused
 _THINK_OPENER = re.compile(r"(?:<think>|\[THINK\])\s*\Z")
 
 
@@ -71,9 +72,11 @@ def possible_forms(messages: list[Message]) -> list[Form]:
     calls = any(not isinstance(call.arguments, str) for message in messages for call in message.calls)
     tools = any(message.role == "tool" for message in messages) and not any(message.calls for message in messages)
     keys = ("reasoning_content", "thinking", "reasoning", "tool_plan") if reasons or tagged else ("reasoning_content",)
-    choices = (keys, *((False, True) if option else (False,) for option in (calls, tagged, systems not in ([], [0]), tools)))
+    bare = any(message.calls and not message.content for message in messages)
+    options = (calls, tagged, systems not in ([], [0]), tools, bare, True)
+    choices = (keys, *((False, True) if option else (False,) for option in options))
     forms = [Form(*values) for values in product(*choices)]
-    return sorted(forms, key=lambda form: sum(value not in (False, "reasoning_content") for value in form))
+    return sorted(forms, key=lambda form: sum(value not in (False, "reasoning_content") for value in form))[:_FORMS]
 
 
 @dataclass
@@ -131,6 +134,10 @@ class Renderer:
         except InputError:  # the template rejects a part of a conversation that it accepts as a whole
             return None
         start = self._start(opened, closed)
+        if number and start < common_prefix(self.render(number), opened) - 64:
+            start = self._start_after_rewrite(number, opened, closed)
+        if start < 0:
+            return None
         stop = self._common_end(closed, text)
         if self._only_marks(closed[stop:]) and stop >= start:
             if self._two_marks(closed[start:]):  # such as an end of text after the last turn only
@@ -161,6 +168,15 @@ class Renderer:
         if opener := _THINK_OPENER.search(closed, max(0, start - 40), start):
             start = opener.start()
         return start
+
+    def _start_after_rewrite(self, number: int, opened: str, closed: str) -> int:
+        """Returns the start of a turn whose reply changes what the template writes before it (gpt-oss); -1 if not found."""
+        written = [message.as_dict(self.form) for message in self.messages[:number]]
+        probe = Message(number, "assistant", "sadprobereply").as_dict(self.form)
+        other = render(self.tokenizer, [*written, probe], self.tools)
+        header = opened[common_prefix(self.render(number), opened) :]
+        at = closed.rfind(header, 0, common_prefix(closed, other) + len(header)) if header.strip() else -1
+        return at + len(header) if at >= 0 else -1
 
     def _common_end(self, closed: str, text: str) -> int:
         """Returns the length of the common prefix, not inside of a special token."""

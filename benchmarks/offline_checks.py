@@ -13,8 +13,8 @@ compiles this sample on every architecture:
     reverse_kl, jsd: forward_backward, backward    every tile, the dtypes in rotation
     all other kernels                              dtypes and tiles in rotation
 
-`--quick` compiles every kernel and divergence once, with the architectures in rotation too, and forward_backward of
-forward_kl on every architecture.
+`--quick` compiles every kernel and divergence once, with the architectures in rotation too, forward_backward of forward_kl
+on every architecture, and the hot kernels of `roofline.py` on one.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ if os.environ.pop("TRITON_INTERPRET", None):
     print("TRITON_INTERPRET is ignored: these kernels are compiled", file=sys.stderr)
 
 import torch
+import triton
 from harness import RESULTS, write_csv
 from machine_code import TYPES, measure
+from roofline import HOT_TRITON, HotKernel
 
-from sadkernels.divergence import DIVERGENCES, DivergenceConfig
+from sadkernels.divergence import DIVERGENCES, DivergenceConfig, RowValues
+from sadkernels.tokens import Tokens
 from sadkernels.topk import TopkTarget, TopkValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
+from sadkernels.triton.row_weights import row_sums_launch, row_weights_launch
 from sadkernels.triton.span_ids import span_ids_launch
 from sadkernels.triton.span_kl import Inputs, Outputs, backward_launches, forward_launches, scale_launches
 from sadkernels.triton.topk_span_kl import topk_launches
@@ -134,6 +138,17 @@ def _span_ids(variant: Variant) -> list[Launch]:
     return [span_ids_launch(*integers[:3], kinds, integers[3], *outputs)]
 
 
+def _row_weights(variant: Variant) -> list[Launch]:
+    ids, normalizer = _empty(2, 8, dtype=torch.int64), _empty(3, dtype=torch.float64)
+    tokens = Tokens(ids, _empty(2, 8) if "token" in variant.kernel else None, normalizer=normalizer)
+    return [row_weights_launch(tokens, (1.0, 0.5, 0.1), "mean", shift=True, read_all=False)[1]]
+
+
+def _row_sums(variant: Variant) -> list[Launch]:
+    values = RowValues(_empty(16), None, _empty(2, 16), _empty(2, 16, dtype=torch.int32))
+    return [row_sums_launch(values, _empty(16), _empty(16, dtype=torch.uint8))[1]]
+
+
 class Kernel(NamedTuple):
     """A kernel of the CSV: who builds its launches, its name in `sadkernels.triton`, and which options change its code."""
 
@@ -164,6 +179,9 @@ KERNELS = {
     "top-k forward_backward": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
     "top-k forward_backward, stats": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
     "top-k backward": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
+    "row weights": Kernel(_row_weights, "row_weights_kernel", False, False, False),
+    "row weights, token weights": Kernel(_row_weights, "row_weights_kernel", False, False, False),
+    "row sums, stats": Kernel(_row_sums, "row_sums_kernel", False, False, False),
     "span ids": Kernel(_span_ids, "span_ids_kernel", False, False, False),
 }
 _STORES = ("backward", "gradient", "scale")  # a kernel with one of these words in its name writes rows
@@ -214,6 +232,7 @@ def variants(architectures: tuple[int, ...], quick: bool) -> Iterator[Variant]:
     if quick:
         for architecture in architectures:
             yield Variant("forward_backward", architecture, tile=1)
+        yield from (hot_variant(hot, architectures[len(architectures) // 2]) for hot in HOT_TRITON)
         cases = [case for i, case in enumerate(_cases()) if not case[2] or i % 3 == 0]
         for i, (kernel, divergence, capped) in enumerate(cases):
             yield _rotated(i, Variant(kernel, architectures[i % len(architectures)], divergence, capped))
@@ -229,6 +248,13 @@ def variants(architectures: tuple[int, ...], quick: bool) -> Iterator[Variant]:
                 yield from (every._replace(tile=tile) for tile in range(len(_tiles(every))))
 
 
+def hot_variant(hot: HotKernel, architecture: int) -> Variant:
+    """Returns the variant of a kernel of the roofline."""
+    dtype = {name: dtype for dtype, name in TYPES.items()}[hot.dtype]
+    variant = Variant(hot.kernel, architecture, hot.divergence, dtypes=(dtype, dtype))
+    return variant._replace(tile=[tile.name for tile in _tiles(variant)].index(hot.tile))
+
+
 def inspect(variant: Variant) -> dict[str, object]:
     """Compiles a variant and returns its row of the CSV."""
     compiled = launch(variant)
@@ -238,6 +264,7 @@ def inspect(variant: Variant) -> dict[str, object]:
         "capped": "both" if variant.capped else "",
         "student/teacher": "/".join(TYPES[x] for x in variant.dtypes),
         "architecture": f"sm_{variant.architecture}",
+        "compiler": f"Triton {triton.__version__}",
         "tile": compiled.tile.name if compiled.tile else "",
         "warps": compiled.options()["num_warps"],
         "columns_per_thread": compiled.tile.group if compiled.tile else "",

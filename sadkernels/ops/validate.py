@@ -14,13 +14,12 @@ from torch.autograd import forward_ad
 from sadkernels import backends
 from sadkernels.divergence import DIVERGENCES, DivergenceConfig
 from sadkernels.ops.row_weights import LossOptions
-from sadkernels.reference.row_weights import REDUCTIONS
-from sadkernels.row_layout import row_layout
+from sadkernels.row_layout import overlaps_itself, row_layout
+from sadkernels.tokens import REDUCTIONS
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _FLOAT32 = torch.finfo(torch.float32)  # the kernels compute in float32
 _RANGE = f"{_FLOAT32.smallest_normal:.1e} to {_FLOAT32.max:.1e}, the range of float32"
-CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # enough rows for matrix products at nearly full throughput
 
 
 def fail(name: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError) -> None:
@@ -105,24 +104,13 @@ def check_writable(student: Tensor, others: Sequence[Tensor]) -> None:
         remedy = "The gradient would overwrite the parameter: leave inplace_backward=False."
         fail(name, "student_logits that an operation computed, such as a model's", got, remedy)
     got = f"shape {tuple(student.shape)} with strides {student.stride()}"
-    if _overlaps_itself(student):
+    if overlaps_itself(student):
         fail(name, "student_logits whose rows do not overlap in memory", got, "Call `.contiguous()` first.")
     if row_layout(student) is None:
         fail(name, "student_logits with at most two strides between rows", got, "Call `.contiguous()` first.")
     if not torch.compiler.is_compiling() and any(_share_memory(student, x) for x in others):
         expected = "student_logits that share no memory with the teacher's tensors"
         fail(name, expected, "tensors that overlap in memory", "Pass a `.clone()` of the teacher's.")
-
-
-def _overlaps_itself(x: Tensor) -> bool:
-    """Whether two elements may have the same address: a stride is no larger than the extent of the smaller strides."""
-    if x.numel() == 0 or x.is_contiguous():
-        return False
-    dims = [(size, stride) for size, stride in zip(x.shape, x.stride()) if size > 1]
-    for at, (_, stride) in enumerate(dims):
-        if stride <= sum((n - 1) * s for i, (n, s) in enumerate(dims) if i != at and s <= stride):
-            return True
-    return False
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
@@ -265,11 +253,9 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         fail(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
 
 
-def check_chunk_bytes(value: object, device: torch.device) -> int:
-    """An integer >= 1; None gives the default of `device`."""
-    if value is None:
-        return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def check_chunk_bytes(value: object) -> int | None:
+    """An integer >= 1, or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         fail("chunk_bytes", "an integer >= 1", repr(value), "256 << 20 fits on a GPU with 24 GB.")
     return value
 

@@ -32,6 +32,12 @@ class CacheOptions:
         None, help="Format of the trajectories, such as alfworld. Default: each trajectory's own format.", group=_INPUT
     )
     source: str = option("auto", help="Source of the files, such as sharegpt. Default: recognized by keys.", group=_INPUT)
+    observe: bool = option(
+        False,
+        flag="--observe",
+        help="Store observation tokens too, for `sad train` with --lambda-observe above 0.",
+        group=_CACHE,
+    )
     max_length: int = option(512, help="Tokens per trajectory; must equal --max-length of `sad train`.", group=_INPUT)
     vocab_size: int | None = option(
         None,

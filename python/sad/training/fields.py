@@ -19,7 +19,10 @@ class LossFields:
     """The loss of a step."""
 
     lambda_reason: float = _field(1.0, help="Weight of the loss on reasoning tokens (paper eq. 6), >= 0.")
-    lambda_act: float = _field(1.0, help="Weight of the loss on action tokens (paper eq. 6), >= 0; not both 0.")
+    lambda_act: float = _field(1.0, help="Weight of the loss on action tokens (paper eq. 6), >= 0.")
+    lambda_observe: float = _field(
+        0.0, help="Weight of the loss on observation tokens, >= 0. 0: they have no loss. Not all three weights are 0."
+    )
     divergence: str = _field(
         "forward_kl", help="forward_kl: KL(teacher || student), the paper's; reverse_kl: KL(student || teacher); jsd."
     )
@@ -41,7 +44,8 @@ class LossFields:
         help="hidden: project only supervised rows, in chunks; logits: use both models' logits; auto: hidden if possible.",
     )
     loss_chunk_bytes: int | None = _field(
-        None, help="Bytes for the logits of one chunk in the loss from hidden states. Default: 128 MiB on CPU, 256 on GPU."
+        None,
+        help="Bytes for the logits of one chunk in the loss from hidden states. Default: 128 MiB; on a GPU 2048 rows.",
     )
     logit_scale: float | None = _field(
         None, help="Scale of the logits in the loss from hidden states, > 0. Default: from the model's configuration."

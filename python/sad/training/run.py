@@ -60,6 +60,8 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
     for name in names:
         models.check_model_dir(name, getattr(options, name))
     config = make_config(values, options.out)
+    if cache is not None:
+        cache.check_observe(config.observe)
     main = config.process_index == 0
     announce = say if main else lambda message: None
     paths = {name: path for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
@@ -72,7 +74,8 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         announce(f"{cache.path}: {cache}")
     corpora: dict[str, EncodedCorpus] = {}
     for name, trajectories in files.items():
-        corpora[name] = encode_all(trajectories, tokenizer, format=options.format, max_length=config.max_length)
+        encoding = {"format": options.format, "max_length": config.max_length, "observe": config.observe}
+        corpora[name] = encode_all(trajectories, tokenizer, **encoding)
         announce(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
         if not corpora[name].examples:
             remedy = "Check the spans with `sad inspect`; --format names the format of the file."

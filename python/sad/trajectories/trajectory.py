@@ -15,7 +15,7 @@ from sad.trajectories.formats import ChatFormat, Format, get_format
 from sad.trajectories.messages import check_messages, shown
 from sad.trajectories.normalize import first_of
 from sad.trajectories.rendered import find_dialect
-from sad.trajectories.segment import Segmentation, segment
+from sad.trajectories.segment import Segmentation, Unparsed, segment
 from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:
@@ -83,18 +83,37 @@ class Trajectory:
             return Segmentation(self.text, [span for span in own if span.kind is not SpanKind.OBSERVE], [], observations)
         fmt = self.resolve_format(format)
         content = self.messages if isinstance(fmt, ChatFormat) and self.messages is not None else self.text
+        instructions = _format_instructions(content) if isinstance(fmt, Format) and self.prompt_chars is None else 0
         try:
-            return segment(
+            found = segment(
                 content,
                 fmt,
                 include_prefix=include_prefix,
                 tokenizer=tokenizer,
                 tools=first_of(self.extra, "tools", "functions"),
-                prompt_chars=self.prompt_chars or 0,
+                prompt_chars=self.prompt_chars or instructions,
             )
         except InputError as error:
             where = f"trajectory {self.id!r}, {error.where}"
             raise InputError(where, error.expected, error.got, error.remedy) from error
+        if instructions:
+            line = content.count("\n", 0, instructions)
+            reason = "the format instructions up to here are taken for a prompt: not labelled (prompt_chars: 0 labels them)"
+            found.unparsed.insert(0, Unparsed(max(line, 1), "Begin!", reason))
+        return found
+
+
+_INSTRUCTIONS, _BEGIN, _INSTRUCTIONS_LENGTH = "the following format", "\nBegin!", 8000
+
+
+def _format_instructions(text: Any) -> int:
+    """Returns the number of characters of a ReAct prompt ("Use the following format: ... Begin!") that opens a text.
+
+    Its lines look like the model's (`Thought: you should always think about what to do`).
+    """
+    start = text.find(_INSTRUCTIONS, 0, _INSTRUCTIONS_LENGTH) if isinstance(text, str) else -1
+    begin = text.find(_BEGIN, start, start + _INSTRUCTIONS_LENGTH) if start >= 0 else -1
+    return text.find("\n", begin + 1) + 1 or len(text) if begin >= 0 else 0
 
 
 FIELDS = tuple(item.name for item in fields(Trajectory) if item.name != "extra")

@@ -202,5 +202,5 @@ def test_the_source_is_recognized_or_named(run, tmp_path):
     for arguments in ([], ["--source", "trl"]):
         shown = run("log.json", *arguments)
         assert "log.json: prompts with completions, 2 trajectories" in shown and "2 with reasoning and actions" in shown
-    with pytest.raises(InputError, match="source: expected one of auto, .*trl"):
+    with pytest.raises(InputError, match=r"source: expected one of auto, .*trl"):
         run("log.json", "--source", "none")

@@ -14,8 +14,6 @@ import sad
 from sad.trajectories.encode import encode_with_segmentation
 
 CHAT = Path(__file__).parents[4] / "shared/data/chat"
-if not CHAT.is_dir():
-    CHAT = Path(__file__).parents[3] / "shared/data/chat"
 CASES = sorted((CHAT / "cases").glob("*/expected.md")) if CHAT.is_dir() else []
 pytestmark = pytest.mark.skipif(not CASES, reason="needs the folder shared/data/chat with logs, vocabularies and templates")
 

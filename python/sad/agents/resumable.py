@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 from sad.errors import InputError
 from sad.files import write_file
-from sad.trajectories.trajectory import Trajectory, json_line, read_jsonl, write_jsonl
+from sad.trajectories.read import read_jsonl
+from sad.trajectories.trajectory import Trajectory, json_line, write_jsonl
 
 
 class ResumableFile:

@@ -44,7 +44,8 @@ def command(options: EvalOptions) -> None:
     from sad.cli.agents import load_agent, make_env, rollout_tasks
     from sad.errors import InputError
     from sad.files import check_new_file
-    from sad.trajectories.trajectory import read_jsonl, write_jsonl
+    from sad.trajectories.read import read_jsonl
+    from sad.trajectories.trajectory import write_jsonl
 
     models = options.model
     if len(set(models)) < len(models):

@@ -25,7 +25,7 @@ from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.trainer import SADTrainer
 from sad.trajectories.encode import EncodedCorpus, encode_all
-from sad.trajectories.trajectory import read_jsonl
+from sad.trajectories.read import read_trajectories
 
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
@@ -74,7 +74,8 @@ def _distill(
     announce = say if main else lambda message: None
     if options.resume and main:  # a new folder is locked later, because bad input must not create it
         stack.enter_context(files.FolderLock(run.path))
-    read = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
+    paths = {name: path for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
+    read = {name: read_trajectories(path, options.source, say=announce) for name, path in paths.items()}
     probes = [trajectory.text for trajectory in read["data"] if trajectory.text][:_PROBES]
     tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
 from sad.trajectories.formats import ChatFormat, Format
-from sad.trajectories.long import check_long, group_by_turn, windows
+from sad.trajectories.long import group_by_turn, windows
+from sad.trajectories.options import check_long, check_unroll
 from sad.trajectories.refused import Refused, check_on_error, refusal, stop_error
 from sad.trajectories.segment import Segmentation, Unparsed
 from sad.trajectories.spans import SpanKind, span_ids_from_offsets, supervised_kinds
@@ -53,7 +57,8 @@ class EncodedCorpus:
         unparsed: (trajectory id, `Unparsed`) for every place that does not fit its format.
         observe: Whether observation tokens are labelled and supervised.
         trajectories: Number of trajectories that were encoded.
-        unrolled: Number of trajectories that have several examples because their chat template drops earlier thoughts.
+        unrolled: Number of conversations with several examples, because the chat template drops earlier thoughts or `unroll`
+            is "always".
         split: Number of long trajectories that were split into windows or turns.
         supervised: Number of supervised tokens before any was cut.
         supervised_cut: Number of supervised tokens cut off.
@@ -106,7 +111,7 @@ class EncodedCorpus:
         counts = {_NAMES[kind]: self.count(kind) for kind in supervised_kinds(self.observe)}
         counts["unsupervised"] = tokens - sum(counts.values())
         used = len(set(self.ids)) if self.unrolled or self.split else len(self.examples)
-        several = [f"{self.unrolled} unrolled, because the chat template drops earlier thoughts"] if self.unrolled else []
+        several = [f"{self.unrolled} unrolled by turn, see --unroll"] if self.unrolled else []
         several += [f"{self.split} long ones split"] if self.split else []
         parts = f" in {len(self.examples)} examples ({', '.join(several)})" if several else ""
         cut_off = f", {self.cut_empty} of them cut before it" if self.cut_empty else ""
@@ -169,6 +174,29 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | os.PathLike[str] | None) -> None:
+    """Replaces the chat template of a tokenizer by that of a file (Jinja). None leaves it.
+
+    Raises:
+        InputError: The file cannot be read, or is not a template.
+    """
+    if path is None:
+        return
+    from jinja2 import Environment, TemplateError
+
+    try:
+        template = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "chat_template", "a file with a chat template", f"{str(path)!r} ({error})", "Check the path."
+        ) from None
+    try:  # {% generation %} is a tag of transformers
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", template))
+    except TemplateError as error:
+        raise InputError("chat_template", "a Jinja template", f"{str(path)!r} ({error})", "Fix the template.") from None
+    tokenizer.chat_template = template
+
+
 def _eos_kind(segmentation: Segmentation) -> SpanKind:
     """Returns the kind of an EOS after the text: the kind of the last span if it ends the text without a line terminator."""
     text, spans = segmentation.text, segmentation.spans
@@ -220,6 +248,8 @@ def _tokenize(
 class Encoding:
     """How trajectories become token ids and labels: the options of `encode_all`, which documents them.
 
+    `show_observations` labels observations even if they are not supervised.
+
     Raises:
         InputError: A value is out of range.
     """
@@ -232,10 +262,13 @@ class Encoding:
     long: str = "truncate"
     long_context: float = 0.25
     long_head: int = 0
+    unroll: str = "auto"
+    show_observations: bool = False
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
             raise InputError("max_length", "at least 1", str(self.max_length), "Pass the model's sequence length, or None.")
+        check_unroll(self.unroll)
         check_long(self.long, self.max_length, self.long_context, self.long_head)
 
 
@@ -354,10 +387,10 @@ def encode_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase
         InputError: As in `encode`.
     """
     check_tokenizer(tokenizer)
-    segmentation = trajectory.segmented(encoding.format, encoding.include_prefix, tokenizer)
+    segmentation = trajectory.segmented(encoding.format, encoding.include_prefix, tokenizer, encoding.unroll)
     chat = trajectory.spans is None and isinstance(trajectory.resolve_format(encoding.format), ChatFormat)
     from_text = chat and trajectory.messages is None
-    observe = encoding.observe or trajectory.spans is not None
+    observe = encoding.observe or encoding.show_observations or trajectory.spans is not None
     whole, examples = [], []
     for part in segmentation.examples():
         ids, labels, offsets = _tokenize(part, tokenizer, chat, encoding.add_eos, observe, from_text)
@@ -397,7 +430,9 @@ def encode_all(
     long: str = "truncate",
     long_context: float = 0.25,
     long_head: int = 0,
+    unroll: str = "auto",
     on_error: str = "stop",
+    refused: Iterable[Refused] = (),
     say: Callable[[str], None] | None = None,
 ) -> EncodedCorpus:
     """Encodes a training set with `encode`. Drops trajectories without a supervised token, and counts what it drops.
@@ -416,8 +451,10 @@ def encode_all(
         long_context: For windows and turns: the least share of an example that is context before its first labelled token.
         long_head: For windows and turns: number of tokens at the start of the trajectory, such as the system and the task
             message, that every example repeats. It ends before the first supervised token.
+        unroll: For messages, as in `sad.segment`.
         on_error: "stop": trajectories that cannot be encoded raise one error that counts them and names the first three.
             "skip": they are left out and listed in `EncodedCorpus.refused`.
+        refused: Records that could not be read (see `sad.read_trajectories`), to be counted too.
         say: Receives each warning: supervised tokens that are cut, kinds without a token. Default: `warnings.warn`.
 
     Raises:
@@ -425,8 +462,9 @@ def encode_all(
     """
     check_on_error(on_error)
     check_tokenizer(tokenizer)
-    encoding = Encoding(format, max_length, add_eos, include_prefix, observe, long, long_context, long_head)
-    corpus = EncodedCorpus(observe=observe)
+    encoding = Encoding(format, max_length, add_eos, include_prefix, observe, long, long_context, long_head, unroll)
+    corpus = EncodedCorpus(observe=observe, refused=list(refused))
+    unread = len(corpus.refused)
     for trajectory in trajectories:
         try:
             found = encode_trajectory(trajectory, tokenizer, encoding)
@@ -434,7 +472,7 @@ def encode_all(
             corpus.refused.append(refusal(trajectory, error))
             continue
         corpus.add(trajectory, found)
-    if corpus.refused and on_error == "stop":
+    if len(corpus.refused) > unread and on_error == "stop":
         raise stop_error(corpus.refused, len(corpus.refused) + corpus.trajectories)
     for message in corpus.warnings():
         if say is None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import groupby, pairwise
-from numbers import Real
 from typing import NamedTuple
 
-from sad.errors import InputError
+from sad.trajectories.options import context_tokens
 from sad.trajectories.segment import Segmentation
 from sad.trajectories.spans import SpanKind
-
-LONG = ("truncate", "window", "turns")
 
 
 class Window(NamedTuple):
@@ -29,33 +26,6 @@ class Window(NamedTuple):
     start: int
     labelled: int
     stop: int
-
-
-def check_long(long: str, max_length: int | None, context: float, head: int) -> None:
-    """Checks the options for long trajectories.
-
-    Raises:
-        InputError: A value is out of range, or the context and the head leave no room in `max_length`.
-    """
-    if long not in LONG:
-        raise InputError("long", "one of " + ", ".join(LONG), repr(long), "Choose one of these.")
-    if isinstance(context, bool) or not isinstance(context, Real) or not 0 <= context < 1:
-        remedy = "0.25 keeps a quarter of each window as context."
-        raise InputError("long_context", "a share of at least 0 and below 1", repr(context), remedy)
-    if isinstance(head, bool) or not isinstance(head, int) or head < 0:
-        raise InputError("long_head", "a number of tokens >= 0", repr(head), "0 repeats nothing.")
-    if long == "truncate" or max_length is None:
-        return
-    taken = head + context_tokens(max_length, context)
-    if taken >= max_length:
-        expected = f"long_head and the context together below max_length {max_length}"
-        remedy = "Lower long_head or long_context, or raise max_length."
-        raise InputError("long_head", expected, f"{taken} tokens", remedy)
-
-
-def context_tokens(max_length: int, context: float) -> int:
-    """Returns the least number of context tokens of a window: its share, at least 1, since token 0 has no prediction."""
-    return max(1, int(context * max_length))
 
 
 def windows(groups: Sequence[Sequence[int]], max_length: int, context: float, head: int) -> list[Window]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sad.errors import InputError
 from sad.trajectories.messages import shown
-from sad.trajectories.refused import Refused
+from sad.trajectories.refused import Refused, check_on_error, stop_error
 from sad.trajectories.sources import Source, get_source, recognize
 from sad.trajectories.trajectory import Trajectory, from_record
 
@@ -70,6 +70,28 @@ def read_trajectories(
     if say is not None and found:
         say("; ".join(f"{title}, {count} trajector{'y' if count == 1 else 'ies'}" for title, count in titles.items()))
     return found
+
+
+def read_data(
+    path: str | os.PathLike[str], source: str | Source, on_error: str, say: Callable[[str], None] | None = None
+) -> tuple[list[Trajectory], list[Refused]]:
+    """Reads the trajectories of a command, and the records that cannot be read.
+
+    Args:
+        path: As in `read_trajectories`.
+        source: As in `read_trajectories`.
+        on_error: "stop": records that cannot be read raise one error. "skip": they are returned.
+        say: As in `read_trajectories`.
+
+    Raises:
+        InputError: As in `read_trajectories`, or a record cannot be read and `on_error` is "stop".
+    """
+    check_on_error(on_error)
+    refused: list[Refused] = []
+    trajectories = read_trajectories(path, source, say=say, refused=refused)
+    if refused and on_error == "stop":
+        raise stop_error(refused, len(refused) + len(trajectories))
+    return trajectories, refused
 
 
 def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> list[Trajectory]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 ON_ERROR = ("stop", "skip")
 _SHOWN = 3
+_SKIP = "To train without such trajectories, pass --on-error skip (on_error='skip')."
 
 
 class Refused(NamedTuple):
@@ -42,18 +43,18 @@ def refusal(trajectory: Trajectory, error: InputError) -> Refused:
     return Refused(trajectory.id, InputError(where, error.expected, error.got, error.remedy))
 
 
-def stop_error(refused: Sequence[Refused], total: int) -> InputError:
-    """Returns the error that stops a run: that of the only refused trajectory, or the count and the first three.
+def stop_error(refused: Sequence[Refused], total: int, remedy: str = _SKIP) -> InputError:
+    """Returns the error that stops a command: that of the only refused trajectory, or the count and the first three.
 
     Args:
         refused: At least one refused trajectory.
         total: Number of all trajectories.
+        remedy: What to do besides fixing them.
     """
-    skip = "To train without such trajectories, pass --on-error skip (on_error='skip')."
     first = refused[0].error
     if len(refused) == 1:
-        return InputError(first.where, first.expected, first.got, f"{first.remedy} {skip}")
+        return InputError(first.where, first.expected, first.got, f"{first.remedy} {remedy}".strip())
     lines = "".join(f"\n  {item.error}" for item in refused[:_SHOWN])
     more = f"\n  and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     got = f"{len(refused)} of {total} that cannot be used:{lines}{more}\n"
-    return InputError("trajectories", "trajectories that can be read and labelled", got, f"Fix them. {skip}")
+    return InputError("trajectories", "trajectories that can be read and labelled", got, f"Fix them. {remedy}".strip())

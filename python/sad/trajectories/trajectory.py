@@ -68,6 +68,7 @@ class Trajectory:
         format: str | Format | ChatFormat | None = None,
         include_prefix: bool = True,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        unroll: str = "auto",
     ) -> Segmentation:
         """Returns the text and its spans: the trajectory's own spans if it has them, else those of `sad.segment`.
 
@@ -75,6 +76,7 @@ class Trajectory:
             format: Replaces the trajectory's own format.
             include_prefix: As in `sad.segment`. Own spans are returned unchanged.
             tokenizer: The tokenizer whose chat template renders messages; `extra["tools"]` is passed to the template.
+            unroll: As in `sad.segment`.
 
         Raises:
             InputError: As in `sad.segment`; the message names the trajectory.
@@ -94,6 +96,7 @@ class Trajectory:
                 tokenizer=tokenizer,
                 tools=first_of(self.extra, "tools", "functions"),
                 prompt_chars=self.prompt_chars or instructions,
+                unroll=unroll,
             )
         except InputError as error:
             where = f"trajectory {self.id!r}, {error.where}"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import sad
 from sad import Span, Trajectory, encode_all
-from sad.trajectories.long import context_tokens, windows
+from sad.trajectories.long import windows
+from sad.trajectories.options import context_tokens
 from sad.trajectories.refused import Refused
 
 R, A, O = int(Span.REASON), int(Span.ACT), int(Span.OBSERVE)

@@ -84,6 +84,8 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         announce(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
         if not corpora[name].examples:
             remedy = "Check the spans with `sad inspect`; --format names the format of the file."
+            if corpora[name].supervised:
+                remedy = f"--max-length {config.max_length} cuts all of it: raise it, or pass --long window."
             raise InputError(getattr(options, name), "trajectories with reasoning or actions", "none", remedy)
     digest = difficulty.read_rows(corpora["data"].examples, config.max_length).digest
     if options.resume:
@@ -107,7 +109,7 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
     )
     if main:
         run.write_config({item.name: getattr(options, item.name) for item in fields(RunOptions)} | as_yaml(config, values))
-        run.write_run(_record(corpora, {name: len(read) for name, (read, _) in files.items()}, digest))
+        run.write_run(_record(corpora, {name: len(read) + len(refused) for name, (read, refused) in files.items()}, digest))
     checkpoint = run.last_checkpoint() if options.resume else None
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")

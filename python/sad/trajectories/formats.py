@@ -220,7 +220,7 @@ def get_format(name: str | Format | ChatFormat, where: str = "format") -> Format
         return name
     if name not in _FORMATS:
         known = ", ".join(sorted(_FORMATS))
-        remedy = "Use one of these, or add yours with sad.register_format."
+        remedy = "Use one of these (--format replaces the trajectories' own), or add yours with sad.register_format."
         raise InputError(where, f"one of {known}", repr(name), remedy)
     return _FORMATS[name]
 

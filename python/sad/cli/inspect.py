@@ -7,11 +7,13 @@ import typer
 
 from sad.cli.flags import takes
 from sad.options import option
+from sad.trajectories.options import check_long, check_unroll, encoding_keywords, encoding_option
 
 HTML_LIMIT = 100
 UNPARSED_LIMIT = {"terminal": 20, "html": 500}
 KINDS = ((1, "reason", "reasoning"), (2, "act", "action"), (3, "observe", "observation"))  # SpanKind, color, label
-TABLE_STYLES = {"reason": "blue", "act": "red", "observe": "color(65)"}
+TABLE_STYLES = {"reason": "blue", "act": "red", "observe": "color(65)", "none": ""}
+PAPER_LENGTH = 512  # the default of --max-length in `sad train`
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,8 @@ class InspectOptions:
     file: Path = option(
         positional=True, help="Trajectories: a file (JSON Lines, JSON, parquet, gzipped or not) or a folder."
     )
-    source: str = option("auto", help="Source of the file, such as sharegpt. Default: recognized by its keys.")
-    format: str | None = option(
-        None, flag="--format -f", help="Format of the texts. Default: the trajectory's own format, otherwise sad."
-    )
+    source: str = encoding_option("source")
+    format: str | None = encoding_option("format", flag="--format -f")
     tokenizer: str | None = option(
         None, flag="--tokenizer -t", help="Folder or model name of a tokenizer. Without it lengths are in characters."
     )
@@ -33,7 +33,14 @@ class InspectOptions:
         None, flag="--limit -n", help="Number of trajectories to show. Default: 3 in the terminal, 100 on the page."
     )
     id: list[str] = option([], help="Show only the trajectory with this id. Repeatable.")
-    max_length: int | None = option(None, help="Truncate trajectories to this many tokens. It needs --tokenizer.")
+    max_length: int | None = option(
+        None, help="Maximum number of tokens per example, as in `sad train` (512 there). It needs --tokenizer."
+    )
+    long: str = encoding_option("long")
+    long_context: float = encoding_option("long_context")
+    long_head: int = encoding_option("long_head")
+    unroll: str = encoding_option("unroll")
+    chat_template: str | None = encoding_option("chat_template")
     include_prefix: bool = option(True, help="Whether a span includes its prefix, such as `Reasoning:`.")
 
 
@@ -46,39 +53,46 @@ def command(options: InspectOptions) -> None:
     """
     from sad.errors import InputError
     from sad.files import check_new_file
-    from sad.trajectories.encode import load_tokenizer
-    from sad.trajectories.formats import get_format
+    from sad.trajectories.encode import load_tokenizer, set_chat_template
     from sad.trajectories.inspection import inspect_trajectories
-    from sad.trajectories.read import read_trajectories
+    from sad.trajectories.read import read_data
+    from sad.trajectories.refused import stop_error
 
     file, ids, page = options.file, options.id, options.html
     for flag, value, least in (("--limit", options.limit, 0), ("--max-length", options.max_length, 1)):
         if value is not None and value < least:
             raise InputError(flag, f"an integer of at least {least}", str(value), "Raise it, or remove the option.")
     check_new_file("--html", page)
-    if options.format is not None:
-        get_format(options.format, "--format")
+    check_long(options.long, options.max_length, options.long_context, options.long_head)
+    check_unroll(options.unroll)
+    encoding = encoding_keywords(options)
     recognized: list[str] = []
-    trajectories = read_trajectories(file, options.source, say=recognized.append)
+    trajectories, refused = read_data(file, options.source, "skip", recognized.append)
     if ids:
         missing = set(ids) - {trajectory.id for trajectory in trajectories}
         if missing:
-            remedy = f"The first id is {trajectories[0].id!r}."
+            remedy = f"The first id is {trajectories[0].id!r}." if trajectories else "No trajectory can be read."
             raise InputError("--id", f"ids in {file}", ", ".join(sorted(missing)), remedy)
         trajectories = [trajectory for trajectory in trajectories if trajectory.id in ids]
-    if not trajectories:
+    if not trajectories and not refused:
         raise InputError(str(file), "at least one trajectory", "none", "Check that the file is complete.")
     in_terminal, on_page = (3, HTML_LIMIT) if options.limit is None else (options.limit, options.limit)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer and trajectories else None
+    if tokenizer is not None:
+        set_chat_template(tokenizer, options.chat_template)
     inspection = inspect_trajectories(
         trajectories,
-        load_tokenizer(options.tokenizer) if options.tokenizer else None,
-        format=options.format,
+        tokenizer,
         max_length=options.max_length,
         include_prefix=options.include_prefix,
         keep=max(in_terminal, on_page if page else 0),
+        refused=refused,
+        **encoding,
     )
+    if not inspection.lengths.trajectories:
+        raise stop_error(inspection.refused, len(inspection.refused), "")
     typer.echo(f"{file}: {'; '.join(recognized)}")
-    _print(inspection, in_terminal)
+    _print(inspection, in_terminal, options.max_length)
     if page is not None:
         _write_page(inspection, on_page, options)
         typer.echo(f"page: {page}")
@@ -114,21 +128,40 @@ def _totals(inspection) -> str:
         (inspection.with_act - inspection.with_both, "with actions only"),
         (inspection.with_none, "with neither"),
         (lengths.total, lengths.unit),
-        (inspection.truncated, "truncated"),
+        (len(inspection.refused), "refused"),
     )
     return ", ".join([f"{lengths.trajectories} trajectories", *(f"{count} {what}" for count, what in counts if count)])
 
 
+def _training_facts(inspection, max_length: int | None) -> list[str]:
+    """Describes what a training gets: one line of counts, then one per warning. Nothing without a tokenizer."""
+    corpus = inspection.corpus
+    if corpus is None:
+        return []
+    if max_length is not None:
+        return [
+            f"training with --max-length {max_length}: {corpus.summary()}",
+            *(f"warning: {message}" for message in corpus.warnings()),
+        ]
+    above = sum(tokens > PAPER_LENGTH for tokens in inspection.tokens)
+    facts = [f"{above} of {len(inspection.tokens)} trajectories have more than {PAPER_LENGTH} tokens"] if above else []
+    remedy = f"`sad train` cuts them; --max-length {PAPER_LENGTH} shows what is lost"
+    return [*(f"{fact}: {remedy}" for fact in facts), *(f"warning: {message}" for message in corpus.warnings())]
+
+
 def _length_rows(inspection) -> list[dict]:
-    """Returns one row per kind and grouping: name (of its color), label, summary."""
+    """Returns one row per kind and grouping: name (of its color), label, summary; the last row is that of trajectories."""
     from sad.trajectories.inspection import summarize
 
     groupings = (("per span", inspection.lengths.per_span), ("per trajectory", inspection.lengths.per_trajectory))
-    return [
+    rows = [
         {"name": name, "label": f"{label} {grouping}", "summary": summarize(lengths[kind])}
         for grouping, lengths in groupings
         for kind, name, label in KINDS
     ]
+    if inspection.tokens:
+        rows.append({"name": "none", "label": "whole trajectory", "summary": summarize(inspection.tokens)})
+    return rows
 
 
 def _share_rows(inspection) -> list[dict]:
@@ -140,7 +173,7 @@ def _share_rows(inspection) -> list[dict]:
     ]
 
 
-def _print(inspection, limit: int) -> None:
+def _print(inspection, limit: int, max_length: int | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -162,6 +195,9 @@ def _print(inspection, limit: int) -> None:
     console.print(table)
     console.print(Text(_totals(inspection)), soft_wrap=True)
     console.print(Text(", ".join(f"{row['label']} {100 * row['share']:.1f} %" for row in _share_rows(inspection))))
+    for fact in _training_facts(inspection, max_length):
+        console.print(Text(fact), soft_wrap=True)
+    _print_refused(console, inspection.refused)
     unparsed = inspection.unparsed
     shown = unparsed[: UNPARSED_LIMIT["terminal"]]
     console.print(Text(f"not parsed: {len(unparsed)} place(s)" if unparsed else "not parsed: nothing"))
@@ -169,6 +205,19 @@ def _print(inspection, limit: int) -> None:
         console.print(Text(f"  {name}, line {item.line}: {item.text[:80]!r}: {item.reason}"), soft_wrap=True)
     if len(unparsed) > len(shown):
         console.print(f"  and {len(unparsed) - len(shown)} more")
+
+
+def _print_refused(console, refused) -> None:
+    from rich.text import Text
+
+    if not refused:
+        return
+    console.print(Text(f"refused: {len(refused)} trajector{'y' if len(refused) == 1 else 'ies'}"))
+    limit = UNPARSED_LIMIT["terminal"]
+    for item in refused[:limit]:
+        console.print(Text(f"  {item.error}"), soft_wrap=True)
+    if len(refused) > limit:
+        console.print(f"  and {len(refused) - limit} more")
 
 
 def _write_page(inspection, limit: int, options: InspectOptions) -> None:
@@ -199,6 +248,8 @@ def _write_page(inspection, limit: int, options: InspectOptions) -> None:
         shares=_share_rows(inspection),
         lengths=_length_rows(inspection),
         charts=charts,
+        training=_training_facts(inspection, options.max_length),
+        refused=inspection.refused,
         unparsed=inspection.unparsed,
         unparsed_limit=UNPARSED_LIMIT["html"],
         shown=shown,

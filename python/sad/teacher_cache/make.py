@@ -15,8 +15,9 @@ from sad.teacher_cache.metadata import CacheMetadata, logit_columns, tokenizer_d
 from sad.teacher_cache.options import CacheOptions
 from sad.teacher_cache.storage import CacheFolder
 from sad.teacher_cache.writer import CacheReport, read_shards, write_teacher_cache
-from sad.trajectories.encode import encode_all
-from sad.trajectories.read import read_trajectories
+from sad.trajectories.encode import encode_all, set_chat_template
+from sad.trajectories.options import encoding_keywords
+from sad.trajectories.read import read_data
 
 
 def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> CacheReport:
@@ -40,12 +41,21 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
     announce = say if state.is_main_process else lambda message: None
     read_shards(CacheFolder(options.out))  # reject a folder with other files before loading anything large
     folder = check_model_dir("teacher", options.teacher)
+    encoding = encoding_keywords(options)
     tokenizer = _load_tokenizer(options)
+    set_chat_template(tokenizer, options.chat_template)
     examples = []
     for path in options.data:
-        trajectories = read_trajectories(path, options.source, say=announce)
+        trajectories, refused = read_data(path, options.source, options.on_error, announce)
         corpus = encode_all(
-            trajectories, tokenizer, format=options.format, max_length=options.max_length, observe=options.observe
+            trajectories,
+            tokenizer,
+            max_length=options.max_length,
+            observe=options.observe,
+            on_error=options.on_error,
+            refused=refused,
+            say=announce,
+            **encoding,
         )
         announce(f"{path}: read {len(trajectories)} trajectories; {corpus.summary()}")
         examples += corpus.examples

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from sad.errors import InputError
 from sad.options import option
+from sad.trajectories.options import check_long, check_unroll, encoding_option
+from sad.trajectories.refused import check_on_error
 
 DTYPES = ("uint16", "float32")  # storage of the log-probabilities
 BATCH_TOKENS = 4096
@@ -28,10 +30,14 @@ class CacheOptions:
     out: str = option(help="Folder of the cache, or a URL that fsspec can open.", group=_CACHE)
     top_k: int = option(64, help="Log-probabilities to store per supervised token.", group=_CACHE)
     dtype: str = option("uint16", help="Storage of the log-probabilities: uint16 or float32.", group=_CACHE)
-    format: str | None = option(
-        None, help="Format of the trajectories, such as alfworld. Default: each trajectory's own format.", group=_INPUT
-    )
-    source: str = option("auto", help="Source of the files, such as sharegpt. Default: recognized by keys.", group=_INPUT)
+    format: str | None = encoding_option("format", _INPUT)
+    source: str = encoding_option("source", _INPUT)
+    long: str = encoding_option("long", _INPUT)
+    long_context: float = encoding_option("long_context", _INPUT)
+    long_head: int = encoding_option("long_head", _INPUT)
+    unroll: str = encoding_option("unroll", _INPUT)
+    chat_template: str | None = encoding_option("chat_template", _INPUT)
+    on_error: str = encoding_option("on_error", _INPUT)
     observe: bool = option(
         False,
         flag="--observe",
@@ -59,5 +65,8 @@ class CacheOptions:
                 raise InputError(name, f"a whole number >= {least}", str(getattr(self, name)), remedy)
         if self.dtype not in DTYPES:
             raise InputError("dtype", "one of " + ", ".join(DTYPES), repr(self.dtype), "Choose one of these.")
+        check_long(self.long, self.max_length, self.long_context, self.long_head)
+        check_on_error(self.on_error)
+        check_unroll(self.unroll)
         if not self.data:
             raise InputError("data", "a file of trajectories", "nothing", "Give --data; repeat it for more files.")

@@ -162,8 +162,8 @@ class TeacherCache:
 
     def _missing(self, got: str, name: str = "data") -> InputError:
         remedy = (
-            "Run `sad cache` with this file into the same folder: it adds missing examples. --format and --max-length must "
-            "be the same as in training, because the cache looks examples up by their tokens and labels."
+            "Run `sad cache` with this file into the same folder: it adds missing examples. --format, --max-length, --long "
+            "and --unroll must be the same as in training, because the cache looks examples up by their tokens and labels."
         )
         return InputError(name, f"examples that are in the teacher cache {self.path!r}", got, remedy)
 

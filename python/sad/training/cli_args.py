@@ -16,6 +16,8 @@ import yaml
 from sad.errors import InputError
 from sad.options import option
 from sad.training.fields import GROUPS
+from sad.trajectories.options import check_long, check_unroll, encoding_option
+from sad.trajectories.refused import check_on_error
 
 if TYPE_CHECKING:
     from sad.training.config import SADConfig
@@ -52,8 +54,14 @@ class RunOptions:
     )
     data: str | None = option(None, group="Data", help="Trajectories to train on: a file or a folder. Required.")
     eval_data: str | None = option(None, group="Data", help="Trajectories to evaluate on, once per epoch by default.")
-    format: str | None = option(None, group="Data", help="Format of the trajectories, if the file does not name it.")
-    source: str = option("auto", group="Data", help="Source of the files, such as sharegpt. Default: recognized by keys.")
+    format: str | None = encoding_option("format", "Data")
+    source: str = encoding_option("source", "Data")
+    long: str = encoding_option("long", "Data")
+    long_context: float = encoding_option("long_context", "Data")
+    long_head: int = encoding_option("long_head", "Data")
+    unroll: str = encoding_option("unroll", "Data")
+    chat_template: str | None = encoding_option("chat_template", "Data")
+    on_error: str = encoding_option("on_error", "Data")
 
     def check(self) -> None:
         """Checks the values without touching any file.
@@ -81,6 +89,9 @@ class RunOptions:
         for name in ("teacher_dtype", "student_dtype"):
             models.check_dtype(name, getattr(self, name))
         models.check_quantization(self.teacher_quantization)
+        check_long(self.long, None, self.long_context, self.long_head)  # max_length is checked with the data
+        check_on_error(self.on_error)
+        check_unroll(self.unroll)
         models.check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         if self.lora_rank is not None and self.from_config:
             remedy = "Save that student first: the run saves only the adapters, so its random weights would be lost."

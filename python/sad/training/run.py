@@ -24,8 +24,9 @@ from sad.training import difficulty
 from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.trainer import SADTrainer
-from sad.trajectories.encode import EncodedCorpus, encode_all
-from sad.trajectories.read import read_trajectories
+from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all, set_chat_template
+from sad.trajectories.options import encoding_keywords
+from sad.trajectories.read import read_data
 
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
@@ -70,25 +71,31 @@ def _distill(
     config = make_config(values, options.out)
     if cache is not None:
         cache.check_observe(config.observe)
+    encoding = {**encoding_keywords(options), "max_length": config.max_length, "observe": config.observe}
+    Encoding(**encoding)  # refuses options before the files are read
     main = config.process_index == 0
     announce = say if main else lambda message: None
     if options.resume and main:  # a new folder is locked later, because bad input must not create it
         stack.enter_context(files.FolderLock(run.path))
     paths = {name: path for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
-    read = {name: read_trajectories(path, options.source, say=announce) for name, path in paths.items()}
-    probes = [trajectory.text for trajectory in read["data"] if trajectory.text][:_PROBES]
+    read = {name: read_data(path, options.source, options.on_error, announce) for name, path in paths.items()}
+    probes = [trajectory.text for trajectory in read["data"][0] if trajectory.text][:_PROBES]
     tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
     if cache is not None:
         cache.check_tokenizer(tokenizer)
         announce(f"{cache.path}: {cache}")
+    set_chat_template(tokenizer, options.chat_template)
     corpora: dict[str, EncodedCorpus] = {}
-    for name, trajectories in read.items():
-        encoding = {"format": options.format, "max_length": config.max_length, "observe": config.observe}
-        corpora[name] = encode_all(trajectories, tokenizer, **encoding)
+    for name, (trajectories, refused) in read.items():
+        corpora[name] = encode_all(
+            trajectories, tokenizer, **encoding, on_error=options.on_error, refused=refused, say=announce
+        )
         announce(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
         if not corpora[name].examples:
             remedy = "Check the spans with `sad inspect`; --format names the format of the file."
+            if corpora[name].supervised:
+                remedy = f"--max-length {config.max_length} cuts all of it: raise it, or pass --long window."
             raise InputError(getattr(options, name), "trajectories with reasoning or actions", "none", remedy)
     digest = difficulty.read_rows(corpora["data"].examples, config.max_length).digest
     if options.resume:
@@ -117,7 +124,8 @@ def _distill(
             run.check_new()
         files.remove_partials(run.path)
         run.write_config({item.name: getattr(options, item.name) for item in fields(RunOptions)} | as_yaml(config, values))
-        run.write_run(_record(corpora, {name: len(trajectories) for name, trajectories in read.items()}, digest))
+        counts = {name: len(kept) + len(refused) for name, (kept, refused) in read.items()}
+        run.write_run(_record(corpora, counts, digest))
     checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
@@ -253,6 +261,9 @@ def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str
             "truncated": corpus.truncated,
             "empty": corpus.empty,
             "unparsed": len(corpus.unparsed),
+            "refused": len(corpus.refused),
+            "supervised": corpus.supervised,
+            "supervised_cut": corpus.supervised_cut,
         }
         for name, corpus in corpora.items()
     }

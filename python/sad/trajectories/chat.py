@@ -14,6 +14,7 @@ from sad.trajectories.formats import ChatFormat
 from sad.trajectories.lines import Unparsed
 from sad.trajectories.messages import Message
 from sad.trajectories.normalize import normalize_messages, normalize_tools, parsed
+from sad.trajectories.options import check_unroll
 from sad.trajectories.rendering import Region, Renderer, possible_forms, prepare
 from sad.trajectories.spans import Span, SpanKind
 
@@ -101,12 +102,15 @@ class _Conversation:
     def messages(self) -> list[Message]:
         return self.renderer.messages
 
-    def label(self, count: int, numbers: set[int]) -> tuple[ChatSegmentation, list[_Loss], set[int]]:
+    def label(
+        self, count: int, numbers: set[int], only: int | None = None
+    ) -> tuple[ChatSegmentation, list[_Loss], set[int]]:
         """Labels one example: the rendering of the first `count` messages.
 
         Args:
             count: Number of messages.
             numbers: The assistant messages to label.
+            only: The assistant message to which the labels are limited, with the observations before it. None: no limit.
 
         Returns:
             The example, the parts that its text lacks, and the messages that are labelled.
@@ -131,6 +135,12 @@ class _Conversation:
             elif message.trained:
                 self._label_turn(example, found, region)
         losses += self._label_observations(example, regions, count)
+        if only is not None:
+            start = max((region.end for number, region in regions if number < only), default=0)
+            example.spans = [span for span in example.spans if span.start >= start]
+            example.observations = [span for span in example.observations if span.start >= start]
+            line = text.count("\n", 0, start) + 1
+            example.unparsed = [item for item in example.unparsed if item.line >= line]
         return example, losses, done
 
     def _assistant_loss(self, number: int) -> _Loss:
@@ -333,15 +343,24 @@ def segment_chat(
     tokenizer: PreTrainedTokenizerBase,
     include_prefix: bool,
     tools: Any,
+    unroll: str = "auto",
 ) -> ChatSegmentation:
     """Renders the messages and labels the assistant's turns.
 
-    If the template drops thoughts of earlier turns, the result holds several examples: each ends with a turn, and its
-    context is what the template shows at inference.
+    Args:
+        messages: The conversation.
+        fmt: The tags and line formats.
+        tokenizer: The tokenizer with the chat template.
+        include_prefix: Whether spans include tags and prefixes.
+        tools: The tool descriptions.
+        unroll: "auto": one example; several if the template drops thoughts of earlier turns: each ends with a turn, and its
+            context is what the template shows at inference. "always": one example per turn of the assistant. "never": one
+            example; turns whose thoughts the template drops are not labelled, and reported.
 
     Raises:
         InputError: The messages are malformed, or the template rejects or drops one. The error names the message.
     """
+    check_unroll(unroll)
     normal = normalize_messages(messages)
     tools = normalize_tools(tools)
     first: _Loss | InputError | None = None
@@ -349,7 +368,7 @@ def segment_chat(
     for form in possible_forms(normal):
         conversation = _Conversation(Renderer(tokenizer, prepare(normal, form), form, tools), fmt, include_prefix)
         try:
-            result, losses = _examples(conversation)
+            result, losses = _examples(conversation, unroll)
         except InputError as error:
             first = first or error
             continue
@@ -361,27 +380,32 @@ def segment_chat(
     raise first if isinstance(first, InputError) else first.error(own_text)
 
 
-def _examples(conversation: _Conversation) -> tuple[ChatSegmentation, list[_Loss]]:
+def _examples(conversation: _Conversation, unroll: str) -> tuple[ChatSegmentation, list[_Loss]]:
     """Returns one example, or several if the text of the whole conversation lacks parts of earlier turns."""
     messages = conversation.messages
     turns = {number for number, message in enumerate(messages) if message.role == "assistant"}
-    whole, losses, done = conversation.label(len(messages), turns)
+    whole, losses, _ = conversation.label(len(messages), turns)
     result = ChatSegmentation()
-    if not losses or any(loss.message.role != "assistant" for loss in losses):
-        result.add(whole)
-        return result, losses
     pending = {number for number in turns if messages[number].trained}
-    if not pending:
+    wrong = any(loss.message.role != "assistant" for loss in losses)
+    if wrong or not pending or (not losses and unroll != "always"):
         result.add(whole)
+        return result, losses if wrong or pending else []
     examples: list[ChatSegmentation] = []
     missing: list[_Loss] = []
     while pending:
         last = max(pending)
-        example, losses, done = conversation.label(last + 1, pending)
+        example, found, done = conversation.label(last + 1, pending, only=last if unroll == "always" else None)
         if last not in done:
-            missing += [loss for loss in losses if loss.message is messages[last]]
-        pending -= done | {last}
+            missing += [loss for loss in found if loss.message is messages[last]]
+        pending -= {last} if unroll == "always" else done | {last}
         examples.append(example)
+    if unroll == "never" and not missing:
+        reason = (
+            "the chat template drops or rewrites it after later messages: not labelled (unroll auto makes examples of it)"
+        )
+        whole.unparsed += [Unparsed(1, "", f"{loss.message.where}: {reason}") for loss in losses if loss.message.trained]
+        examples = [whole]
     for example in reversed(examples):
         result.add(example)
     return result, missing[::-1]

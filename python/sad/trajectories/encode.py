@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
 from sad.trajectories.formats import ChatFormat, Format
+from sad.trajectories.long import group_by_turn, windows
+from sad.trajectories.options import check_long, check_unroll
+from sad.trajectories.refused import Refused, check_on_error, refusal, stop_error
 from sad.trajectories.segment import Segmentation, Unparsed
 from sad.trajectories.spans import SpanKind, span_ids_from_offsets, supervised_kinds
 from sad.trajectories.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+CUT_LIMIT = 0.1  # share of the supervised tokens whose loss a user must be told
+_NAMES = {SpanKind.REASON: "reasoning", SpanKind.ACT: "action", SpanKind.OBSERVE: "observation"}
 
 
 class Encoded(NamedTuple):
@@ -34,17 +45,25 @@ class Encoded(NamedTuple):
 
 @dataclass
 class EncodedCorpus:
-    """Encoded trajectories for training, and counts of what was cut, dropped and unparsed.
+    """Encoded trajectories for training, and counts of what was cut, dropped, refused and unparsed.
 
     Args:
         examples: One dict (input_ids, span_ids) per example that has a supervised token. A trajectory is one example, or
-            several if its chat template drops thoughts of earlier turns.
+            several if its chat template drops thoughts of earlier turns, or if it is long and `long` is not "truncate".
         ids: The trajectory id of each example.
         truncated: Number of examples that were cut to the maximum length, including the dropped ones.
         tokens_cut: Number of tokens cut off from these examples.
         empty: Number of examples that were dropped because they have no supervised token after truncation.
-        observe: Whether observation tokens are labelled and supervised.
         unparsed: (trajectory id, `Unparsed`) for every place that does not fit its format.
+        observe: Whether observation tokens are labelled and supervised.
+        trajectories: Number of trajectories that were encoded.
+        unrolled: Number of conversations with several examples, because the chat template drops earlier thoughts or `unroll`
+            is "always".
+        split: Number of long trajectories that were split into windows or turns.
+        supervised: Number of supervised tokens before any was cut.
+        supervised_cut: Number of supervised tokens cut off.
+        cut_empty: Number of the dropped examples whose supervised tokens were all cut off.
+        refused: Trajectories that could not be encoded.
     """
 
     examples: list[dict[str, list[int]]] = field(default_factory=list)
@@ -54,22 +73,73 @@ class EncodedCorpus:
     empty: int = 0
     unparsed: list[tuple[str, Unparsed]] = field(default_factory=list)
     observe: bool = False
+    trajectories: int = 0
+    unrolled: int = 0
+    split: int = 0
+    supervised: int = 0
+    supervised_cut: int = 0
+    cut_empty: int = 0
+    refused: list[Refused] = field(default_factory=list)
+
+    def add(self, trajectory: Trajectory, found: EncodedTrajectory) -> None:
+        """Adds the examples of a trajectory, and counts."""
+        self.trajectories += 1
+        self.unrolled += len(found.whole) > 1
+        self.split += len(found.examples) > len(found.whole)
+        self.unparsed += [(trajectory.id, item) for item in found.segmentation.unparsed]
+        before = [len(_supervised(whole.span_ids, self.observe)) for whole in found.whole]
+        after = [len(_supervised(example.span_ids, self.observe)) for example in found.examples]
+        self.supervised += sum(before)
+        self.supervised_cut += sum(before) - sum(after)
+        for number, encoded in enumerate(found.examples):
+            self.truncated += encoded.truncated > 0
+            self.tokens_cut += encoded.truncated
+            if not after[number]:
+                self.empty += 1
+                self.cut_empty += len(found.whole) == len(found.examples) and before[number] > 0
+                continue
+            self.examples.append({"input_ids": encoded.input_ids, "span_ids": encoded.span_ids})
+            self.ids.append(trajectory.id)
+
+    def count(self, kind: SpanKind) -> int:
+        """Returns the number of tokens with this label in the examples."""
+        return sum(example["span_ids"].count(kind) for example in self.examples)
 
     def summary(self) -> str:
         """Returns one line for a log."""
         tokens = sum(len(example["input_ids"]) for example in self.examples)
-        names = {SpanKind.REASON: "reasoning", SpanKind.ACT: "action", SpanKind.OBSERVE: "observation"}
-        counts = {
-            names[kind]: sum(example["span_ids"].count(kind) for example in self.examples)
-            for kind in supervised_kinds(self.observe)
-        }
+        counts = {_NAMES[kind]: self.count(kind) for kind in supervised_kinds(self.observe)}
         counts["unsupervised"] = tokens - sum(counts.values())
+        used = len(set(self.ids)) if self.unrolled or self.split else len(self.examples)
+        several = [f"{self.unrolled} unrolled by turn, see --unroll"] if self.unrolled else []
+        several += [f"{self.split} long ones split"] if self.split else []
+        parts = f" in {len(self.examples)} examples ({', '.join(several)})" if several else ""
+        cut_off = f", {self.cut_empty} of them cut before it" if self.cut_empty else ""
+        refused = f", {len(self.refused)} refused" if self.refused else ""
         return (
-            f"{len(self.examples)} trajectories, {tokens} tokens: "
+            f"{used} trajectories{parts}, {tokens} tokens: "
             f"{', '.join(f'{count} {name}' for name, count in counts.items())}; "
-            f"{self.truncated} truncated ({self.tokens_cut} tokens cut), {self.empty} without a supervised token dropped, "
+            f"{self.truncated} truncated ({self.tokens_cut} tokens cut, {self.supervised_cut} of {self.supervised} "
+            f"supervised), {self.empty} without a supervised token dropped{cut_off}{refused}, "
             f"{len(self.unparsed)} places not parsed"
         )
+
+    def warnings(self) -> list[str]:
+        """Returns what a user should know before the training: many supervised tokens cut, a kind without a token."""
+        found = []
+        if self.supervised_cut > CUT_LIMIT * self.supervised:
+            found.append(
+                f"max_length cuts {self.supervised_cut} of {self.supervised} supervised tokens "
+                f"({self.supervised_cut / self.supervised:.0%}). Train on them with long='window' or long='turns' "
+                "(--long window), or raise max_length."
+            )
+        missing = [_NAMES[kind] for kind in supervised_kinds() if self.examples and not self.count(kind)]
+        if missing:
+            found.append(
+                f"no token is {' or '.join(missing)} in {len(self.examples)} examples. If the trajectories hold any, "
+                "name their format (--format) and check the labels with `sad inspect`."
+            )
+        return found
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -102,6 +172,29 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise InputError("tokenizer", "a folder or model name with a tokenizer", got, remedy) from error
     check_tokenizer(tokenizer)
     return tokenizer
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | os.PathLike[str] | None) -> None:
+    """Replaces the chat template of a tokenizer by that of a file (Jinja). None leaves it.
+
+    Raises:
+        InputError: The file cannot be read, or is not a template.
+    """
+    if path is None:
+        return
+    from jinja2 import Environment, TemplateError
+
+    try:
+        template = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "chat_template", "a file with a chat template", f"{str(path)!r} ({error})", "Check the path."
+        ) from None
+    try:  # {% generation %} is a tag of transformers
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", template))
+    except TemplateError as error:
+        raise InputError("chat_template", "a Jinja template", f"{str(path)!r} ({error})", "Fix the template.") from None
+    tokenizer.chat_template = template
 
 
 def _eos_kind(segmentation: Segmentation) -> SpanKind:
@@ -151,6 +244,48 @@ def _tokenize(
     return ids, labels, offsets
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How trajectories become token ids and labels: the options of `encode_all`, which documents them.
+
+    `show_observations` labels observations even if they are not supervised.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    format: str | Format | ChatFormat | None = None
+    max_length: int | None = None
+    add_eos: bool = True
+    include_prefix: bool = True
+    observe: bool = False
+    long: str = "truncate"
+    long_context: float = 0.25
+    long_head: int = 0
+    unroll: str = "auto"
+    show_observations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError("max_length", "at least 1", str(self.max_length), "Pass the model's sequence length, or None.")
+        check_unroll(self.unroll)
+        check_long(self.long, self.max_length, self.long_context, self.long_head)
+
+
+class EncodedTrajectory(NamedTuple):
+    """The examples of a trajectory.
+
+    Args:
+        whole: The examples before they are cut: one, or several if the chat template drops thoughts of earlier turns.
+        examples: The examples for training. None is longer than the maximum length.
+        segmentation: What they are made from.
+    """
+
+    whole: list[Encoded]
+    examples: list[Encoded]
+    segmentation: Segmentation
+
+
 def encode(
     trajectory: Trajectory | str | Sequence[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
@@ -179,26 +314,21 @@ def encode(
         `Encoded`. A BOS that the tokenizer adds has label 0.
 
     Raises:
-        InputError: The tokenizer is slow, `max_length` is below 1, or the trajectory cannot be segmented.
+        InputError: The tokenizer is slow, `max_length` is below 1 or cuts all supervised tokens, or the trajectory cannot be
+            segmented.
     """
     if isinstance(trajectory, str):
         trajectory = Trajectory(text=trajectory)
     elif not isinstance(trajectory, Trajectory):
         trajectory = Trajectory(messages=list(trajectory))
-    examples, _ = encode_examples(
-        trajectory,
-        tokenizer,
-        format=format,
-        max_length=max_length,
-        add_eos=add_eos,
-        include_prefix=include_prefix,
-        observe=observe,
-    )
-    if len(examples) > 1:
-        got = f"{len(examples)} examples, because the chat template drops thoughts of earlier turns"
+    encoding = Encoding(format, max_length, add_eos, include_prefix, observe)
+    found = encode_trajectory(trajectory, tokenizer, encoding)
+    if len(found.examples) > 1:
+        got = f"{len(found.examples)} examples, because the chat template drops thoughts of earlier turns"
         remedy = "Use sad.encode_all, which returns all examples, or a tokenizer.chat_template that keeps the thoughts."
         raise InputError(f"trajectory {trajectory.id!r}", "messages that make one example", got, remedy)
-    return examples[0]
+    _check_kept(trajectory, found, encoding)
+    return found.examples[0]
 
 
 def encode_with_segmentation(
@@ -211,54 +341,81 @@ def encode_with_segmentation(
     include_prefix: bool = True,
     observe: bool = False,
 ) -> tuple[Encoded, Segmentation]:
-    """Returns the encoded trajectory and the segmentation that it is made from.
+    """Returns the encoded trajectory and the segmentation that it is made from. Arguments and errors as in `encode`.
 
     If the trajectory needs several examples, they stand one after the other in both; `max_length` cuts each of them.
     """
-    examples, segmentation = encode_examples(
-        trajectory,
-        tokenizer,
-        format=format,
-        max_length=max_length,
-        add_eos=add_eos,
-        include_prefix=include_prefix,
-        observe=observe,
-    )
+    encoding = Encoding(format, max_length, add_eos, include_prefix, observe)
+    found = encode_trajectory(trajectory, tokenizer, encoding)
+    _check_kept(trajectory, found, encoding)
+    return join_examples(found.examples, found.segmentation), found.segmentation
+
+
+def join_examples(examples: Sequence[Encoded], segmentation: Segmentation) -> Encoded:
+    """Returns the examples of a segmentation one after the other, with offsets in its whole text."""
     joined = Encoded([], [], sum(example.truncated for example in examples), [])
     for start, example in zip(segmentation.starts, examples):
         joined.input_ids.extend(example.input_ids)
         joined.span_ids.extend(example.span_ids)
         joined.offsets.extend((begin + start, end + start) for begin, end in example.offsets)
-    return joined, segmentation
+    return joined
 
 
-def encode_examples(
-    trajectory: Trajectory,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    format: str | Format | ChatFormat | None = None,
-    max_length: int | None = None,
-    add_eos: bool = True,
-    include_prefix: bool = True,
-    observe: bool = False,
-) -> tuple[list[Encoded], Segmentation]:
-    """Returns the training examples of a trajectory and the segmentation that they are made from.
+def _supervised(span_ids: Sequence[int], observe: bool) -> list[int]:
+    """Returns the positions of the supervised tokens."""
+    kinds = set(supervised_kinds(observe))
+    return [position for position, kind in enumerate(span_ids) if kind in kinds]
 
-    A trajectory is one example, or several if its chat template drops thoughts of earlier turns. Arguments as in `encode`.
+
+def _check_kept(trajectory: Trajectory, found: EncodedTrajectory, encoding: Encoding) -> None:
+    """Checks that the maximum length leaves a supervised token, if there is one."""
+    before, after = (
+        sum(len(_supervised(example.span_ids, encoding.observe)) for example in examples)
+        for examples in (found.whole, found.examples)
+    )
+    if before and not after:
+        length = max(len(example.input_ids) for example in found.whole)
+        got = f"{encoding.max_length}, which cuts all {before} supervised tokens of {length}"
+        remedy = "Raise max_length, or use sad.encode_all with long='window'."
+        raise InputError(f"trajectory {trajectory.id!r}, max_length", "a length that keeps a supervised token", got, remedy)
+
+
+def encode_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> EncodedTrajectory:
+    """Returns the training examples of a trajectory, before and after they are cut to the maximum length.
+
+    Raises:
+        InputError: As in `encode`.
     """
     check_tokenizer(tokenizer)
-    if max_length is not None and max_length < 1:
-        raise InputError("max_length", "at least 1", str(max_length), "Pass the model's sequence length, or None.")
-    segmentation = trajectory.segmented(format, include_prefix, tokenizer)
-    chat = trajectory.spans is None and isinstance(trajectory.resolve_format(format), ChatFormat)
+    segmentation = trajectory.segmented(encoding.format, encoding.include_prefix, tokenizer, encoding.unroll)
+    chat = trajectory.spans is None and isinstance(trajectory.resolve_format(encoding.format), ChatFormat)
     from_text = chat and trajectory.messages is None
-    observe = observe or trajectory.spans is not None
-    examples = []
+    observe = encoding.observe or encoding.show_observations or trajectory.spans is not None
+    whole, examples = [], []
     for part in segmentation.examples():
-        ids, labels, offsets = _tokenize(part, tokenizer, chat, add_eos, observe, from_text)
-        kept = len(ids) if max_length is None else min(max_length, len(ids))
-        examples.append(Encoded(ids[:kept], labels[:kept], len(ids) - kept, offsets[:kept]))
-    return examples, segmentation
+        ids, labels, offsets = _tokenize(part, tokenizer, chat, encoding.add_eos, observe, from_text)
+        whole.append(Encoded(ids, labels, 0, offsets))
+        prefixes = encoding.include_prefix or trajectory.spans is not None
+        examples += _cut(whole[-1], part, encoding, prefixes)
+    return EncodedTrajectory(whole, examples, segmentation)
+
+
+def _cut(whole: Encoded, part: Segmentation, encoding: Encoding, prefixes: bool) -> list[Encoded]:
+    """Returns the examples of one example that may be longer than the maximum length."""
+    ids, labels, _, offsets = whole
+    length = encoding.max_length
+    if length is None or len(ids) <= length:
+        return [whole]
+    positions = _supervised(labels, encoding.observe) if encoding.long != "truncate" else []
+    if not positions:
+        return [Encoded(ids[:length], labels[:length], len(ids) - length, offsets[:length])]
+    groups = [positions] if encoding.long == "window" else group_by_turn(positions, offsets, part, prefixes)
+    cut = []
+    for head, start, labelled, stop in windows(groups, length, encoding.long_context, encoding.long_head):
+        context = [0] * (head + labelled - start)
+        parts = ([*x[:head], *x[start:stop]] for x in (ids, offsets))
+        cut.append(Encoded(next(parts), context + labels[labelled:stop], 0, next(parts)))
+    return cut
 
 
 def encode_all(
@@ -270,40 +427,56 @@ def encode_all(
     add_eos: bool = True,
     include_prefix: bool = True,
     observe: bool = False,
+    long: str = "truncate",
+    long_context: float = 0.25,
+    long_head: int = 0,
+    unroll: str = "auto",
+    on_error: str = "stop",
+    refused: Iterable[Refused] = (),
+    say: Callable[[str], None] | None = None,
 ) -> EncodedCorpus:
     """Encodes a training set with `encode`. Drops trajectories without a supervised token, and counts what it drops.
 
     Args:
-        trajectories: Trajectories, for example from `sad.read_jsonl`.
+        trajectories: Trajectories, for example from `sad.read_trajectories`.
         tokenizer: The fast tokenizer of the student.
         format: Replaces the format of every trajectory.
-        max_length: Maximum number of tokens per trajectory, including the EOS.
+        max_length: Maximum number of tokens per example, including the EOS. None keeps all tokens.
         add_eos: Whether to append the EOS token, as in `encode`.
         include_prefix: As in `sad.segment`.
         observe: Whether to label observations, as in `encode`. If so, they are supervised.
+        long: What becomes of a trajectory that is longer than `max_length`. "truncate": its end is cut off. "window":
+            overlapping windows in which every supervised token has its label exactly once. "turns": one example per turn of
+            the model, with as much history as fits.
+        long_context: For windows and turns: the least share of an example that is context before its first labelled token.
+        long_head: For windows and turns: number of tokens at the start of the trajectory, such as the system and the task
+            message, that every example repeats. It ends before the first supervised token.
+        unroll: For messages, as in `sad.segment`.
+        on_error: "stop": trajectories that cannot be encoded raise one error that counts them and names the first three.
+            "skip": they are left out and listed in `EncodedCorpus.refused`.
+        refused: Records that could not be read (see `sad.read_trajectories`), to be counted too.
+        say: Receives each warning: supervised tokens that are cut, kinds without a token. Default: `warnings.warn`.
 
     Raises:
         InputError: As in `encode`; the message names the trajectory.
     """
-    corpus = EncodedCorpus(observe=observe)
-    supervised = set(supervised_kinds(observe))
+    check_on_error(on_error)
+    check_tokenizer(tokenizer)
+    encoding = Encoding(format, max_length, add_eos, include_prefix, observe, long, long_context, long_head, unroll)
+    corpus = EncodedCorpus(observe=observe, refused=list(refused))
+    unread = len(corpus.refused)
     for trajectory in trajectories:
-        examples, segmentation = encode_examples(
-            trajectory,
-            tokenizer,
-            format=format,
-            max_length=max_length,
-            add_eos=add_eos,
-            include_prefix=include_prefix,
-            observe=observe,
-        )
-        corpus.unparsed += [(trajectory.id, item) for item in segmentation.unparsed]
-        for encoded in examples:
-            corpus.truncated += encoded.truncated > 0
-            corpus.tokens_cut += encoded.truncated
-            if supervised.isdisjoint(encoded.span_ids):
-                corpus.empty += 1
-                continue
-            corpus.examples.append({"input_ids": encoded.input_ids, "span_ids": encoded.span_ids})
-            corpus.ids.append(trajectory.id)
+        try:
+            found = encode_trajectory(trajectory, tokenizer, encoding)
+        except InputError as error:
+            corpus.refused.append(refusal(trajectory, error))
+            continue
+        corpus.add(trajectory, found)
+    if len(corpus.refused) > unread and on_error == "stop":
+        raise stop_error(corpus.refused, len(corpus.refused) + corpus.trajectories)
+    for message in corpus.warnings():
+        if say is None:
+            warnings.warn(message, stacklevel=2)
+        else:
+            say(f"warning: {message}")
     return corpus

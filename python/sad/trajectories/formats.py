@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sad.errors import InputError
 
@@ -136,6 +138,74 @@ def formats() -> dict[str, Format | ChatFormat]:
     return dict(_FORMATS)
 
 
+def load_format(path: str | os.PathLike[str]) -> Format | ChatFormat:
+    """Reads a format from a YAML file with the fields of `sad.Format`, or of `sad.ChatFormat`.
+
+    The name is that of the file unless the file has a `name`. A file with `reason` or `act` is a `Format`.
+
+    Raises:
+        InputError: The file cannot be read, or a field is unknown, missing or of the wrong type.
+    """
+    import yaml
+
+    where = str(path)
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(where, "a YAML file with the fields of sad.Format", str(error), "Check the file.") from None
+    if not isinstance(content, dict) or not content:
+        got = "nothing" if content is None else type(content).__name__
+        raise InputError(where, "`field: value` lines", got, "Write for example `reason: 'Plan:'` and `act: 'Do:'`.")
+    kind = Format if {"reason", "act"} & content.keys() else ChatFormat
+    hints = get_type_hints(kind)
+    known = {item.name: item for item in fields(kind) if item.init}
+    values: dict[str, Any] = {"name": Path(path).stem}
+    for key, value in content.items():
+        if key not in known:
+            remedy = f"See help(sad.{kind.__name__})."
+            raise InputError(f"{where}, {key}", f"one of {', '.join(known)}", repr(key), remedy)
+        values[key] = _field_value(value, hints[key], f"{where}, {key}")
+    missing = [name for name in ("reason", "act") if kind is Format and name not in values]
+    if missing:
+        raise InputError(where, "the fields reason and act", f"no {missing[0]}", "Add it: a regular expression.")
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{where}, {error.where}", error.expected, error.got, error.remedy) from None
+
+
+def _field_value(value: Any, hint: Any, where: str) -> Any:
+    """Returns a value of a YAML file as the type of its field: strings, booleans, and tuples of strings or of pairs."""
+    if get_origin(hint) is tuple:
+        [item, _] = get_args(hint)
+        if not isinstance(value, list):
+            raise InputError(where, "a list", repr(value), "Write `[a, b]`.")
+        if item is str:
+            return tuple(_field_value(element, str, where) for element in value)
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+            raise InputError(where, "a list of pairs", repr(value), "Write `[['<think>', '</think>']]`.")
+        return tuple((_field_value(a, str, where), _field_value(b, str, where)) for a, b in value)
+    accepted = bool if hint is bool else (str, type(None)) if type(None) in get_args(hint) else str
+    if not isinstance(value, accepted):
+        expected = "true or false" if hint is bool else "a string"
+        raise InputError(where, expected, repr(value), "Fix the value; put a string in quotes.")
+    return value
+
+
+def resolve_format(name: str | None) -> Format | ChatFormat | None:
+    """Returns the format that `--format` names: a registered format, or a YAML file. None stays None.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if name is None or name in _FORMATS:
+        return None if name is None else _FORMATS[name]
+    if name.endswith((".yaml", ".yml")):
+        return load_format(name)
+    known = ", ".join(sorted(_FORMATS))
+    raise InputError("--format", f"one of {known}, or a .yaml file", repr(name), "Use one of these, or write a file.")
+
+
 def get_format(name: str | Format | ChatFormat, where: str = "format") -> Format | ChatFormat:
     """Returns the format of a name; returns a format unchanged.
 
@@ -150,7 +220,7 @@ def get_format(name: str | Format | ChatFormat, where: str = "format") -> Format
         return name
     if name not in _FORMATS:
         known = ", ".join(sorted(_FORMATS))
-        remedy = "Use one of these, or add yours with sad.register_format."
+        remedy = "Use one of these (--format replaces the trajectories' own), or add yours with sad.register_format."
         raise InputError(where, f"one of {known}", repr(name), remedy)
     return _FORMATS[name]
 

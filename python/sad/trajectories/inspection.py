@@ -7,8 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from sad.trajectories.encode import Encoded, encode_with_segmentation
+from sad.errors import InputError
+from sad.trajectories.encode import (
+    Encoded,
+    EncodedCorpus,
+    Encoding,
+    check_tokenizer,
+    encode_trajectory,
+    join_examples,
+)
 from sad.trajectories.formats import ChatFormat, Format
+from sad.trajectories.refused import Refused, refusal
 from sad.trajectories.segment import Segmentation, Unparsed
 from sad.trajectories.spans import Span, SpanKind, supervised_kinds
 from sad.trajectories.trajectory import Trajectory
@@ -143,8 +152,10 @@ class Inspection:
         with_reason: Number of trajectories with reasoning.
         with_act: Number of trajectories with actions.
         with_none: Number of trajectories with neither.
-        truncated: Number of trajectories cut to the maximum length.
         unparsed: (trajectory id, `Unparsed`) for every place that does not fit its format.
+        tokens: The tokens of every trajectory before it is cut; empty without a tokenizer.
+        corpus: What a training with these options gets; None without a tokenizer.
+        refused: Trajectories that cannot be read or segmented.
     """
 
     lengths: SpanLengths
@@ -153,8 +164,10 @@ class Inspection:
     with_reason: int = 0
     with_act: int = 0
     with_none: int = 0
-    truncated: int = 0
     unparsed: list[tuple[str, Unparsed]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    corpus: EncodedCorpus | None = None
+    refused: list[Refused] = field(default_factory=list)
 
 
 def inspect_trajectories(
@@ -164,39 +177,66 @@ def inspect_trajectories(
     format: str | Format | ChatFormat | None = None,
     max_length: int | None = None,
     include_prefix: bool = True,
+    long: str = "truncate",
+    long_context: float = 0.25,
+    long_head: int = 0,
+    unroll: str = "auto",
     keep: int = 0,
+    refused: Iterable[Refused] = (),
 ) -> Inspection:
     """Segments trajectories as training does, encodes them if a tokenizer is given, and measures their spans.
 
-    Observations are labelled and measured too, although only a training with lambda_observe > 0 uses them.
+    Observations are labelled and measured too, although only a training with lambda_observe > 0 uses them. Trajectories that
+    training refuses are collected. If `long` is not "truncate", long trajectories are measured and kept as a whole.
 
     Args:
-        trajectories: Trajectories, for example from `sad.read_jsonl`.
+        trajectories: Trajectories, for example from `sad.read_trajectories`.
         tokenizer: The fast tokenizer of the student. Without one, lengths are in characters.
         format: As in `sad.encode`.
         max_length: As in `sad.encode`. Ignored without a tokenizer.
         include_prefix: As in `sad.encode`.
+        long: As in `sad.encode_all`.
+        long_context: As in `sad.encode_all`.
+        long_head: As in `sad.encode_all`.
+        unroll: As in `sad.encode_all`.
         keep: Number of trajectories, from the first on, to return for display.
+        refused: Records that could not be read.
 
     Raises:
-        InputError: As in `sad.encode`; the message names the trajectory.
+        InputError: An option is out of range, or the tokenizer is slow.
     """
-    found = Inspection(SpanLengths("characters" if tokenizer is None else "tokens"))
+    encoding = Encoding(
+        format=format,
+        max_length=max_length,
+        include_prefix=include_prefix,
+        show_observations=True,
+        long=long,
+        long_context=long_context,
+        long_head=long_head,
+        unroll=unroll,
+    )
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+    found = Inspection(SpanLengths("characters" if tokenizer is None else "tokens"), refused=list(refused))
+    found.corpus = None if tokenizer is None else EncodedCorpus()
     for trajectory in trajectories:
-        if tokenizer is None:
-            segmentation, encoded = trajectory.segmented(format, include_prefix), None
-            spans = [*segmentation.spans, *segmentation.observations]
+        try:
+            if tokenizer is None:
+                segmentation, encoded = trajectory.segmented(format, include_prefix, unroll=unroll), None
+            else:
+                segmentation, encoded = _encode(trajectory, tokenizer, encoding, found)
+        except InputError as error:
+            found.refused.append(refusal(trajectory, error))
+            continue
+        groups = (segmentation.spans, segmentation.observations)
+        spans = [span for group in groups for span in group]
+        if encoded is None:
             lengths = [span.end - span.start for span in spans]
-            found.lengths.add(len(segmentation.text), spans, lengths)
+            total = len(segmentation.text)
         else:
-            encoded, segmentation = encode_with_segmentation(
-                trajectory, tokenizer, format=format, max_length=max_length, include_prefix=include_prefix, observe=True
-            )
-            groups = (segmentation.spans, segmentation.observations)
             lengths = [n for group in groups for n in tokens_per_span(group, encoded.offsets, encoded.span_ids)]
-            spans = [span for group in groups for span in group]
-            found.lengths.add(len(encoded.input_ids), spans, lengths)
-            found.truncated += encoded.truncated > 0
+            total = len(encoded.input_ids)
+        found.lengths.add(total, spans, lengths)
         reason, act = (any(n and s.kind is kind for s, n in zip(spans, lengths)) for kind in MODEL_KINDS)
         found.with_reason += reason
         found.with_act += act
@@ -206,3 +246,14 @@ def inspect_trajectories(
         if len(found.kept) < keep:
             found.kept.append(InspectedTrajectory(trajectory, segmentation, encoded))
     return found
+
+
+def _encode(
+    trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, encoding: Encoding, found: Inspection
+) -> tuple[Segmentation, Encoded]:
+    """Encodes a trajectory, counts what a training gets, and returns its segmentation and what is shown of it."""
+    result = encode_trajectory(trajectory, tokenizer, encoding)
+    found.tokens.append(sum(len(whole.input_ids) for whole in result.whole))
+    found.corpus.add(trajectory, result)
+    shown = result.examples if encoding.long == "truncate" else result.whole
+    return result.segmentation, join_examples(shown, result.segmentation)

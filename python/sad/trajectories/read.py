@@ -8,11 +8,13 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sad.errors import InputError
 from sad.trajectories.messages import shown
+from sad.trajectories.refused import Refused, check_on_error, stop_error
 from sad.trajectories.sources import Source, get_source, recognize
 from sad.trajectories.trajectory import Trajectory, from_record
 
@@ -21,11 +23,12 @@ _DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 
 class _Value(NamedTuple):
-    """A JSON value, its location for messages, and the id of a trajectory that has none."""
+    """A JSON value, its location for messages, the id of a trajectory that has none, and why it cannot be read."""
 
     value: Any
     where: str
     id: str
+    error: InputError | None = None
 
 
 def read_trajectories(
@@ -34,6 +37,7 @@ def read_trajectories(
     *,
     limit: int | None = None,
     say: Callable[[str], None] | None = None,
+    refused: list[Refused] | None = None,
 ) -> list[Trajectory]:
     """Reads trajectories of any source: logs of APIs, of agent frameworks, and training files.
 
@@ -44,14 +48,21 @@ def read_trajectories(
         source: The name of a source (`sad.sources()`), or "auto" to recognize every record by its keys.
         limit: Maximum number of trajectories to read. None reads all.
         say: Receives one line that tells what was recognized, such as "ShareGPT conversations, 300 trajectories".
+        refused: Receives the records that cannot be read; the others are returned. None: the first one raises.
 
     Raises:
         InputError: A file is missing or unreadable, or a record is of no known source. The message names file and line.
     """
     chosen = None if source == "auto" else get_source(source)
     found, titles = [], Counter()
+
+    def refuse(item: _Value, error: InputError) -> None:
+        if refused is None:
+            raise error
+        refused.append(Refused(item.id, error))
+
     for values in _files(path):
-        for trajectory, title in _trajectories(values, chosen, None if limit is None else limit - len(found)):
+        for trajectory, title in _trajectories(values, chosen, None if limit is None else limit - len(found), refuse):
             found.append(trajectory)
             titles[title] += 1
         if limit is not None and len(found) >= limit:
@@ -59,6 +70,28 @@ def read_trajectories(
     if say is not None and found:
         say("; ".join(f"{title}, {count} trajector{'y' if count == 1 else 'ies'}" for title, count in titles.items()))
     return found
+
+
+def read_data(
+    path: str | os.PathLike[str], source: str | Source, on_error: str, say: Callable[[str], None] | None = None
+) -> tuple[list[Trajectory], list[Refused]]:
+    """Reads the trajectories of a command, and the records that cannot be read.
+
+    Args:
+        path: As in `read_trajectories`.
+        source: As in `read_trajectories`.
+        on_error: "stop": records that cannot be read raise one error. "skip": they are returned.
+        say: As in `read_trajectories`.
+
+    Raises:
+        InputError: As in `read_trajectories`, or a record cannot be read and `on_error` is "stop".
+    """
+    check_on_error(on_error)
+    refused: list[Refused] = []
+    trajectories = read_trajectories(path, source, say=say, refused=refused)
+    if refused and on_error == "stop":
+        raise stop_error(refused, len(refused) + len(trajectories))
+    return trajectories, refused
 
 
 def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> list[Trajectory]:
@@ -74,7 +107,12 @@ def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> lis
     return read_trajectories(path, limit=limit)
 
 
-def _trajectories(values: Iterable[_Value], chosen: Source | None, limit: int | None) -> Iterator[tuple[Trajectory, str]]:
+_Refuse = Callable[[_Value, InputError], None]
+
+
+def _trajectories(
+    values: Iterable[_Value], chosen: Source | None, limit: int | None, refuse: _Refuse
+) -> Iterator[tuple[Trajectory, str]]:
     """Yields the trajectories of one file, and the title of the source of each."""
     count = 0
     groups: dict[tuple[str, Any], list[_Value]] = {}
@@ -82,17 +120,21 @@ def _trajectories(values: Iterable[_Value], chosen: Source | None, limit: int | 
     for item in values:
         if limit is not None and count >= limit:
             return
-        source = chosen or recognize(item.value)
-        if source is not None and source.group is not None and not isinstance(item.value, list):
-            if recognize(item.value, source) is None:
-                got = shown(item.value)
-                raise InputError(item.where, f"a record of {source.title}", got, "Remove it, or name another source.")
-            key = source.group(item.value)
-            if key is not None:
-                found_sources[source.name] = source
-                groups.setdefault((source.name, key), []).append(item)
+        try:
+            if item.error is not None:
+                raise item.error
+            source = chosen or recognize(item.value)
+            if source is not None and source.group is not None and not isinstance(item.value, list):
+                key = _group_key(source, item)
+                if key is not None:
+                    found_sources[source.name] = source
+                    groups.setdefault((source.name, key), []).append(item)
+                continue
+            read = _read_one(item, source)
+        except InputError as error:
+            refuse(item, error)
             continue
-        for trajectory in _read_one(item, source):
+        for trajectory in read:
             yield trajectory, source.title if source else "trajectories"
             count += 1
     for (name, _), items in groups.items():
@@ -102,9 +144,26 @@ def _trajectories(values: Iterable[_Value], chosen: Source | None, limit: int | 
         whole = _Value(
             [item.value for item in items], items[0].where, items[0].id if len(groups) > 1 else _file_id(items[0])
         )
-        for trajectory in _call(source, whole.value, whole):
+        try:
+            read = _call(source, whole.value, whole)
+        except InputError as error:
+            refuse(whole, error)
+            continue
+        for trajectory in read:
             yield trajectory, source.title
             count += 1
+
+
+def _group_key(source: Source, item: _Value) -> Any:
+    """Returns the key of the group of a record whose trajectory stands in several records.
+
+    Raises:
+        InputError: The record is not of this source.
+    """
+    if recognize(item.value, source) is None:
+        remedy = "Remove it, or name another source."
+        raise InputError(item.where, f"a record of {source.title}", shown(item.value), remedy)
+    return source.group(item.value)
 
 
 def _file_id(item: _Value) -> str:
@@ -141,6 +200,7 @@ def _named(trajectory: Trajectory, item: _Value, number: int = 0) -> Trajectory:
     own = isinstance(item.value, dict) and item.value.get("id") == ""  # an empty id is an id
     if not trajectory.id and not own:
         trajectory.id = f"{item.id}#{number}" if number else item.id
+    trajectory.where = item.where
     return trajectory
 
 
@@ -226,36 +286,46 @@ def _load_parquet(path: Path) -> Iterator[Any]:
 
 def _json_values(lines: Iterable[bytes], path: Path) -> Iterator[_Value]:
     """Yields the values of JSON Lines; of a file whose first line is no JSON value, the values in the whole file."""
-    iterator = enumerate(lines, 1)
-    first: _Value | None = None
-    for number, line in iterator:
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # byte order mark
-        if not line.strip():
-            continue
-        item = _Value(None, f"{path}, line {number}", f"{path.name}:{number}")
-        try:
-            item = item._replace(value=json.loads(line))
-        except (ValueError, RecursionError) as error:
-            if first is None and line.lstrip()[:1] in (b"{", b"["):
-                rest = line + b"".join(line for _, line in iterator)
-                values = _whole_values(rest)
-                if values is not None:
-                    yield from _elements(values, path)
-                    return
-            raise _bad_line(item.where, line, error) from None
-        if first is None and isinstance(item.value, list):  # an array in one line, unless more lines follow
-            second = next(((n, line) for n, line in iterator if line.strip()), None)
-            if second is None:
-                yield from _elements([item.value], path)
-                return
-            iterator = _chain(second, iterator)
-        first = item
-        yield item
+    numbered = ((number, line) for number, line in enumerate(_without_mark(lines), 1) if line.strip())
+    first = next(numbered, None)
+    if first is None:
+        return
+    value = _line_value(*first, path)
+    seen = [first]
+    if value.error is not None and first[1].lstrip()[:1] in (b"{", b"["):
+        seen += numbered
+        values = _whole_values(b"".join(line for _, line in seen))
+        if values is not None:
+            yield from _elements(values, path)
+            return
+        if not any(isinstance(_line_value(*item, path).value, dict) for item in seen):
+            yield value  # one broken value, not one per line
+            return
+    elif isinstance(value.value, list):  # an array in one line, unless more lines follow
+        second = next(numbered, None)
+        if second is None:
+            yield from _elements([value.value], path)
+            return
+        seen.append(second)
+    for item in chain(seen, numbered):
+        yield _line_value(*item, path)
 
 
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
+def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the lines, the first without its byte order mark."""
+    iterator = iter(lines)
+    for line in iterator:
+        yield line.removeprefix(b"\xef\xbb\xbf")
+        break
+    yield from iterator
+
+
+def _line_value(number: int, line: bytes, path: Path) -> _Value:
+    where, name = f"{path}, line {number}", f"{path.name}:{number}"
+    try:
+        return _Value(json.loads(line), where, name)
+    except (ValueError, RecursionError) as error:
+        return _Value(None, where, name, _bad_line(where, line, error))
 
 
 def _bad_line(where: str, line: bytes, error: Exception) -> InputError:

@@ -28,7 +28,7 @@ class Segmentation(NamedTuple):
         observations: The spans in which the environment answers the model, of kind `Span.OBSERVE`, in the order of the text.
             They overlap neither each other nor `spans`.
         starts: Where each training example starts in the text. Messages need several examples if the chat template drops
-            thoughts of earlier turns; the text then holds one rendering after the other.
+            thoughts of earlier turns (see `unroll`); the text then holds one rendering after the other.
     """
 
     text: str
@@ -63,6 +63,7 @@ def segment(
     tokenizer: PreTrainedTokenizerBase | None = None,
     tools: Sequence[dict[str, Any]] | str | None = None,
     prompt_chars: int = 0,
+    unroll: str = "auto",
 ) -> Segmentation:
     r"""Finds reasoning and action spans by the prefixes of a format (section D.1 of the paper).
 
@@ -82,6 +83,9 @@ def segment(
         tokenizer: The tokenizer whose chat template renders the messages. Only chat formats need it.
         tools: Tool descriptions for the chat template, as a list or as JSON text.
         prompt_chars: Number of characters at the start of a text that are a prompt: nothing in it is a span.
+        unroll: For messages. "auto": one example; several if the chat template drops thoughts of earlier turns, each as the
+            template shows it at inference. "always": one example per turn of the assistant. "never": one example, in which
+            turns without their thoughts are not labelled.
 
     Returns:
         `Segmentation`: the text (for messages: as rendered), the spans, the unparsed places, and the observations.
@@ -101,7 +105,7 @@ def segment(
         if tokenizer is None:
             remedy = "Pass the student's tokenizer; its chat template renders the messages as text."
             raise InputError("tokenizer", "a tokenizer with a chat template", "None", remedy)
-        return _of_chat(segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools))
+        return _of_chat(segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools, unroll))
     if not isinstance(text_or_messages, str):
         got = type(text_or_messages).__name__
         remedy = "Pass a string, or format='chat' for messages."

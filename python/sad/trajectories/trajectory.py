@@ -38,6 +38,7 @@ class Trajectory:
         success: Whether the agent solved the task.
         prompt_chars: Number of characters at the start of `text` that are a prompt. Nothing in it is labelled.
         extra: All other keys of the trajectory's line in a file.
+        where: The file and line that it was read from, for messages. Not part of the record.
     """
 
     id: str = ""
@@ -50,6 +51,7 @@ class Trajectory:
     success: bool | None = None
     prompt_chars: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False, repr=False)
 
     def resolve_format(self, format: str | Format | ChatFormat | None = None) -> Format | ChatFormat:
         """Returns `format`, else the trajectory's own format, else the default.
@@ -66,6 +68,7 @@ class Trajectory:
         format: str | Format | ChatFormat | None = None,
         include_prefix: bool = True,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        unroll: str = "auto",
     ) -> Segmentation:
         """Returns the text and its spans: the trajectory's own spans if it has them, else those of `sad.segment`.
 
@@ -73,6 +76,7 @@ class Trajectory:
             format: Replaces the trajectory's own format.
             include_prefix: As in `sad.segment`. Own spans are returned unchanged.
             tokenizer: The tokenizer whose chat template renders messages; `extra["tools"]` is passed to the template.
+            unroll: As in `sad.segment`.
 
         Raises:
             InputError: As in `sad.segment`; the message names the trajectory.
@@ -92,6 +96,7 @@ class Trajectory:
                 tokenizer=tokenizer,
                 tools=first_of(self.extra, "tools", "functions"),
                 prompt_chars=self.prompt_chars or instructions,
+                unroll=unroll,
             )
         except InputError as error:
             where = f"trajectory {self.id!r}, {error.where}"
@@ -116,7 +121,7 @@ def _format_instructions(text: Any) -> int:
     return text.find("\n", begin + 1) + 1 or len(text) if begin >= 0 else 0
 
 
-FIELDS = tuple(item.name for item in fields(Trajectory) if item.name != "extra")
+FIELDS = tuple(item.name for item in fields(Trajectory) if item.name not in ("extra", "where"))
 _TYPES = {"text": (str, "a string"), "format": (str, "a string"), "env": (str, "a string"), "task": (str, "a string")}
 _TYPES["success"] = (bool, "true or false")
 

@@ -66,6 +66,18 @@ def test_observations(sad, folder, tmp_path):  # noqa: F811
     assert "lambda_observe: 0.5" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_long_trajectories_in_windows(sad, folder, tmp_path):  # noqa: F811
+    data = ["--data", folder / "data.jsonl", "--format", "sad"]
+    made = ["--teacher", folder / "teacher", "--out", tmp_path / "cache", "--use-cpu", "--long", "window"]
+    code, stdout, stderr = sad("cache", *made, *data, "--max-length", "48")
+    assert code == 0 and "12 trajectories in " in stdout, stderr
+    paths = ["--teacher-cache", tmp_path / "cache", "--student", folder / "student", *data, "--out", tmp_path / "run"]
+    code, _, stderr = sad("train", *paths, *FAST, "--max-length", "48")
+    assert code == 2 and "--long" in stderr
+    code, _, stderr = sad("train", *paths, *FAST, "--max-length", "48", "--long", "window")
+    assert code == 0, stderr
+
+
 def test_a_second_command_reports_the_whole(sad, folder, cache):  # noqa: F811
     code, stdout, stderr = sad(
         "cache",

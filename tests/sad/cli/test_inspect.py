@@ -16,6 +16,7 @@ from sad import Trajectory, encode
 from sad.cli.main import app, main
 from sad.errors import InputError
 from sad.report.overlay import span_pieces, token_pieces
+from sad.trajectories.formats import ChatFormat, resolve_format
 
 TEXT = (
     "You see <b>a mug</b>.\nReasoning: I & you <script>alert(1)</script>\nAction: take mug\nYou take it.\n"
@@ -131,6 +132,74 @@ def test_the_format_option_replaces_the_trajectorys_format(run, tmp_path):
     assert " R │ > think: a↵" in run(path, "-f", "alfworld")
 
 
+def test_refused_trajectories_are_listed_with_their_line_and_do_not_hide_the_others(run, tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = ['{"text": "Action: go"}', "oops", '{"id": "spans", "text": "x", "spans": [[0, 9, "act"]]}', '{"messages": [5]}']
+    path.write_text("\n".join([*lines, '{"id": "m", "messages": [{"role": "user", "content": "a"}]}', *["{"] * 10]))
+    output = run(path, "--html", tmp_path / "page.html")
+    assert " A │ Action: go" in output and "1 trajectories, 1 with actions only, 10 characters, 14 refused" in output
+    assert "refused: 14 trajectories" in output
+    for line, message in (
+        (2, "expected one JSON object per line"),
+        (3, "spans: expected"),
+        (4, "messages"),
+        (5, "tokenizer"),
+    ):
+        assert re.search(rf"  .*a\.jsonl, line {line}.*{message}", output), line
+    assert "Refused trajectories: 14" in (tmp_path / "page.html").read_text()
+    path.write_text("\n".join([lines[0], *["{"] * 25]))
+    assert "line 21:" in (output := run(path)) and "line 22:" not in output and "and 5 more" in output
+
+
+def test_what_a_training_loses_is_shown(run, file, shared_data, gpt2_tokenizer):
+    base = (file, "--tokenizer", shared_data / "tokenizers/gpt2")
+    total = len(gpt2_tokenizer(TEXT).input_ids) + 1
+    row = next(line for line in run(*base).splitlines() if "whole trajectory" in line)
+    assert re.findall(r"[\d.]+", row)[0] == "5" and re.findall(r"\d+", row)[-1] == str(total)
+    output = run(*base, "--max-length", "20")
+    found = re.search(r"1 truncated \((\d+) tokens cut, (\d+) of (\d+) supervised\)", output)
+    assert int(found[1]) == total - 20 and 0 < int(found[2]) < int(found[3])
+    assert f"warning: max_length cuts {found[2]} of {found[3]} supervised tokens" in output
+    whole = run(*base, "--max-length", "20", "--long", "window", "--id", "first")
+    first = sum(map(bool, encode(TEXT, gpt2_tokenizer).span_ids))
+    assert f"0 truncated (0 tokens cut, 0 of {first} supervised)" in whole
+    assert "1 trajectories in " in whole and "warning" not in whole and "Action: stop<eos>" in whole
+
+
+def test_a_format_from_a_file(run, tmp_path):
+    (tmp_path / "planner.yaml").write_text("reason: 'Plan:'\nact: 'Do:'\nunprefixed: model\nenvironment: 'Result:'\n")
+    (tmp_path / "tags.yaml").write_text("reason_tags: [musing]\nthink_tags: [['<hm>', '</hm>']]\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Plan: look\nDo: look\nResult: a mug\n"}))
+    output = run("a.jsonl", "--format", "planner.yaml")
+    assert " R │ Plan: look↵" in output and " A │ Do: look↵" in output and " O │ Result: a mug↵" in output
+    tags = resolve_format(str(tmp_path / "tags.yaml"))
+    assert isinstance(tags, ChatFormat) and (tags.name, tags.reason_tags) == ("tags", ("musing",))
+    assert tags.think_tags == (("<hm>", "</hm>"),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "f.yaml: expected a YAML file"),
+        ("", "f.yaml: expected `field: value` lines, got nothing"),
+        ("- a", "f.yaml: expected `field: value` lines, got list"),
+        ("reason: 'a'", "f.yaml: expected the fields reason and act, got no act"),
+        ("reason: '('\nact: b", r"f.yaml, Format\('f'\).reason: expected a regular expression"),
+        ("reason: a\nact: 5", "f.yaml, act: expected a string, got 5"),
+        ("reason: a\nact: b\ninline: 'no'", "f.yaml, inline: expected true or false, got 'no'"),
+        ("reason: a\nact: b\nthoughts: c", "f.yaml, thoughts: expected one of name, reason"),
+        ("reason_tags: a", "f.yaml, reason_tags: expected a list, got 'a'"),
+        ("think_tags: [a]", r"f.yaml, think_tags: expected a list of pairs, got \['a'\]"),
+    ],
+)
+def test_bad_format_files(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "f.yaml").write_text(content)
+    with pytest.raises(InputError, match=message):
+        resolve_format("f.yaml")
+
+
 def test_many_unparsed_places_are_counted_and_not_all_shown(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(50)))
@@ -148,13 +217,15 @@ def test_many_unparsed_places_are_counted_and_not_all_shown(run, tmp_path):
         (["empty.jsonl"], "empty.jsonl: expected at least one trajectory, got none."),
         (
             ["good.jsonl", "-f", "alfred"],
-            "--format: expected one of alfworld, chat, markers, react, sad, webshop, got 'alfred'.",
+            "--format: expected one of alfworld, chat, markers, react, sad, webshop, or a .yaml file, got 'alfred'.",
         ),
         (
             ["good.jsonl", "-t", "no-such-folder"],
             "tokenizer: expected a folder or model name with a tokenizer, got 'no-such-folder'",
         ),
         (["good.jsonl", "--id", "nobody"], "--id: expected ids in good.jsonl, got nobody. The first id is 'good.jsonl:1'."),
+        (["good.jsonl", "--long", "cut"], "long: expected one of truncate, window, turns, got 'cut'."),
+        (["good.jsonl", "--unroll", "no"], "unroll: expected one of auto, never, always, got 'no'."),
         (["good.jsonl", "-n", "-1"], "--limit: expected an integer of at least 0, got -1."),
         (["good.jsonl", "--max-length", "0"], "--max-length: expected an integer of at least 1, got 0."),
         (["good.jsonl", "--html", "good.jsonl"], "--html: expected a new file, got 'good.jsonl', which exists."),
@@ -164,7 +235,7 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sad", "inspect", *arguments])
     (tmp_path / "good.jsonl").write_text('{"text": "Action: go"}\n')
-    (tmp_path / "bad.jsonl").write_text('{"text": "Action: go"}\noops\n')
+    (tmp_path / "bad.jsonl").write_text("\noops\n")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(SystemExit) as left:
         main()

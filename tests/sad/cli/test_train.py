@@ -65,7 +65,13 @@ def test_a_run_leaves_config_records_metrics_and_a_model(sad, folder, tmp_path):
     record = json.loads((out / "run.json").read_text())
     cut = sum(len(example["input_ids"]) > 96 for example in tiny.examples(12, max_length=None))
     assert cut > 0
-    assert record["data"] == {"read": 13, "used": 12, "truncated": cut, "empty": 1, "unparsed": 1}
+    whole, kept = (
+        sum(kind in (1, 2) for example in tiny.examples(12, max_length=length) for kind in example["span_ids"])
+        for length in (None, 96)
+    )
+    lost = {"supervised": whole, "supervised_cut": whole - kept}
+    assert record["data"] == {"read": 13, "used": 12, "truncated": cut, "empty": 1, "unparsed": 1, "refused": 0, **lost}
+    assert f"warning: max_length cuts {whole - kept} of {whole} supervised tokens" in stdout
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [(log["loss_reason"], log["loss_act"]) for log in metrics if "loss" in log]
     assert len(losses) == 4 and losses[-1] < losses[0]
@@ -110,6 +116,23 @@ def test_resume_continues_to_the_same_weights(sad, folder, tmp_path):
     assert code == 2 and "data" in stderr
 
 
+def test_long_and_refused_trajectories(sad, folder, tmp_path):
+    lines = (folder / "data.jsonl").read_text().splitlines()
+    (folder / "some.jsonl").write_text("\n".join(["{", *lines[:4], '{"id": "odd", "text": "x", "format": "klingon"}', "5"]))
+    base = (*inputs(folder, data=folder / "some.jsonl"), "--out", tmp_path / "run", *FAST, "--long", "window")
+    code, _, stderr = sad("train", *base, "--max-length", "48")
+    assert code == 2 and "2 of 7 that cannot be used" in stderr and "--on-error skip" in stderr
+    assert "some.jsonl, line 1" in stderr and "some.jsonl, line 7" in stderr and not (tmp_path / "run").exists()
+    code, stdout, stderr = sad("train", *base, "--max-length", "48", "--on-error", "skip", "--long-head", "4")
+    assert code == 0, stderr
+    assert "4 trajectories in " in stdout and "3 refused" in stdout and "warning" not in stdout
+    record = json.loads((tmp_path / "run/run.json").read_text())["data"]
+    assert (record["read"], record["refused"], record["supervised_cut"], record["truncated"]) == (7, 3, 0, 0)
+    assert record["used"] > 4
+    kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (kept["long"], kept["long_context"], kept["long_head"], kept["on_error"]) == ("window", 0.25, 4, "skip")
+
+
 def test_nothing_of_another_run_is_touched(sad, folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -137,6 +160,12 @@ def test_a_student_from_its_config(sad, folder, tmp_path):
         ({}, ["--format", "klingon"], "klingon"),
         ({}, ["--format", "markers"], "sad inspect"),
         ({}, ["--max-length", "500"], "128 positions"),
+        ({"data": "late.jsonl"}, [], "pass --long window"),
+        ({}, ["--long", "cut"], "long: expected one of truncate"),
+        ({}, ["--long", "window", "--long-head", "90"], "below max_length 96, got 114 tokens"),
+        ({}, ["--unroll", "no"], "unroll: expected one of"),
+        ({}, ["--on-error", "no"], "on_error: expected stop or skip"),
+        ({}, ["--chat-template", "nowhere.jinja"], "chat_template: expected a file"),
         ({}, ["--lamda-act", "2"], "lambda_act"),
         ({}, ["--temperature", "0"], "temperature"),
         ({}, ["--backend", "cuda"], "backend"),
@@ -146,6 +175,7 @@ def test_a_student_from_its_config(sad, folder, tmp_path):
 )
 def test_bad_input_is_one_message_and_exit_code_2(sad, folder, tmp_path, replaced, flags, message):
     (folder / "broken.jsonl").write_text('{"text": "Reasoning: a\\n"}\n{"text": \n')
+    write_jsonl(folder / "late.jsonl", [Trajectory("late", "a long prompt " * 40 + "\nAction: go\n")], overwrite=True)
     replaced = {name: path and folder / path for name, path in replaced.items()}
     code, _, stderr = sad("train", *inputs(folder, **replaced), "--out", tmp_path / "run", *FAST, *flags)
     assert code == 2 and message in stderr

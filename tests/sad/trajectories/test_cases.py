@@ -49,8 +49,10 @@ def test_case(expected, tokenizers):
     trajectories = sad.read_trajectories(expected.parent / spec["file"])
     assert trajectories
     if spec.get("summary"):
-        corpus = sad.encode_all(trajectories, tokenizer, format=spec.get("format"), max_length=spec.get("max_length"))
-        assert re.search(spec["summary"], corpus.summary())
+        options = {"format": spec.get("format"), "max_length": spec.get("max_length"), "say": print}
+        assert re.search(spec["summary"], sad.encode_all(trajectories, tokenizer, **options).summary())
+        with pytest.raises(sad.InputError, match=spec["or_refused"]):
+            encode_with_segmentation(trajectories[0], tokenizer, max_length=spec.get("max_length"))
     texts, refused = [], []
     for trajectory in trajectories:
         try:

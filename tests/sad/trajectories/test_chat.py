@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 import sad
-from sad.trajectories.encode import encode
+from sad.trajectories.encode import encode, set_chat_template
 from sad.trajectories.segment import segment
 
 R, A, O = (int(kind) for kind in (sad.Span.REASON, sad.Span.ACT, sad.Span.OBSERVE))
@@ -173,6 +173,57 @@ def test_template_that_drops_earlier_thoughts_gives_one_example_per_turn(make_to
     assert corpus.ids == ["t", "t"] and len(corpus.examples) == 2
     with pytest.raises(sad.InputError, match="expected messages that make one example, got 2 examples"):
         encode(messages, tokenizer)
+
+
+def labelled(text, tokenizer_output):
+    return [(int(kind), text[s:e]) for s, e, kind in tokenizer_output]
+
+
+def test_unroll_decides_how_many_examples_a_conversation_makes(make_tokenizer):
+    messages = [user("q"), assistant("a", thought="why"), user("r"), assistant("b"), user("s"), assistant("c", thought="so")]
+    whole = [(R, "<think>\nwhy\n</think>\n\n"), (A, "a<|im_end|>"), (A, "b<|im_end|>")]
+    whole += [(R, "<think>\nso\n</think>\n\n"), (A, "c<|im_end|>")]
+    parts = {}
+    for template, name in ((KEEPS, "keeps"), (DROPS, "drops")):
+        tokenizer = make_tokenizer(chat_template=template)
+        for unroll in ("auto", "never", "always"):
+            found = segment(messages, "chat", tokenizer=tokenizer, unroll=unroll)
+            parts[name, unroll] = [labelled(part.text, part.spans) for part in found.examples()]
+            if unroll == "always":
+                assert [part.text[s:e] for part in found.examples() for s, e, _ in part.observations] == (
+                    ["r", "s"] if name == "keeps" else ["s"]
+                )
+                assert found.unparsed == []
+    assert parts["keeps", "auto"] == parts["keeps", "never"] == [whole]
+    assert parts["keeps", "always"] == parts["drops", "always"] == [whole[:2], whole[2:3], whole[3:]]
+    assert parts["drops", "auto"] == [whole[:2], whole[2:]]
+    assert parts["drops", "never"] == [whole[2:]]
+    [report] = segment(messages, "chat", tokenizer=tokenizer, unroll="never").unparsed
+    assert "messages[1]: the chat template drops or rewrites it" in report.reason
+    corpora = [
+        sad.encode_all([sad.Trajectory("t", messages=messages)], tokenizer, unroll=unroll).summary()
+        for unroll in ("auto", "always", "never")
+    ]
+    assert "1 trajectories in 2 examples (1 unrolled by turn, see --unroll)" in corpora[0]
+    assert "in 3 examples" in corpora[1] and corpora[2].startswith("1 trajectories, ")
+    with pytest.raises(sad.InputError, match="unroll: expected one of auto, never, always, got 'yes'"):
+        segment(messages, "chat", tokenizer=tokenizer, unroll="yes")
+
+
+def test_a_chat_template_from_a_file(make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer(chat_template=DROPS)
+    path = tmp_path / "keeps.jinja"
+    path.write_text(KEEPS)
+    set_chat_template(tokenizer, None)
+    assert tokenizer.chat_template == DROPS
+    set_chat_template(tokenizer, path)
+    assert tokenizer.chat_template == KEEPS
+    path.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}")
+    set_chat_template(tokenizer, path)
+    for content, message in (("{% for %}", "a Jinja template"), (None, "a file with a chat template")):
+        path.write_text(content) if content else path.unlink()
+        with pytest.raises(sad.InputError, match=f"chat_template: expected {message}, got .*keeps.jinja"):
+            set_chat_template(tokenizer, path)
 
 
 def test_template_that_drops_or_rewrites_a_message_raises(spans_of):

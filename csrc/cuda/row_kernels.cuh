@@ -31,7 +31,8 @@ struct StreamedGroups {
 };
 
 template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(512, Lean && !Stats ? 2 : 1) streamed_rows_kernel(const LaunchArgs args) {
+__global__ void __launch_bounds__(512, Lean && !Stats ? 2 : 1)
+    streamed_rows_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
     const int read = args.index[args.params.rows];
     for (int position = static_cast<int>(blockIdx.x); position < read; position += static_cast<int>(gridDim.x)) {
@@ -129,7 +130,8 @@ struct ResidentGroups {
 };
 
 template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(Lean && !Stats ? 1024 : 512, 1) resident_rows_kernel(const LaunchArgs args) {
+__global__ void __launch_bounds__(Lean && !Stats ? 1024 : 512, 1)
+    resident_rows_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
     Bytes16* const shared = reinterpret_cast<Bytes16*>(dynamic_shared() + sizeof(ReductionBuffer));
     ResidentGroups<S> groups{};

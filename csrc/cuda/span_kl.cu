@@ -44,7 +44,7 @@ struct SpanKlPlan {
         separate_gradient = gradient_only || (sliced && params.grad.data && params.divergence != Divergence::forward);
         index_words = (params.rows + 1 + 3) / 4 * 4;
         slice_words = sliced && !gradient_only ? (stats ? 12 : 8) * params.rows * divergence.slices : 0;
-        state_words = sliced && !gradient_only && separate_gradient && !params.state ? 3 * params.rows : 0;
+        state_words = sliced && !gradient_only && separate_gradient && !params.state ? 5 * params.rows : 0;
     }
 };
 
@@ -77,7 +77,8 @@ void span_kl(const SpanKlParams& params, void* scratch, int device, Stream strea
     LaunchArgs args{};
     args.params = params;
     args.config = {exponent_of(params.student, params.temperature), exponent_of(params.teacher, params.temperature),
-                   params.divergence, static_cast<float>(params.beta), params.student.scale / params.temperature};
+                   params.divergence, mixture_of(params.divergence == Divergence::jsd ? params.beta : 0.5),
+                   params.student.scale / params.temperature};
     args.index = index;
     args.teacher_aligned = plan.teacher_aligned;
     args.grad_aligned = plan.grad_aligned;
@@ -85,7 +86,7 @@ void span_kl(const SpanKlParams& params, void* scratch, int device, Stream strea
     args.slices = static_cast<int>(plan.divergence.slices);
     args.slice_columns = static_cast<int>(plan.divergence.slice_columns);
     const std::int64_t field = params.rows * plan.divergence.slices;
-    args.exp_sums = slices;
+    args.log_sums = slices;
     args.divergence_sums = slices + 4 * field;
     args.max_logits = slices + 8 * field;
     args.argmax_columns = reinterpret_cast<std::int32_t*>(slices + 10 * field);
@@ -93,7 +94,7 @@ void span_kl(const SpanKlParams& params, void* scratch, int device, Stream strea
 
     const auto threads = static_cast<unsigned>(std::min(gpu(device).max_block_threads, 512));
     launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, args.params, index,
-           plan.gradient_only, params.value ? 3 : 2, 2);
+           plan.gradient_only, params.value ? 5 : 4, 2);
     if (!plan.gradient_only) launch_divergence(plan, kernels, args, stream);
     if (!plan.separate_gradient) return;
     if (!plan.gradient_only) args.params.state_given = args.params.state;

@@ -39,7 +39,7 @@ void topk_span_kl(const TopkSpanKlParams& topk, void* scratch, int device, Strea
     plan.launch.shared_bytes = static_cast<std::size_t>(reduction_buffer_bytes + window / 8);
 
     const auto threads = static_cast<unsigned>(std::min(properties.max_block_threads, 512));
-    launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, params, index, gradient_only, 2,
+    launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, params, index, gradient_only, 4,
            1);
     const TopkLaunchArgs args{topk,
                               exponent_of(params.student, params.temperature),

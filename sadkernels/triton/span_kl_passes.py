@@ -127,7 +127,7 @@ def totals_pass(
 def log_sums(student, teacher, columns, s_totals, t_totals, GROUPS: tl.constexpr, GROUP: tl.constexpr):
     """Returns the `LogSum`s of two `LogitRow`s from the totals of the first pass.
 
-    If these are undefined, an exact pass runs first. It also runs for rows of one column, so that its probability is exactly 1.
+    An exact pass runs first if these are undefined. It also runs for one column, so that its probability is exactly 1.
     """
     s_sum = log_sum_of_totals(s_totals.shift, s_totals.total, student.c, False)
     t_sum = log_sum_of_totals(t_totals.shift, t_totals.total, teacher.c, False)

@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 from sadkernels.triton.launch import Launch
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-TYPES |= {torch.bool: "i1", torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64"}
+TYPES |= {torch.float64: "fp64", torch.bool: "i1", torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64"}
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

@@ -34,10 +34,12 @@ import torch
 from harness import RESULTS, write_csv
 from machine_code import TYPES, measure
 
-from sadkernels.divergence import DIVERGENCES, DivergenceConfig
+from sadkernels.divergence import DIVERGENCES, DivergenceConfig, RowValues
+from sadkernels.tokens import Tokens
 from sadkernels.topk import TopkTarget, TopkValues
 from sadkernels.triton import tiles
 from sadkernels.triton.launch import Launch
+from sadkernels.triton.row_weights import row_sums_launch, row_weights_launch
 from sadkernels.triton.span_ids import span_ids_launch
 from sadkernels.triton.span_kl import Inputs, Outputs, backward_launches, forward_launches, scale_launches
 from sadkernels.triton.topk_span_kl import topk_launches
@@ -134,6 +136,17 @@ def _span_ids(variant: Variant) -> list[Launch]:
     return [span_ids_launch(*integers[:3], kinds, integers[3], *outputs)]
 
 
+def _row_weights(variant: Variant) -> list[Launch]:
+    ids, normalizer = _empty(2, 8, dtype=torch.int64), _empty(3, dtype=torch.float64)
+    tokens = Tokens(ids, _empty(2, 8) if "token" in variant.kernel else None, normalizer=normalizer)
+    return [row_weights_launch(tokens, (1.0, 0.5, 0.1), "mean", shift=True, read_all=False)[1]]
+
+
+def _row_sums(variant: Variant) -> list[Launch]:
+    values = RowValues(_empty(16), None, _empty(2, 16), _empty(2, 16, dtype=torch.int32))
+    return [row_sums_launch(values, _empty(16), _empty(16, dtype=torch.uint8))[1]]
+
+
 class Kernel(NamedTuple):
     """A kernel of the CSV: who builds its launches, its name in `sadkernels.triton`, and which options change its code."""
 
@@ -164,6 +177,9 @@ KERNELS = {
     "top-k forward_backward": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
     "top-k forward_backward, stats": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
     "top-k backward": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
+    "row weights": Kernel(_row_weights, "row_weights_kernel", False, False, False),
+    "row weights, token weights": Kernel(_row_weights, "row_weights_kernel", False, False, False),
+    "row sums, stats": Kernel(_row_sums, "row_sums_kernel", False, False, False),
     "span ids": Kernel(_span_ids, "span_ids_kernel", False, False, False),
 }
 _STORES = ("backward", "gradient", "scale")  # a kernel with one of these words in its name writes rows

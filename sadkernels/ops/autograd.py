@@ -40,6 +40,7 @@ _SCHEMA_TYPES = {
     float: "float",
     float | None: "float?",
     int: "SymInt",
+    int | None: "SymInt?",
     bool: "bool",
     str: "str",
 }

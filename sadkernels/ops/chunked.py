@@ -1,8 +1,5 @@
 """The losses from hidden states: the student's head is applied to one chunk of supervised rows at a time.
 
-Logits are float32 also for 16-bit operands: q - p is a small difference, and logits that are rounded to 16 bits make its
-error 10 % and more when student and teacher are close. The gradient is rounded only for the products that carry it back.
-
 Only supervised rows are gathered and projected. A `Target` supplies the teacher side of each chunk. The kernel overwrites
 the chunk's logits with their gradient, which is multiplied onto hidden states and head at once; then the next chunk uses the
 same memory. So no head is projected twice, and no buffer has N x V elements.
@@ -12,8 +9,8 @@ from __future__ import annotations
 
 import abc
 import functools
-import itertools
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,39 +18,40 @@ from torch import Tensor
 
 from sadkernels.divergence import RowValues
 from sadkernels.ops.autograd import LossOp
-from sadkernels.ops.row_weights import RowWeights, reduce_values, sums_by_kind
+from sadkernels.ops.head import Head, HeadGradients
+from sadkernels.ops.products import is_cpu
+from sadkernels.ops.row_weights import RowWeights, loss_and_sums
 
-_COLUMNS_AT_ONCE = 512  # of a product on a CPU: MKL computes such slices faster than the whole (docs/benchmarks.md)
-_16_BIT = (torch.bfloat16, torch.float16)
+_CPU_CHUNK_BYTES = 128 << 20
+_GPU_CHUNK_ROWS, _GPU_MEMORY_SHARE = 2048, 16  # the products of fewer rows are bound by memory on an H100
+GPU_ROW_MULTIPLE, _GPU_COLUMN_MULTIPLE = 128, 64  # tiles of a product; leading dimensions at 16-byte borders in 16 bits
 
 
-class Head(NamedTuple):
-    """Hidden states (N, H) and the head that projects them: weight (V, H), bias (V,) or None."""
+def default_chunk_bytes(row_bytes: int, gpu_memory: int | None) -> int:
+    """The memory for the logits of one chunk: on a GPU that of 2048 rows, but at most 1/16 of its memory.
 
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
+    Args:
+        row_bytes: Bytes per row of a chunk.
+        gpu_memory: The memory of the GPU in bytes; None for a CPU, where 128 MiB are enough.
+    """
+    if gpu_memory is None:
+        return _CPU_CHUNK_BYTES
+    return min(_GPU_CHUNK_ROWS * row_bytes, gpu_memory // _GPU_MEMORY_SHARE)
 
-    def columns(self, count: int) -> Head:
-        """The head of the first `count` columns of the vocabulary."""
-        return Head(self.hidden, self.weight[:count], None if self.bias is None else self.bias[:count])
 
-    @property
-    def logits_dtype(self) -> torch.dtype:
-        """float32 for 16-bit operands, else their dtype."""
-        return torch.float32 if self.hidden.dtype in _16_BIT else self.hidden.dtype
+def chunk_rows(rows: int, row_bytes: int, chunk_bytes: int, multiple: int) -> int:
+    """The rows of each chunk but the last: about equal chunks of at most `chunk_bytes`, but of at least one row.
 
-    def project(self, rows: Tensor, out: Tensor) -> None:
-        """Writes the logits of hidden states `rows` (n, H) to `out` (n, V), in `logits_dtype`."""
-        width, dtype = len(self.weight), rows.dtype
-        if rows.device.type == "cpu":
-            width, dtype = _COLUMNS_AT_ONCE, _cpu_operand_dtype(dtype)
-        rows = rows.to(dtype)
-        biases = itertools.repeat(None) if self.bias is None else self.bias.split(width)
-        for logits, weight, bias in zip(out.split(width, dim=1), self.weight.split(width), biases):
-            _mm(rows, weight.to(dtype).t(), logits)
-            if bias is not None:
-                logits.add_(bias)
+    Args:
+        rows: The rows of all chunks.
+        row_bytes: Bytes per row.
+        chunk_bytes: Bytes per chunk.
+        multiple: The rows of a chunk are a multiple of this if `chunk_bytes` holds as many.
+    """
+    largest = max(1, chunk_bytes // row_bytes)
+    multiple = multiple if largest >= multiple else 1
+    chunks = -(-rows // (largest // multiple * multiple))
+    return -(-rows // (max(1, chunks) * multiple)) * multiple
 
 
 class Target(Protocol):
@@ -84,123 +82,6 @@ class Chunk(NamedTuple):
     target: Any
 
 
-class Gradients(NamedTuple):
-    """Buffers for the gradients of the student's hidden states (N, H), weight (V, H) and bias (V,); None if not needed.
-
-    Sums over chunks are float32 for 16-bit weights. With float16 all buffers are float32 until the loss scale is applied.
-    """
-
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-    @classmethod
-    def allocate(cls, student: Head, wants: list[bool], written: int) -> Gradients:
-        """Zeros, except that the first `written` rows of the weight's gradient are uninitialized: the first chunk writes
-        them."""
-        dtype = student.hidden.dtype
-        hidden_dtype = torch.float32 if dtype == torch.float16 else dtype
-        hidden = weight = bias = None
-        if wants[0]:
-            hidden = torch.zeros_like(student.hidden, dtype=hidden_dtype, memory_format=torch.contiguous_format)
-        if wants[1]:
-            weight = torch.empty_like(student.weight, dtype=student.logits_dtype, memory_format=torch.contiguous_format)
-            weight[written:].zero_()
-        if wants[2] and student.bias is not None:
-            bias = torch.zeros_like(student.bias, dtype=student.logits_dtype)
-        return cls(hidden, weight, bias)
-
-    def add(self, chunk: Chunk, student: Head, vocab_size: int, counted: Tensor) -> None:
-        """Adds the gradients that follow from the gradient of a chunk's logits, which is in `chunk.logits`.
-
-        Args:
-            chunk: The chunk.
-            student: The head of the first `vocab_size` columns.
-            vocab_size: The number of columns.
-            counted: (n,) bool. Rows that do not count may hold NaN, which 0 * NaN would carry into the head.
-        """
-        if self.bias is not None:
-            self.bias[:vocab_size].add_(chunk.logits.sum(0, dtype=self.bias.dtype))
-        if self.hidden is None and self.weight is None:
-            return
-        gradient, unscale = _as_operand(chunk.logits, student.hidden.dtype)
-        if self.hidden is not None:
-            product = _times_weight(gradient, student.weight)
-            self.hidden.index_copy_(0, chunk.rows, _times(product, unscale).to(self.hidden.dtype))
-        if self.weight is not None:
-            hidden = torch.where(counted[:, None], chunk.hidden, 0).to(gradient.dtype)
-            _add_product(self.weight[:vocab_size], gradient, hidden, unscale, first=chunk.place.start == 0)
-
-
-def _cpu_operand_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the operands of a product on a CPU: float32 if the CPU multiplies it faster than a 16-bit `dtype`."""
-    slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not _has_bfloat16_products())
-    return torch.float32 if slow else dtype
-
-
-@functools.cache
-def _has_bfloat16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32."""
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-
-
-def _mm(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a b, where `out` is float32 if a and b are 16-bit."""
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    elif a.is_cuda:
-        torch.mm(a, b, out_dtype=out.dtype, out=out)
-    else:
-        # PyTorch has no product of 16-bit operands with a float32 result on a CPU. The product is summed in float32 and
-        # rounded once, so a second one gives the rounding error of the first: together they have twice the digits.
-        rounded = torch.mm(a, b)
-        out.copy_(rounded).add_(torch.addmm(rounded, a, b, beta=-1))
-
-
-def _as_operand(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """A gradient (n, V) of float32 logits for products with operands of `dtype`, and the factor that undoes its scale.
-
-    float16 on a GPU: the gradient is scaled by a power of two, so that it neither overflows nor underflows.
-    """
-    if gradient.dtype == dtype or (dtype == torch.float16 and not gradient.is_cuda):
-        return gradient, None
-    if dtype == torch.bfloat16:
-        return gradient.to(dtype if gradient.is_cuda else _cpu_operand_dtype(dtype)), None
-    largest = gradient.abs().amax()
-    exponent = torch.where((largest > 0) & largest.isfinite(), 14 - torch.ceil(torch.log2(largest)), 0)
-    return (gradient * torch.exp2(exponent)).to(dtype), torch.exp2(-exponent)
-
-
-def _times_weight(gradient: Tensor, weight: Tensor) -> Tensor:
-    """(n, H) = gradient (n, V) weight (V, H), float32 if the gradient is float32 or the device has such a product."""
-    if gradient.is_cuda and gradient.dtype in _16_BIT:
-        return torch.mm(gradient, weight, out_dtype=torch.float32)
-    if gradient.dtype == weight.dtype:
-        return torch.mm(gradient, weight)
-    product = gradient.new_zeros((len(gradient), weight.shape[1]))
-    for part, some in zip(gradient.split(_COLUMNS_AT_ONCE, dim=1), weight.split(_COLUMNS_AT_ONCE)):
-        product.addmm_(part, some.to(gradient.dtype))
-    return product
-
-
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, unscale: Tensor | None, first: bool) -> None:
-    """total += gradient^T hidden, or total = gradient^T hidden if `first`; in float32 if the device has such a product."""
-    if total.dtype == gradient.dtype:
-        total.addmm_(gradient.t(), hidden, beta=0 if first else 1)  # beta=0: `total` is not read
-        return
-    on_gpu = {"out_dtype": total.dtype} if gradient.is_cuda else {}
-    product = _times(torch.mm(gradient.t(), hidden, **on_gpu), unscale)
-    if first:
-        total.copy_(product)
-    else:
-        total.add_(product)
-
-
-def _times(x: Tensor, factor: Tensor | None) -> Tensor:
-    return x if factor is None else x * factor
-
-
 class ChunkedOp(LossOp):
     """A loss on hidden states. Its first inputs are `student_hidden` (..., H), `student_weight` (V, H) and `student_bias`
     (V,) or None; its input `rows` (M,) lists the rows to project, or is None."""
@@ -222,8 +103,9 @@ class ChunkedOp(LossOp):
     def forward(self, x: Any, o: Any) -> tuple[Tensor, ...]:
         weights = self.row_weights(x, o)
         rows, kernel, parts = self._projected(x, weights), self.kernel(o), []
+        read = weights.read[rows]
         for chunk in self._chunks(x, o, rows):
-            values = kernel.forward(chunk.logits, chunk.target, weights.read[chunk.rows], o.config, stats=o.loss.stats)
+            values = kernel.forward(chunk.logits, chunk.target, read[chunk.place], o.config, stats=o.loss.stats)
             parts.append(values.as_row_values(chunk.target))
         values = self._joined(parts, weights, o)
         results = self._results(values, rows, weights, x, o)
@@ -231,27 +113,30 @@ class ChunkedOp(LossOp):
         return *results, state
 
     def forward_backward(self, x: Any, o: Any, wants: list[bool]) -> tuple[Tensor, ...]:
-        weights, student = self.row_weights(x, o), _student(x)
+        weights = self.row_weights(x, o)
         rows, kernel, parts = self._projected(x, weights), self.kernel(o), []
-        gradients, narrow = self._gradients(student, wants, rows, o), student.columns(o.config.vocab_size)
+        projected, gradients = weights.select(rows), HeadGradients(_student(x), wants, o.config.vocab_size, not len(rows))
+        without_weight = projected.weights == 0.0
         for chunk in self._chunks(x, o, rows):
-            some = weights.select(chunk.rows)
+            some = projected.part(chunk.place)
             arguments = (chunk.logits, chunk.target, some.read, some.weights, o.config)
             values = kernel.forward_backward(*arguments, stats=o.loss.stats, grad=chunk.logits)
             parts.append(values.as_row_values(chunk.target))
-            gradients.add(chunk, narrow, o.config.vocab_size, some.weights != 0)
+            gradients.add(chunk.rows, chunk.hidden, chunk.logits, without_weight[chunk.place], first=chunk.place.start == 0)
         results = self._results(self._joined(parts, weights, o), rows, weights, x, o)
         return *results, weights.weighted, *self._finished(gradients, x)
 
     def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
-        weights, student = self.row_weights(x, o), _student(x)
-        rows, weights, kernel = self._projected(x, weights), weights.times(upstream), self.kernel(o)
-        gradients, narrow = self._gradients(student, wants, rows, o), student.columns(o.config.vocab_size)
+        weights = self.row_weights(x, o)
+        rows, kernel = self._projected(x, weights), self.kernel(o)
+        projected, state = weights.times(upstream).select(rows), state[:, rows]
+        gradients = HeadGradients(_student(x), wants, o.config.vocab_size, not len(rows))
+        without_weight = projected.weights == 0.0
         for chunk in self._chunks(x, o, rows):
-            some = weights.select(chunk.rows)
-            arguments = (chunk.logits, chunk.target, some.read, state[:, chunk.rows], some.weights, o.config)
+            some = projected.part(chunk.place)
+            arguments = (chunk.logits, chunk.target, some.read, state[:, chunk.place], some.weights, o.config)
             kernel.backward(*arguments, grad=chunk.logits)
-            gradients.add(chunk, narrow, o.config.vocab_size, some.weights != 0)
+            gradients.add(chunk.rows, chunk.hidden, chunk.logits, without_weight[chunk.place], first=chunk.place.start == 0)
         return self._finished(gradients, x)
 
     def scale_(self, gradient: Tensor, weighted: Tensor, upstream: Tensor, o: Any) -> None:
@@ -264,20 +149,17 @@ class ChunkedOp(LossOp):
     def _chunks(self, x: Any, o: Any, rows: Tensor) -> Iterator[Chunk]:
         """Chunks of about equal size in at most `o.chunk_bytes` (but at least one row), with their logits."""
         student, target = _student(x).columns(o.config.vocab_size), self.target(x, o)
-        vocab, dtype = student.weight.shape[0], student.logits_dtype
+        vocab, dtype, device = student.weight.shape[0], student.logits_dtype, student.hidden.device
         operand_bytes = student.hidden.element_size() if dtype != student.hidden.dtype else 0  # the rounded gradient
         row_bytes = vocab * (dtype.itemsize + operand_bytes) + target.row_bytes
-        count = -(-len(rows) // max(1, o.chunk_bytes // row_bytes))
-        size = -(-len(rows) // max(1, count))
-        logits = self.kernel(o).new_logits((size, vocab), student.hidden.new_empty(0, dtype=dtype))
+        chunk_bytes = default_chunk_bytes(row_bytes, _gpu_memory(device)) if o.chunk_bytes is None else o.chunk_bytes
+        size = chunk_rows(len(rows), row_bytes, chunk_bytes, 1 if is_cpu(student.hidden) else GPU_ROW_MULTIPLE)
+        logits = new_chunk_logits(self.kernel(o), min(size, len(rows)), vocab, student.hidden.new_empty(0, dtype=dtype))
         for number, some in enumerate(rows.split(size) if size else ()):
             place = slice(number * size, number * size + len(some))
             hidden = student.hidden.index_select(0, some)
             student.project(hidden, logits[: len(some)])
             yield Chunk(some, place, hidden, logits[: len(some)], target.for_rows(some, place))
-
-    def _gradients(self, student: Head, wants: list[bool], rows: Tensor, o: Any) -> Gradients:
-        return Gradients.allocate(student, wants, written=o.config.vocab_size if len(rows) else 0)
 
     def _joined(self, parts: list[RowValues], weights: RowWeights, o: Any) -> RowValues:
         """The values of all projected rows, in their order."""
@@ -289,19 +171,33 @@ class ChunkedOp(LossOp):
 
     def _results(self, values: RowValues, rows: Tensor, weights: RowWeights, x: Any, o: Any) -> tuple[Tensor, ...]:
         """Loss, sums and counts of all rows, from the values of the projected rows."""
-        projected, shape = weights.select(rows), x.tokens.span_ids.shape
+        loss, sums = loss_and_sums(values, weights.select(rows), o.loss)
         if o.loss.reduction == "none":
-            loss = torch.zeros_like(weights.weights).index_copy_(0, rows, values.value).view(shape)
-        else:
-            loss = reduce_values(values.value, projected, shape, o.loss)
-        return loss, sums_by_kind(values, projected), weights.counts
+            loss = torch.zeros_like(weights.weights).index_copy_(0, rows, values.value).view(x.tokens.span_ids.shape)
+        return loss, sums, weights.counts
 
-    def _finished(self, gradients: Gradients, x: Any) -> tuple[Tensor, ...]:
+    def _finished(self, gradients: HeadGradients, x: Any) -> tuple[Tensor, ...]:
         """The gradients in the shapes of the inputs and the dtype that `gradient_dtype` gives; empty ones for None."""
-        hidden, weight, bias = gradients
+        hidden, weight, bias = gradients.hidden, gradients.weight, gradients.bias
         hidden = None if hidden is None else hidden.view(x.student_hidden.shape)
         dtype, like = self.gradient_dtype(x), x.student_hidden
         return tuple(like.new_empty(0, dtype=dtype) if g is None else g.to(dtype) for g in (hidden, weight, bias))
+
+
+def new_chunk_logits(kernel: ModuleType, rows: int, columns: int, like: Tensor) -> Tensor:
+    """(rows, columns) uninitialized logits. On a GPU each row begins at a 128-byte border, as fast products need."""
+    if is_cpu(like):
+        return kernel.new_logits((rows, columns), like)
+    padded = -(-columns // _GPU_COLUMN_MULTIPLE) * _GPU_COLUMN_MULTIPLE
+    return kernel.new_logits((rows, padded), like)[:, :columns]
+
+
+@functools.cache
+def _gpu_memory(device: torch.device) -> int | None:
+    """The memory of a GPU in bytes; None for a CPU."""
+    if device.type == "cpu":
+        return None
+    return torch.get_device_module(device).get_device_properties(device).total_memory
 
 
 def _student(x: Any) -> Head:

@@ -10,11 +10,12 @@ from torch import Tensor
 from sadkernels.divergence import DivergenceConfig
 from sadkernels.ops import validate
 from sadkernels.ops.autograd import apply, register
-from sadkernels.ops.chunked import ChunkedOp, Head
+from sadkernels.ops.chunked import ChunkedOp, new_chunk_logits
+from sadkernels.ops.head import Head
 from sadkernels.ops.row_weights import LossOptions
 from sadkernels.ops.validate_tokens import check_row_numbers, check_tokens
-from sadkernels.reference.row_weights import Tokens
 from sadkernels.spans import SpanStats, span_stats
+from sadkernels.tokens import Tokens
 
 
 class Inputs(NamedTuple):
@@ -35,7 +36,7 @@ class Options(NamedTuple):
 
     loss: LossOptions
     config: DivergenceConfig
-    chunk_bytes: int
+    chunk_bytes: int | None
 
 
 class TeacherLogits:
@@ -55,7 +56,7 @@ class TeacherLogits:
         """(n, V), the logits of these rows."""
         if self._buffer is None:  # the first chunk is the largest
             like = self._head.hidden.new_empty(0, dtype=self._head.logits_dtype)
-            self._buffer = self._kernel.new_logits((len(rows), self._head.weight.shape[0]), like)
+            self._buffer = new_chunk_logits(self._kernel, len(rows), self._head.weight.shape[0], like)
         logits = self._buffer[: len(rows)]
         self._head.project(self._head.hidden.index_select(0, rows), logits)
         return logits
@@ -122,8 +123,9 @@ def fused_linear_span_kl(
             in any order (with `shift`, each row whose next token is supervised). Other rows cost time and change nothing.
             Pass it to avoid a device synchronization. Values are checked on a CPU only: on a GPU a missing or repeated
             supervised row gives a wrong loss, and a number out of range an error of the device.
-        chunk_bytes: Memory for the logits of both sides; at least one row is projected. Default: 128 MiB on a CPU, 256 MiB
-            on a GPU. The loss does not depend on it; the gradient of the weight does in the last digit.
+        chunk_bytes: Memory for the logits of both sides; at least one row is projected. Default: 128 MiB on a CPU; on a GPU
+            that of 2048 rows, at most 1/16 of its memory. The loss does not depend on it; the gradient of the weight does in
+            the last digit.
 
     Returns:
         As `sad.fused_span_kl`. Gradients have the dtypes of their inputs. For 16-bit inputs the logits are float32, and the
@@ -167,7 +169,7 @@ def fused_linear_span_kl(
             logit_scale=logit_scale,
             logit_softcap=logit_softcap,
         ),
-        validate.check_chunk_bytes(chunk_bytes, device),
+        validate.check_chunk_bytes(chunk_bytes),
     )
     of_tokens = {"token_weights": token_weights, "turn_ids": turn_ids, "normalizer": normalizer}
     tokens = check_tokens(student_hidden, "student_hidden", options.loss, span_ids=span_ids, **of_tokens)

@@ -13,8 +13,8 @@ from sadkernels.ops.autograd import apply, register
 from sadkernels.ops.chunked import ChunkedOp
 from sadkernels.ops.row_weights import LossOptions
 from sadkernels.ops.validate_tokens import check_log_probabilities, check_row_numbers, check_tokens
-from sadkernels.reference.row_weights import Tokens
 from sadkernels.spans import SpanStats, span_stats
+from sadkernels.tokens import Tokens
 from sadkernels.topk import TAILS, TopkTarget, row_labels, topk_target
 
 _ENTRY_BYTES = 48  # per column of a row while it is sorted: columns, order and log-probabilities of 8 bytes each, and copies
@@ -40,7 +40,7 @@ class Options(NamedTuple):
     config: DivergenceConfig
     tail: str
     alpha: float
-    chunk_bytes: int
+    chunk_bytes: int | None
 
 
 class TopkRows:
@@ -123,8 +123,8 @@ def fused_linear_topk_span_kl(
             its entry is the teacher's prediction of that token). Other rows cost time and change nothing. Pass it to avoid
             a device synchronization. Values are checked on a CPU only: on a GPU a missing or repeated supervised row gives a
             wrong loss, and a number out of range an error of the device.
-        chunk_bytes: Memory for the student's logits and the targets; at least one row is projected. Default: 128 MiB on a
-            CPU, 256 MiB on a GPU.
+        chunk_bytes: Memory for the student's logits and the targets; at least one row is projected. Default: as in
+            `sad.fused_linear_span_kl`.
 
     Returns:
         As `sad.fused_topk_span_kl`. Gradients have the dtypes of their inputs. For 16-bit inputs the logits are float32, and
@@ -171,7 +171,7 @@ def fused_linear_topk_span_kl(
         ),
         tail,
         alpha,
-        validate.check_chunk_bytes(chunk_bytes, device),
+        validate.check_chunk_bytes(chunk_bytes),
     )
     of_tokens = {"token_weights": token_weights, "turn_ids": turn_ids, "normalizer": normalizer}
     tokens = check_tokens(student_hidden, "student_hidden", options.loss, span_ids=span_ids, **of_tokens)

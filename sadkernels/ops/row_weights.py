@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sadkernels import backends
 from sadkernels.divergence import RowValues
-from sadkernels.reference.row_weights import Tokens, is_kind
+from sadkernels.tokens import Tokens
 
 
 class LossOptions(NamedTuple):
@@ -19,7 +19,7 @@ class LossOptions(NamedTuple):
         lambda_reason: Weight of the reasoning tokens, >= 0.
         lambda_act: Weight of the action tokens, >= 0.
         lambda_observe: Weight of the observation tokens, >= 0; with 0 they are as tokens without a span.
-        reduction: One of `sadkernels.reference.row_weights.REDUCTIONS`.
+        reduction: One of `sadkernels.tokens.REDUCTIONS`.
         shift: Whether row t of (..., T) stands for token t + 1.
         stats: Whether the loss also returns statistics.
         inplace: Whether the gradient overwrites the student's logits.
@@ -57,6 +57,10 @@ class RowWeights(NamedTuple):
         scaled = torch.where(self.weights != 0, self.weights * upstream.reshape(-1).to(self.weights.dtype), 0)
         return self._replace(weights=scaled, read=self.kinds * (scaled != 0))
 
+    def part(self, place: slice) -> RowWeights:
+        """The weights of neighboring rows, as views; the counts stay those of all rows."""
+        return RowWeights(self.kinds[place], self.read[place], self.weights[place], self.counts)
+
     @property
     def weighted(self) -> Tensor:
         """(N,) uint8, not 0 for the rows whose weight is not 0: all others have the gradient 0."""
@@ -68,31 +72,28 @@ class RowWeights(NamedTuple):
 
 
 def row_weights(tokens: Tokens, o: LossOptions, dtype: torch.dtype) -> RowWeights:
-    """The weights of all rows; see `sadkernels.reference.row_weights`, which GPU tensors use too."""
-    kernel = backends.implementation("cpu" if o.backend == "cpu" else "reference", "row_weights")
+    """The weights of all rows; see `sadkernels.reference.row_weights`."""
+    kernel = backends.implementation(_backend(o, tokens.span_ids.device, dtype), "row_weights")
     lambdas, read_all = (o.lambda_reason, o.lambda_act, o.lambda_observe), o.stats or o.reduction == "none"
     return RowWeights(*kernel.row_weights(tokens, lambdas, o.reduction, o.shift, read_all, dtype))
 
 
-def reduce_values(value: Tensor, rows: RowWeights, shape: torch.Size, o: LossOptions) -> Tensor:
-    """The loss from the values (N,) of all rows: a scalar, or `shape` for reduction="none"."""
-    if o.reduction == "none":
-        return value.view(shape)
-    if o.stats:  # a row of weight 0 was read, and its value may be NaN
-        return torch.where(rows.weights != 0, rows.weights * value, 0).sum()
-    return (rows.weights * value).sum()
+def loss_and_sums(values: RowValues, rows: RowWeights, o: LossOptions) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the values, and the statistics (3, 4); see `sadkernels.reference.row_weights.row_sums`."""
+    backend = _backend(o, rows.weights.device, rows.weights.dtype)
+    kernel = backends.implementation("triton" if backend == "triton" else "reference", "row_weights")
+    return kernel.row_sums(values, rows.weights, rows.kinds)
 
 
-def sums_by_kind(values: RowValues, rows: RowWeights) -> Tensor:
-    """(3, 4): for reason, act and observe rows the sums of divergence, teacher entropy, student entropy and agreements.
-
-    (0, 4) if the values have no statistics.
-    """
-    if values.entropies is None:
-        return values.value.new_empty((0, 4))
-    agree = values.argmax[0] == values.argmax[1]
-    by_row = torch.cat([values.value[None], values.entropies, agree[None]])
-    return torch.where(is_kind(rows.kinds)[:, None], by_row, 0).sum(-1)
+def _backend(o: LossOptions, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that computes weights and sums. "cuda" uses those of "triton", or of "reference" without Triton."""
+    if o.backend == "cpu":
+        return "cpu"
+    if dtype != torch.float32 or o.reduction == "turn_mean":
+        return "reference"
+    if o.backend == "cuda" and backends.why_not("triton", "row_weights", device, dtype) is not None:
+        return "reference"
+    return "triton" if o.backend in ("triton", "cuda") else "reference"
 
 
 def fake_results(span_ids: Tensor, o: LossOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

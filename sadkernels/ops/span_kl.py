@@ -15,11 +15,11 @@ from torch import Tensor
 from sadkernels.divergence import DivergenceConfig
 from sadkernels.ops import validate, vocab_parallel
 from sadkernels.ops.autograd import LossOp, Results, apply, register
-from sadkernels.ops.row_weights import LossOptions, RowWeights, reduce_values, sums_by_kind
+from sadkernels.ops.row_weights import LossOptions, RowWeights, loss_and_sums
 from sadkernels.ops.validate_tokens import check_tokens
-from sadkernels.reference.row_weights import Tokens
 from sadkernels.row_layout import with_row_layout
 from sadkernels.spans import SpanStats, span_stats
+from sadkernels.tokens import Tokens
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,8 +68,10 @@ class LogitsOp(LossOp):
         return x.student if o.loss.inplace else self.kernel(o).new_logits(x.student.shape, x.student)
 
     def _results(self, values: Any, target: Any, rows: RowWeights, x: Any, o: Any) -> Results:
-        loss = reduce_values(values.value, rows, x.tokens.span_ids.shape, o.loss)
-        return loss, sums_by_kind(values.as_row_values(target), rows), rows.counts
+        loss, sums = loss_and_sums(values.as_row_values(target), rows, o.loss)
+        if o.loss.reduction == "none":
+            loss = values.value.view(x.tokens.span_ids.shape)
+        return loss, sums, rows.counts
 
 
 class Inputs(NamedTuple):

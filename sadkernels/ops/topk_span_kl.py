@@ -12,8 +12,8 @@ from sadkernels.ops.autograd import apply, register
 from sadkernels.ops.row_weights import LossOptions
 from sadkernels.ops.span_kl import LogitsOp
 from sadkernels.ops.validate_tokens import check_log_probabilities, check_tokens
-from sadkernels.reference.row_weights import Tokens
 from sadkernels.spans import SpanStats, span_stats
+from sadkernels.tokens import Tokens
 from sadkernels.topk import TAILS, TopkTarget, row_labels, topk_target
 
 

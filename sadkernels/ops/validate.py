@@ -14,13 +14,12 @@ from torch.autograd import forward_ad
 from sadkernels import backends
 from sadkernels.divergence import DIVERGENCES, DivergenceConfig
 from sadkernels.ops.row_weights import LossOptions
-from sadkernels.reference.row_weights import REDUCTIONS
 from sadkernels.row_layout import row_layout
+from sadkernels.tokens import REDUCTIONS
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _FLOAT32 = torch.finfo(torch.float32)  # the kernels compute in float32
 _RANGE = f"{_FLOAT32.smallest_normal:.1e} to {_FLOAT32.max:.1e}, the range of float32"
-CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # enough rows for matrix products at nearly full throughput
 
 
 def fail(name: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError) -> None:
@@ -265,11 +264,9 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         fail(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
 
 
-def check_chunk_bytes(value: object, device: torch.device) -> int:
-    """An integer >= 1; None gives the default of `device`."""
-    if value is None:
-        return CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def check_chunk_bytes(value: object) -> int | None:
+    """An integer >= 1, or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         fail("chunk_bytes", "an integer >= 1", repr(value), "256 << 20 fits on a GPU with 24 GB.")
     return value
 

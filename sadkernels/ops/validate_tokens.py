@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sadkernels.ops.row_weights import LossOptions, row_weights
 from sadkernels.ops.validate import check_integers, check_number, fail, is_readable
-from sadkernels.reference.row_weights import Tokens
+from sadkernels.tokens import Tokens
 
 _FLOAT32 = torch.finfo(torch.float32)
 _NORMALIZERS = {  # what the normalizer of a reduction is

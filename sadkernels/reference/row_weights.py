@@ -13,33 +13,14 @@ so that the loss is sum_n weights[n] value[n] (eq. 6). With "none" the weight of
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sadkernels.divergence import RowValues
 from sadkernels.spans import SpanKind
-
-REDUCTIONS = ("mean", "span_mean", "turn_mean", "sum", "none")
-
-
-class Tokens(NamedTuple):
-    """What the caller says about the tokens.
-
-    Attributes:
-        span_ids: (...,) integers, N in all.
-        token_weights: (...,) float32, >= 0, or None for 1. A token of weight 0 is as one without a span.
-        turn_ids: (...,) integers for "turn_mean". A turn is a run of equal ids in the last dimension. None: a run of tokens
-            that the model wrote (reason, act), or that the environment wrote (observe).
-        normalizer: (3,), replaces d: equal entries for "mean" and "turn_mean" (there the number of turns), one per kind for
-            "span_mean". None: from the tokens. A d of 0 divides nothing, because no row has its weight.
-    """
-
-    span_ids: Tensor
-    token_weights: Tensor | None = None
-    turn_ids: Tensor | None = None
-    normalizer: Tensor | None = None
+from sadkernels.tokens import Tokens
 
 
 def row_weights(
@@ -79,6 +60,26 @@ def row_weights(
     weights = torch.where(of_kind, weight, 0.0).sum(0)
     weights = (weights if unit is None else weights * unit).to(dtype)
     return kinds, kinds if read_all else kinds * (weights != 0.0), weights, counts
+
+
+def row_sums(values: RowValues, weights: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss sum_n weights[n] value[n] and the statistics of each kind, without a device synchronization.
+
+    Args:
+        values: The values of N rows. A row of weight 0 may have any value.
+        weights: (N,) the weights.
+        kinds: (N,) uint8.
+
+    Returns:
+        The loss, and (3, 4): for reason, act and observe rows the sums of divergence, teacher entropy, student entropy and
+        agreements; (0, 4) if the values have no statistics.
+    """
+    if values.entropies is None:
+        return (weights * values.value).sum(), weights.new_empty((0, 4))
+    agree = values.argmax[0] == values.argmax[1]
+    by_row = torch.cat([values.value[None], values.entropies, agree[None]])
+    loss = torch.where(weights != 0.0, weights * values.value, 0.0).sum()  # a row of weight 0 was read and may be NaN
+    return loss, torch.where(is_kind(kinds)[:, None], by_row, 0.0).sum(-1)
 
 
 def is_kind(span_ids: Tensor, shift: bool = False, observe: bool = True) -> Tensor:

@@ -6,6 +6,8 @@ import math
 import random
 from typing import Any, NamedTuple
 
+import numpy as np
+
 LINEAR, TOPK = ("linear_span_kl", "linear_topk"), ("topk", "ce", "linear_topk")
 OPS = ("span_kl", "span_kl", "span_kl", "topk", "topk", "ce", "linear_span_kl", "linear_topk")
 DTYPES = ("float32", "float32", "float32", "bfloat16", "bfloat16", "float16", "float16")
@@ -67,6 +69,8 @@ class Case(NamedTuple):
         rows: How `rows` is passed to a linear loss: "none", "supervised" or "all".
         wants: Whether hidden states, weight and bias require a gradient.
         tensor_normalizer: Whether the normalizer is a tensor.
+        token_weights: Whether tokens have weights.
+        turn_ids: Whether the turns of "turn_mean" are given.
     """
 
     seed: int
@@ -96,6 +100,8 @@ class Case(NamedTuple):
     rows: str
     wants: tuple[bool, bool, bool]
     tensor_normalizer: bool
+    token_weights: bool
+    turn_ids: bool
 
     @property
     def linear(self) -> bool:
@@ -111,6 +117,12 @@ class Case(NamedTuple):
         """The number of columns of the softmaxes."""
         shared = self.columns[0] if self.op in TOPK else min(self.columns)
         return self.option("vocab_size", shared)
+
+    @property
+    def lambdas(self) -> np.ndarray:
+        """(4,): the weights of the kinds."""
+        names = (("lambda_reason", 1.0), ("lambda_act", 1.0), ("lambda_observe", 0.0))
+        return np.array([0.0, *(self.option(name, default) for name, default in names)])
 
     def per_side(self, name: str) -> tuple[float | None, float | None]:
         """`logit_scale` or `logit_softcap` of student and teacher."""
@@ -174,6 +186,8 @@ def draw(seed: int, index: int, tiny: bool = False) -> Case:
         rows=rng.choice(("none", "none", "supervised", "all")),
         wants=_wants(rng),
         tensor_normalizer=rng.random() < 0.4,
+        token_weights=rng.random() < 0.3,
+        turn_ids=options["reduction"] == "turn_mean" and rng.random() < 0.5,
     )
 
 
@@ -218,7 +232,7 @@ def _layout(rng: random.Random, shape: tuple[int, ...], columns: int, writable: 
 
 def _options(rng: random.Random, op: str, labels: bool, columns: int, teacher_columns: int, linear: bool) -> dict[str, Any]:
     """Keyword arguments; those with their default value are left out, except the reduction."""
-    options: dict[str, Any] = {"reduction": rng.choice(("mean", "sum", "span_mean", "none"))}
+    options: dict[str, Any] = {"reduction": rng.choice(("mean", "sum", "span_mean", "turn_mean", "none"))}
 
     def maybe(probability: float, name: str, *values: Any) -> None:
         if rng.random() < probability:
@@ -226,13 +240,14 @@ def _options(rng: random.Random, op: str, labels: bool, columns: int, teacher_co
 
     maybe(0.4, "lambda_reason", 0.0, 0.25, 3.0)
     maybe(0.4, "lambda_act", 0.0, 0.5, 2.0)
+    maybe(0.3, "lambda_observe", 0.1, 1.5)
     maybe(0.5, "temperature", 0.05, 0.5, 0.7, 2.0, 2.5, 10.0)
     maybe(0.3, "shift", True)
     maybe(0.4, "return_stats", True)
-    if options["reduction"] == "mean":
+    if options["reduction"] in ("mean", "turn_mean"):
         maybe(0.3, "normalizer", 17, 3.5, 1)
     elif options["reduction"] == "span_mean":
-        maybe(0.3, "normalizer", (5, 11), (2.5, 1.0))
+        maybe(0.3, "normalizer", (5, 11, 3), (2.5, 1.0, 4.0))
     shared = columns if op in TOPK else min(columns, teacher_columns)
     if rng.random() < 0.2:
         options["vocab_size"] = rng.randint(max(1, shared // 2), shared)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from tests.fuzz.cases import Case
-from tests.fuzz.tensors import Tensors, kinds_of_rows
+from tests.fuzz.tensors import Tensors, kinds_of_rows, of_rows
 
 U = 2.0**-24
 BASE = 24.0  # roundings of U in an exponent: the log-sum-exp of peaked logits, and the exponential itself
@@ -50,9 +50,9 @@ class Truth(NamedTuple):
         values: (N,), the unweighted values of the rows; 0 on rows of no kind.
         gradients: By name: "student" (N, V or H), "weight" (V, H), "bias" (V,). Those that the case wants.
         zero: (N,) bool, rows without a weight. Their gradient must be exactly 0.
-        counts: (2,), the tokens of each kind.
-        sums: (2, 3) per kind: values, teacher entropies, student entropies.
-        agreements: (2, 2) per kind: the fewest and the most rows with equal argmax.
+        counts: (3,), the tokens of each kind.
+        sums: (3, 3) per kind: values, teacher entropies, student entropies.
+        agreements: (3, 2) per kind: the fewest and the most rows with equal argmax.
     """
 
     loss: Bounded
@@ -116,7 +116,7 @@ def truth(case: Case, x: Tensors, lse_in_float32: bool = False) -> Truth:
 
 
 def _truth(case: Case, x: Tensors, lse_in_float32: bool) -> Truth:
-    kinds = kinds_of_rows(x.span_ids.numpy(), bool(case.option("shift")))
+    kinds = kinds_of_rows(case, x.span_ids, x.token_weights)
     student, student_error = _side_logits(case, x, 0)
     q = _softmax(case, student, student_error, 0, lse_in_float32)
     if case.op in ("span_kl", "linear_span_kl"):
@@ -137,9 +137,9 @@ def _truth(case: Case, x: Tensors, lse_in_float32: bool) -> Truth:
         loss = Bounded(parts.sum(), error)
     active = row_weights != 0
     h = _entropy(q)
-    sums, agreements = np.zeros((2, 2, 3)), np.zeros((2, 2), dtype=np.int64)
+    sums, agreements = np.zeros((2, 3, 3)), np.zeros((3, 2), dtype=np.int64)
     low, high = _agree((student.argmax(1) if student.size else row.best, row.best), q.clear & row.clear)
-    for kind in (0, 1):
+    for kind in range(3):
         of_kind = kinds == kind + 1
         for at, part in enumerate((values, row.entropy, h)):
             sums[:, kind, at] = (
@@ -147,7 +147,7 @@ def _truth(case: Case, x: Tensors, lse_in_float32: bool) -> Truth:
                 part.error[of_kind].sum() + 8 * U * np.abs(part.exact[of_kind]).sum(),
             )
         agreements[kind] = low[of_kind].sum(), high[of_kind].sum()
-    counts = np.array([(kinds == 1).sum(), (kinds == 2).sum()])
+    counts = np.array([(kinds == kind).sum() for kind in (1, 2, 3)])
     gradient = _by_logits(case, row.gradient, q.slope, weights, active)
     gradients = _by_inputs(case, x, gradient, active)
     return Truth(loss, values, gradients, ~active, counts, Bounded(*sums), agreements)
@@ -381,16 +381,33 @@ def _weights(case: Case, x: Tensors, kinds: np.ndarray) -> tuple[np.ndarray, np.
     if reduction == "none":
         ones = (kinds != 0).astype(np.float64)
         return ones * upstream, ones
-    lambdas = np.array([0.0, case.option("lambda_reason", 1.0), case.option("lambda_act", 1.0)])
-    weights = lambdas[kinds]
-    counts = np.array([1, max(1, (kinds == 1).sum()), max(1, (kinds == 2).sum())], dtype=np.float64)
-    normalizer = case.option("normalizer")
+    units = np.ones(len(kinds)) if x.token_weights is None else of_rows(case, x.token_weights).reshape(-1).astype(np.float64)
+    units, normalizer = np.where(kinds != 0, units, 0), case.option("normalizer")
+    divisors = np.ones(len(kinds))
     if reduction == "mean":
-        weights = weights / (max(1, (kinds != 0).sum()) if normalizer is None else normalizer)
+        divisors[:] = units.sum() if normalizer is None else normalizer
     elif reduction == "span_mean":
-        divisors = counts if normalizer is None else np.array([1.0, *normalizer])
-        weights = weights / divisors[kinds]
+        sums = [units[kinds == kind].sum() for kind in (1, 2, 3)] if normalizer is None else normalizer
+        divisors = np.array([1.0, *sums])[kinds]
+    elif reduction == "turn_mean":
+        turns = _turns(case, x)
+        sums = np.array([units[turns == turn].sum() for turn in range(turns.max(initial=-1) + 1)])
+        divisors = sums[turns] * ((sums > 0).sum() if normalizer is None else normalizer) if len(turns) else divisors
+    weights = case.lambdas[kinds] * units / np.where(units == 0, 1, divisors)
     return weights * upstream[0], weights
+
+
+def _turns(case: Case, x: Tensors) -> np.ndarray:
+    """(N,): the number of each row's turn."""
+    ids = of_rows(case, x.span_ids if x.turn_ids is None else x.turn_ids).astype(np.int64)
+    if x.turn_ids is None:
+        ids = np.select([(ids == 1) | (ids == 2), (ids == 3) & bool(case.option("lambda_observe"))], [1, 2], 0)
+    number, turns = -1, []
+    for row in ids.reshape(-1, ids.shape[-1]) if ids.size else ():
+        for at, id_ in enumerate(row):
+            number += at == 0 or id_ != row[at - 1]
+            turns.append(number)
+    return np.array(turns, dtype=np.int64)
 
 
 def _by_logits(case: Case, by_z: Bounded, slope: Bounded, weights: np.ndarray, active: np.ndarray) -> Bounded:
@@ -444,7 +461,7 @@ def _product(name: str) -> float:
 
 
 def _largest_weight(case: Case, x: Tensors) -> float:
-    kinds = kinds_of_rows(x.span_ids.numpy(), bool(case.option("shift")))
+    kinds = kinds_of_rows(case, x.span_ids, x.token_weights)
     return float(np.abs(_weights(case, x, kinds)[0]).max(initial=0.0)) + 1e-30
 
 

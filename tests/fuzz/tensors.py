@@ -34,6 +34,8 @@ class Tensors(NamedTuple):
     ids: Tensor | None
     target_ids: Tensor | None
     span_ids: Tensor
+    token_weights: Tensor | None
+    turn_ids: Tensor | None
     normalizer: Tensor | None
     rows: Tensor | None
     upstream: Tensor
@@ -44,7 +46,9 @@ def build(case: Case) -> Tensors:
     """The tensors of the case."""
     g = torch.Generator().manual_seed(case.tensor_seed)
     span_ids = _span_ids(case, g)
-    kinds = kinds_of_rows(span_ids.numpy(), bool(case.option("shift")))
+    token_weights = _token_weights(case, g) if case.token_weights else None
+    turn_ids = torch.randint(-1, 2, case.shape, generator=g).to(torch.int32) if case.turn_ids else None
+    kinds = kinds_of_rows(case, span_ids, token_weights)
     read = _read(case, kinds)
     student, teacher, logprobs, ids = None, None, None, None
     weight = bias = teacher_weight = teacher_bias = None
@@ -80,36 +84,50 @@ def build(case: Case) -> Tensors:
     else:
         upstream = torch.full(shape, case.upstream)
     heads = (student, weight, bias, teacher, teacher_weight, teacher_bias)
-    return Tensors(*heads, logprobs, ids, targets, span_ids, normalizer, rows, upstream, read)
+    return Tensors(*heads, logprobs, ids, targets, span_ids, token_weights, turn_ids, normalizer, rows, upstream, read)
 
 
 def dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def kinds_of_rows(span_ids: np.ndarray, shift: bool) -> np.ndarray:
-    """(N,): 1 reason, 2 act, 0 any other id; with `shift` row t has the kind of t + 1 and the last row none."""
-    kinds = np.where((span_ids == 1) | (span_ids == 2), span_ids, 0).astype(np.int64)
-    if shift:
-        moved = np.zeros_like(kinds)
-        moved[..., :-1] = kinds[..., 1:]
-        kinds = moved
+def of_rows(case: Case, tokens: Tensor) -> np.ndarray:
+    """(...,): the entry that belongs to each row; with `shift` row t has that of token t + 1, and the last row 0."""
+    values = tokens.numpy()
+    if not case.option("shift"):
+        return values
+    moved = np.zeros_like(values)
+    moved[..., :-1] = values[..., 1:]
+    return moved
+
+
+def kinds_of_rows(case: Case, span_ids: Tensor, token_weights: Tensor | None) -> np.ndarray:
+    """(N,): 1 reason, 2 act, 3 observe if it has a weight; 0 any other id, and tokens of weight 0."""
+    ids = of_rows(case, span_ids)
+    kinds = np.where((ids == 1) | (ids == 2) | ((ids == 3) & bool(case.option("lambda_observe"))), ids, 0).astype(np.int64)
+    if token_weights is not None:
+        kinds = np.where(of_rows(case, token_weights) == 0, 0, kinds)
     return kinds.reshape(-1)
+
+
+def _token_weights(case: Case, g: torch.Generator) -> Tensor:
+    """Weights of very different sizes, and zeros."""
+    weights = torch.rand(case.shape, generator=g) * 10.0 ** torch.randint(-3, 3, case.shape, generator=g)
+    return torch.where(torch.rand(case.shape, generator=g) < 0.2, 0.0, weights)
 
 
 def _read(case: Case, kinds: np.ndarray) -> np.ndarray:
     """A row of weight 0 is read only if its value or its statistics are returned."""
     if case.option("reduction") == "none" or case.option("return_stats"):
         return kinds != 0
-    lambdas = np.array([0.0, case.option("lambda_reason", 1.0), case.option("lambda_act", 1.0)])
-    return lambdas[kinds] != 0
+    return case.lambdas[kinds] != 0
 
 
 def _span_ids(case: Case, g: torch.Generator) -> Tensor:
     kind = dtype(case.id_dtype)
-    others = (0, 7, 77, 255) if kind == torch.uint8 else (0, 0, 7, 77, -100)
+    others = (0, 7, 77, 255) if kind == torch.uint8 else (0, 4, 7, 77, -100)
     ids = torch.tensor(others)[torch.randint(0, len(others), case.shape, generator=g)]
-    known = torch.randint(1, 3, case.shape, generator=g)
+    known = torch.randint(1, 4, case.shape, generator=g)
     chosen = torch.rand(case.shape, generator=g) < 0.6
     if case.mask == "all":
         chosen = torch.ones_like(chosen)

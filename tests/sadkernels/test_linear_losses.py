@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sadkernels.ops import chunked, linear_span_kl, linear_topk_span_kl
+from sadkernels.ops import head, linear_span_kl, linear_topk_span_kl, products
 from tests.sadkernels.linear_cases import Dense, Topk, V, assert_close, assert_gradients_close
 
 both = pytest.mark.parametrize("make", [Dense, Topk])
@@ -65,7 +65,7 @@ def test_projection_of_a_wide_vocabulary(biased):
     """A CPU projects slices of columns: here two whole slices and a remainder."""
     hidden, weight, bias = torch.randn(5, 24), torch.randn(1100, 24), torch.randn(1100)
     logits = torch.full((5, 1100), torch.nan)
-    chunked.Head(hidden, weight, bias if biased else None).project(hidden, logits)
+    head.Head(hidden, weight, bias if biased else None).project(hidden, logits)
     exact = hidden.double() @ weight.double().T + (bias if biased else 0)
     torch.testing.assert_close(logits.double(), exact, rtol=0, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_a_frozen_head_needs_no_product(make, monkeypatch):
     problem.leaves[1].requires_grad_(False)
     problem.leaves[2].requires_grad_(False)
     made = []
-    monkeypatch.setattr(chunked, "_add_product", lambda *_: made.append("of the weight"))
+    monkeypatch.setattr(products, "add_product", lambda *_, **__: made.append("of the weight"))
     problem.linear().backward()
     torch.testing.assert_close(problem.leaves[0].grad.double(), problem.exact()[1][0], rtol=1e-5, atol=1e-6)
     assert made == [] and problem.leaves[1].grad is None and problem.leaves[2].grad is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 import sad
-from sadkernels.ops import chunked
+from sadkernels.ops import head, products
 
 TOLERANCE = {torch.bfloat16: 6e-3, torch.float16: 1e-3}  # of the gradient's norm; rounding alone is 2e-3 and 2e-4
 UPSTREAM = {torch.bfloat16: 1.0, torch.float16: 2.0**16}  # float16 trains with a loss scale
@@ -48,18 +50,18 @@ def test_close_student_and_teacher(backend, dtype, distance, peak):
     assert max(found) < TOLERANCE[dtype], found
 
 
-@pytest.mark.parametrize("products", [True, False])
-def test_both_products_of_a_cpu(monkeypatch, products):
-    monkeypatch.setattr(chunked, "_has_bfloat16_products", lambda: products)
+@pytest.mark.parametrize("has_products", [True, False])
+def test_both_products_of_a_cpu(monkeypatch, has_products):
+    monkeypatch.setattr(products, "has_bfloat16_products", lambda: has_products)
     assert max(errors(problem(torch.bfloat16, 0.05, 3.0))) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_the_rounding_error_of_a_bfloat16_product_is_added_back(monkeypatch, rows):
-    monkeypatch.setattr(chunked, "_has_bfloat16_products", lambda: True)
+    monkeypatch.setattr(products, "has_bfloat16_products", lambda: True)
     hidden, weight, bias = (torch.randn(size).bfloat16() for size in ((rows, 200), (700, 200), (700,)))
     logits = torch.empty(rows, 700)
-    chunked.Head(hidden, weight, bias).project(hidden, logits)
+    head.Head(hidden, weight, bias).project(hidden, logits)
     exact = hidden.double() @ weight.double().T + bias.double()
     assert (logits.double() - exact).abs().max() < 2e-5 * exact.abs().max()
 
@@ -107,3 +109,20 @@ def test_the_upstream_gradient_is_not_rounded_to_16_bits():
     largest = grads[0].abs() > grads[0].abs().max() / 4
     ratio = (grads[1][largest] / grads[0][largest]).mean()
     assert abs(float(ratio) / upstream - 1) < 5e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("hidden", [4, 5])
+def test_a_row_that_is_not_read_does_not_reach_its_neighbors(dtype, hidden):
+    """`rows` may name rows without a span, whose hidden states may be NaN."""
+    student, teacher = (torch.randn(45, hidden).to(dtype) for _ in range(2))
+    weights = [torch.randn(100, hidden).to(dtype) for _ in range(2)]
+    ids = torch.arange(45) % 3
+    student[ids == 0], teacher[ids == 0] = math.nan, math.nan
+    backend = "reference" if dtype == torch.float64 else "cpu"
+    for leaf in (student, weights[0]):
+        leaf.requires_grad_()
+    options = {"rows": torch.randperm(45), "backend": backend}
+    loss = sad.fused_linear_span_kl(student, weights[0], teacher, weights[1], ids, **options)
+    loss.backward()
+    assert loss.isfinite() and all(x.grad.isfinite().all() for x in (student, weights[0]))

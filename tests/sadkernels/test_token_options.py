@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sad
-from sadkernels.reference.row_weights import Tokens
 from sadkernels.reference.row_weights import row_weights as weights_of
+from sadkernels.tokens import Tokens
 from tests.sadkernels.conftest import Backend
 
 B, T, V, H, K = 2, 7, 33, 5, 3

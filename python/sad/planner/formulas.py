@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sad.planner.model_shape import ModelShape
-from sadkernels.ops import validate
+from sadkernels.ops import chunked
 
 MODES = ("naive", "linear", "cached")
-CHUNK_BYTES = validate.CHUNK_BYTES["cuda"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Setup:
         teacher_bits: Bits per weight in the teacher's layers.
         supervised_fraction: Fraction of the tokens that have a loss.
         top_k: Log-probabilities per token in the cache.
+        gpu_memory: Bytes of the GPU, of which the logits of a chunk take a share.
     """
 
     mode: str = "linear"
@@ -45,11 +45,18 @@ class Setup:
     teacher_bits: int = 16
     supervised_fraction: float = 0.6
     top_k: int = 64
+    gpu_memory: int = 24 * 10**9
 
     @property
     def tokens(self) -> int:
         """N, tokens per micro-batch."""
         return self.micro_batch * self.seq
+
+    def chunk_rows(self, row_bytes: int) -> int:
+        """Rows of a chunk of the loss from hidden states, if the logits and targets of a row take `row_bytes`."""
+        chunk_bytes = chunked.default_chunk_bytes(row_bytes, self.gpu_memory)
+        rows = self.supervised_rows
+        return min(rows, chunked.chunk_rows(rows, row_bytes, chunk_bytes, chunked.GPU_ROW_MULTIPLE))
 
     @property
     def supervised_rows(self) -> int:
@@ -259,10 +266,9 @@ def _loss_bytes(student: ModelShape, teacher: ModelShape | None, setup: Setup) -
         hidden = c * setup.tokens * student.lm_head_width
         # Logits of a chunk are float32; of 16-bit operands the rounded gradient is kept too.
         bytes_per_logit = (6 if c == 2 else 4) + (4 if setup.mode == "linear" else 0)
-        chunk = min(CHUNK_BYTES, setup.supervised_rows * student.vocab * bytes_per_logit)
-        head_gradient = (8 if setup.autocasts else 4) * head  # the sum, and one chunk's product unless it is added in place
+        chunk = student.vocab * bytes_per_logit * setup.chunk_rows(student.vocab * bytes_per_logit)
         casts = 2 * head + hidden if setup.autocasts else 0
-        return chunk + head_gradient + casts + hidden, tied + hidden
+        return chunk + 4 * head + casts + hidden, tied + hidden
     # Logits and log-softmax of the student, softmax of the teacher, and three intermediates of kl_div, all float32.
     return 24 * logits + (2 * head if setup.autocasts else 0), tied
 

@@ -128,6 +128,7 @@ def _setups(request: PlanRequest, mode: str) -> Iterator[tuple[Setup, tuple[str,
                 teacher_bits=request.teacher_bits,
                 supervised_fraction=request.supervised_fraction,
                 top_k=request.top_k,
+                gpu_memory=request.gpu_bytes,
             )
             yield setup, savings
 

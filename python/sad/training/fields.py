@@ -41,7 +41,8 @@ class LossFields:
         help="hidden: project only supervised rows, in chunks; logits: use both models' logits; auto: hidden if possible.",
     )
     loss_chunk_bytes: int | None = _field(
-        None, help="Bytes for the logits of one chunk in the loss from hidden states. Default: 128 MiB on CPU, 256 on GPU."
+        None,
+        help="Bytes for the logits of one chunk in the loss from hidden states. Default: 128 MiB; on a GPU 2048 rows.",
     )
     logit_scale: float | None = _field(
         None, help="Scale of the logits in the loss from hidden states, > 0. Default: from the model's configuration."

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sadkernels.native.extension import load
-from sadkernels.reference.row_weights import REDUCTIONS, Tokens
+from sadkernels.tokens import REDUCTIONS, Tokens
 
 _NUMBERS = {name: number for number, name in enumerate(REDUCTIONS)}
 

@@ -164,7 +164,7 @@ class Step:
                     pairs += [teacher, self.teacher.get_output_embeddings().weight]
                 with live.phase(peaks, "loss"):
                     dtype = torch.get_autocast_dtype("cpu") if self.setup.dtype == "bf16" else hidden.dtype
-                    return _LinearStandIn.apply(self.setup.supervised_rows, *(x.to(dtype) for x in pairs))
+                    return _LinearStandIn.apply(self.setup, *(x.to(dtype) for x in pairs))
         with live.phase(peaks, "forward"), self.autocast():
             logits = self.student(input_ids=self.ids, attention_mask=self.attention, use_cache=False).logits
         logits = logits.float()
@@ -202,29 +202,24 @@ class _LinearStandIn(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: int, hidden: Tensor, weight: Tensor, teacher=None, teacher_weight=None) -> Tensor:
-        shape, hidden = hidden.shape, hidden.flatten(0, -2)
+    def forward(ctx, setup: formulas.Setup, hidden: Tensor, weight: Tensor, teacher=None, teacher_weight=None) -> Tensor:
+        shape, hidden, vocab = hidden.shape, hidden.flatten(0, -2), weight.shape[0]
         of_hidden = torch.zeros_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        row_bytes = weight.shape[0] * hidden.element_size()
-        if teacher is not None:
-            teacher = teacher.flatten(0, -2)
-            row_bytes += weight.shape[0] * teacher.element_size()
-        size = min(rows, max(1, formulas.CHUNK_BYTES // row_bytes))
-        chosen = torch.arange(rows)
-        logits = hidden.new_empty(size, weight.shape[0])
-        other = None if teacher is None else teacher.new_empty(size, teacher_weight.shape[0])
-        for some in chosen.split(size):
+        rounded = hidden.element_size() if hidden.dtype != torch.float32 else 0
+        rows = setup.supervised_rows
+        size = setup.chunk_rows(vocab * (4 + rounded) + (0 if teacher is None else 4 * teacher_weight.shape[0]))
+        logits = torch.empty(size, vocab)
+        operand = hidden.new_empty(size, vocab) if rounded else logits
+        other = None if teacher is None else torch.empty(size, teacher_weight.shape[0])
+        for some in torch.arange(rows).split(size):
             part = hidden.index_select(0, some)
-            torch.mm(part, weight.t(), out=logits[: len(some)])
-            if other is not None:
-                torch.mm(teacher.index_select(0, some), teacher_weight.t(), out=other[: len(some)])
-            of_hidden.index_copy_(0, some, torch.mm(logits[: len(some)], weight))
-            if of_weight is not None and weight.dtype == torch.float32:
-                of_weight.addmm_(logits[: len(some)].t(), part)
-            elif of_weight is not None:
-                of_weight.add_(torch.empty_like(of_weight))  # as on CUDA: a bfloat16 product with a float32 result
-        del logits, other
+            if teacher is not None:
+                teacher.flatten(0, -2).index_select(0, some)
+            of_hidden.index_copy_(0, some, torch.mm(operand[: len(some)], weight))
+            if of_weight is not None:
+                of_weight.add_(part.sum())  # on CUDA the product is added to the float32 sum in place
+        del logits, other, operand
         ctx.shape, ctx.inputs = shape, 3 if teacher is None else 5
         ctx.save_for_backward(of_hidden, None if of_weight is None else of_weight.to(weight.dtype))
         return hidden.new_zeros(())

@@ -58,7 +58,16 @@ def test_the_sample_has_every_kernel_and_divergence(compiled):
     compiled_for = {(row["kernel"], row["divergence"]) for row in compiled}
     for kernel in ("forward", "forward_backward", "forward_backward, stats", "backward", "slice values"):
         assert {(kernel, divergence) for divergence in DIVERGENCES} <= compiled_for
-    for kernel in ("log_sum_exps", "slice totals", "combine slices, stats", "collect rows, stats", "scale", "span ids"):
+    for kernel in (
+        "log_sum_exps",
+        "slice totals",
+        "combine slices, stats",
+        "collect rows, stats",
+        "scale",
+        "span ids",
+        "row weights",
+        "row sums, stats",
+    ):
         assert (kernel, "any") in compiled_for
     for kernel in ("forward, stats", "forward_backward", "forward_backward, stats", "backward"):
         assert (f"top-k {kernel}", "any") in compiled_for

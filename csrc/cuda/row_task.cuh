@@ -2,6 +2,7 @@
 // shared memory (`ResidentGroups`), or from a slice of the row.
 #pragma once
 
+#include "row_index.cuh"
 #include "rows.cuh"
 #include "softmax.cuh"
 
@@ -11,7 +12,7 @@ namespace sad::cuda {
 struct LaunchArgs {
     SpanKlParams params;
     DivergenceConfig config;
-    const std::int32_t* index;           // (rows + 1) rows that are read, then unread rows in reverse, then the number read
+    RowIndex index;
     bool teacher_aligned, grad_aligned;  // 16-byte groups start at the same columns as the student's
     int slices, slice_columns;           // slices per row and columns per slice; 1 and vocab unless sliced
     int slots;                           // groups per side that a block holds in shared memory (resident)
@@ -74,31 +75,31 @@ __device__ __forceinline__ ExpSums<Stats> exp_sum_pass(const LaunchArgs& args, c
 
 // Calls f(s, t) for this thread's share of the columns [begin, end) of a row, in the form that `Exponent::factor`
 // multiplies. It reads column by column and computes the pointers again, so that it needs few registers.
-template <typename S, bool Lean, typename F>
+template <typename S, typename F>
 __device__ __forceinline__ void for_each_column(const LaunchArgs& args, std::int64_t row, int begin, int end, const F& f) {
-    const RowPair<S> pair = pair_of<S, Lean>(args, row, begin, end);
+    const RowPair<S> pair = pair_of<S, false>(args, row, begin, end);
     const int step = static_cast<int>(blockDim.x * cluster_blocks());
 #pragma unroll 1
     for (int i = static_cast<int>(cluster_rank() * blockDim.x + threadIdx.x); i < end - begin; i += step) {
-        f(exponent_input<Lean>(widen(pair.student[i]), args.config.student),
-          exponent_input<Lean>(pair.teacher.at(i), args.config.teacher));
+        f(exponent_input<false>(widen(pair.student[i]), args.config.student),
+          exponent_input<false>(pair.teacher.at(i), args.config.teacher));
     }
 }
 
 // Returns the log-sums of the columns [begin, end) over the cluster, relative to the largest logit, in two slow passes. It
 // is no inline function, so that it takes no registers from the kernel. It has two reductions, after which `reducer` writes
 // to the same copy of its slots as before.
-template <typename S, bool Lean>
+template <typename S>
 __device__ __noinline__ LogSums exact_log_sums(const LaunchArgs& args, std::int64_t row, int begin, int end,
                                                Reducer reducer) {
     NumberPair<true> top = NumberPair<true>::identity();
-    for_each_column<S, Lean>(args, row, begin, end, [&](float s, float t) {
+    for_each_column<S>(args, row, begin, end, [&](float s, float t) {
         top.first = fmaxf(top.first, s);
         top.second = fmaxf(top.second, t);
     });
     top = reducer.reduce_cluster(top);
     NumberPair<false> sum = NumberPair<false>::identity();
-    for_each_column<S, Lean>(args, row, begin, end, [&](float s, float t) {
+    for_each_column<S>(args, row, begin, end, [&](float s, float t) {
         sum.first += exp2_approx((s - top.first) * args.config.student.factor);
         sum.second += exp2_approx((t - top.second) * args.config.teacher.factor);
     });
@@ -107,7 +108,7 @@ __device__ __noinline__ LogSums exact_log_sums(const LaunchArgs& args, std::int6
 }
 
 // Returns whether `columns` columns need `exact_log_sums`, because the first pass could not add their powers. One column
-// needs them too, so that its probability is exactly 1.
+// needs them too, so that its probability is exactly 1; lean kernels never get one column.
 template <bool Stats>
 __device__ __forceinline__ bool needs_exact(const ExpSums<Stats>& found, int columns) {
     return found.student.out_of_bounds() || found.teacher.out_of_bounds() || columns == 1;
@@ -221,28 +222,37 @@ __device__ __forceinline__ void write_sums(const SpanKlParams& params, Divergenc
     }
 }
 
-// Computes a whole row, in a block or a cluster. `groups` loops over the row once per pass.
+// Computes the row at a position of the index, in a block or a cluster. `groups` loops over the row once per pass.
 template <typename S, bool Lean, bool Stats, typename Groups>
-__device__ __forceinline__ void process_row(const LaunchArgs& args, std::int64_t row, const RowPair<S>& pair, Groups& groups,
-                                            Reducer& reducer) {
+__device__ __forceinline__ void process_row(const LaunchArgs& args, int position, std::int64_t row, const RowPair<S>& pair,
+                                            Groups& groups, Reducer& reducer) {
     const SpanKlParams& params = args.params;
     const bool writes = threadIdx.x == 0 && cluster_rank() == 0, stats = Stats && params.argmax != nullptr;
     EdgeColumn edge{false, 0, 0.0f, 0.0f};
     if (cluster_rank() == 0) edge = EdgeColumn::of(pair);
     LogSums log_sums;
+    bool deferred = false;
     if (!params.lse_given || stats) {
         const ExpSums<Stats> found =
             exp_sum_pass<S, Lean, Stats>(args, pair, edge, stats, reducer, [&](const auto& f) { groups.first(f); });
         if (writes && stats) write_argmax(params, row, found.student.argmax(), found.teacher.argmax());
         log_sums = log_sums_of(found, args.config);
         const int vocab = static_cast<int>(params.vocab);
-        if (needs_exact(found, vocab)) log_sums = exact_log_sums<S, Lean>(args, row, 0, vocab, reducer);
+        if (!params.lse_given && needs_exact(found, vocab)) {
+            if constexpr (Lean) {
+                deferred = true;
+                if (writes) args.index.defer(position, row);
+            } else {
+                log_sums = exact_log_sums<S>(args, row, 0, vocab, reducer);
+            }
+        }
     }
     if (params.lse_given) log_sums = stored_log_sums(params.lse_given, params.rows, row, false);
     if (writes) write_log_sums(params, row, log_sums);
     if (!params.value) return;
     if (cluster_rank() == 0) edge = EdgeColumn::of(pair);  // read again, so that it takes no registers before
-    const GradientRow<S> gradient{gradient_of<S>(args, row), Lean || args.grad_aligned, pair.layout};
+    S* const grad = deferred ? nullptr : gradient_of<S>(args, row);
+    const GradientRow<S> gradient{grad, Lean || args.grad_aligned, pair.layout};
     const float weight = gradient.first ? params.weights[row] : 0.0f;
     const bool third_pass = !Lean && gradient.first && args.config.divergence != Divergence::forward;
     const GradientRow<S> gradient_now{third_pass ? nullptr : gradient.first, gradient.aligned, gradient.layout};
@@ -270,7 +280,7 @@ __device__ __forceinline__ void zero_unread_rows(const LaunchArgs& args, int rea
     if (!args.params.grad.data) return;
     const int rows = static_cast<int>(args.params.rows), blocks = static_cast<int>(gridDim.x);
     for (int position = read + static_cast<int>(blockIdx.x); position < rows; position += blocks) {
-        fill_zeros(gradient_of<S>(args, args.index[position]), static_cast<int>(args.params.student_columns));
+        fill_zeros(gradient_of<S>(args, args.index.entries[position]), static_cast<int>(args.params.student_columns));
     }
 }
 

@@ -58,13 +58,13 @@ template <typename S, bool Stats>
 __global__ void __launch_bounds__(512, 1) slice_totals_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
     const Slice slice = Slice::of(args, static_cast<int>(blockIdx.x));
-    if (slice.position >= args.index[args.params.rows]) return;
-    const std::int64_t row = args.index[slice.position];
+    if (slice.position >= args.index.read[0]) return;
+    const std::int64_t row = args.index.entries[slice.position];
     const RowPair<S> pair = pair_of<S, false>(args, row, slice.begin, slice.end);
     const ExpSums<Stats> found = exp_sum_pass<S, false, Stats>(
         args, pair, EdgeColumn::of(pair), Stats, reducer, [&](const auto& f) { for_each_group<false, false>(pair, f); });
     const LogSums log_sums = needs_exact(found, slice.end - slice.begin)
-                                 ? exact_log_sums<S, false>(args, row, slice.begin, slice.end, reducer)
+                                 ? exact_log_sums<S>(args, row, slice.begin, slice.end, reducer)
                                  : log_sums_of(found, args.config);
     if (threadIdx.x != 0) return;
     const int number = slice.begin / args.slice_columns;
@@ -85,10 +85,10 @@ __global__ void __launch_bounds__(512, 1) slice_values_kernel(const __grid_const
     Reducer reducer;
     const SpanKlParams& params = args.params;
     const Slice slice = Slice::of(args, static_cast<int>(blockIdx.x));
-    const std::int64_t row = args.index[slice.position];
+    const std::int64_t row = args.index.entries[slice.position];
     const bool writes_gradient = args.config.divergence == Divergence::forward;  // else `gradient_kernel` does
     S* const grad = writes_gradient ? gradient_of<S>(args, row) : nullptr;
-    const bool reads = slice.position < args.index[params.rows];
+    const bool reads = slice.position < args.index.read[0];
     if (reads) {
         const LogSums log_sums = params.lse_given ? stored_log_sums(params.lse_given, params.rows, row, false)
                                                   : merged_log_sums(args, slice.position);
@@ -115,8 +115,8 @@ template <bool Stats>
 __global__ void combine_slices_kernel(const __grid_constant__ LaunchArgs args) {
     const SpanKlParams& params = args.params;
     const int position = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
-    if (position >= args.index[params.rows]) return;
-    const std::int64_t row = args.index[position];
+    if (position >= args.index.read[0]) return;
+    const std::int64_t row = args.index.entries[position];
     if (Stats) {
         const int student = merged_argmax(args, position, 0), teacher = merged_argmax(args, position, 1);
         if (lane == 0) write_argmax(params, row, student, teacher);
@@ -139,10 +139,10 @@ __global__ void combine_slices_kernel(const __grid_constant__ LaunchArgs args) {
 template <typename S, bool Lean>
 __global__ void __launch_bounds__(512, Lean ? 2 : 1) gradient_kernel(const __grid_constant__ LaunchArgs args) {
     const SpanKlParams& params = args.params;
-    const int read = args.index[params.rows], tasks = static_cast<int>(params.rows) * args.slices;
+    const int read = args.index.read[0], tasks = static_cast<int>(params.rows) * args.slices;
     for (int task = static_cast<int>(blockIdx.x); task < tasks; task += static_cast<int>(gridDim.x)) {
         const Slice slice = Slice::of(args, task);
-        const std::int64_t row = args.index[slice.position];
+        const std::int64_t row = args.index.entries[slice.position];
         S* const grad = gradient_of<S>(args, row);
         int written = slice.begin;
         if (slice.position < read && params.weights[row] != 0.0f) {

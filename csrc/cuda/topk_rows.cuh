@@ -14,7 +14,7 @@ namespace sad::cuda {
 template <typename S, bool Lean, bool Stats>
 class TopkRow {
  public:
-    __device__ __forceinline__ TopkRow(const TopkLaunchArgs& args, std::int64_t row)
+    __device__ __forceinline__ TopkRow(const TopkLaunchArgs& args, int row)
         : args_(args),
           params_(args.topk.base),
           row_(row),
@@ -22,20 +22,28 @@ class TopkRow {
           grad_(params_.grad.data ? static_cast<S*>(params_.grad.data) + params_.grad.offset(row_) : nullptr),
           stats_(Stats && params_.argmax != nullptr),
           is_first_thread_(threadIdx.x == 0),
-          windows_(static_cast<int>((params_.vocab + args_.window - 1) / args_.window)),
+          windows_((static_cast<int>(params_.vocab) - 1) / args_.window + 1),
           label_(args_.topk.labels ? args_.topk.labels[row_] : -1) {}
 
-    __device__ __forceinline__ void run(Reducer& reducer) {
+    // Computes the row at a position of the index.
+    __device__ __forceinline__ void run(int position, Reducer& reducer) {
         const FirstPassSums<Stats> found = reducer.reduce_block(first_pass());
         const float factor = args_.exponent.factor;
         RelativeSum rest = RelativeSum::of_shift(found.rest.shift, found.rest.sum, args_.exponent);
         RelativeSum topk = RelativeSum::of_shift(found.topk_shift, found.topk_sum, args_.exponent);
         if (!params_.state_given && found.out_of_bounds()) {
-            const ExactTopkSums exact = exact_topk_sums<S, Lean>(args_, row_, label_, reducer);
-            rest = exact.rest, topk = exact.topk;
+            if constexpr (Lean) {
+                if (is_first_thread_) args_.index.defer(position, row_);
+                grad_ = nullptr;
+            } else {
+                const ExactTopkSums exact = exact_topk_sums<S>(args_, row_, label_, reducer);
+                rest = exact.rest, topk = exact.topk;
+            }
         }
         softmax_ =
             TopkSoftmax::of(args_, row_, rest, topk, found.num_topk, label_ >= 0 && found.label_in_topk == 0, label_logit_);
+        q_rest_ = softmax_.rest.sum * exp2_approx(softmax_.all.log2_probability(softmax_.rest.origin, factor));
+        if (is_first_thread_ && params_.state) softmax_.write_state(params_, row_);
         log2_q_tail_ = log2f(softmax_.tail.sum) + softmax_.all.log2_probability(softmax_.tail.origin, factor);
         log_p_tail_ = args_.topk.log_tail[row_];
         weight_ = grad_ ? params_.weights[row_] * args_.grad_scale : 0.0f;
@@ -198,38 +206,41 @@ class TopkRow {
         }
         if (label_ >= 0) {
             const float factor = args_.exponent.factor;
-            const float rest = softmax_.rest.sum * exp2_approx(softmax_.all.log2_probability(softmax_.rest.origin, factor));
             const float log2_q = softmax_.all.log2_probability(label_logit_, factor), q = exp2_approx(log2_q);
-            value += ce_share_ * (rest + sums.others + kl_term(1.0f, q, log2_q * ln2f));
+            value += ce_share_ * (q_rest_ + sums.others + kl_term(1.0f, q, log2_q * ln2f));
         }
         params_.value[row_] = value;
-        if (params_.state) softmax_.write_state(params_, row_);
     }
 
     const TopkLaunchArgs& args_;
     const SpanKlParams& params_;
-    const std::int64_t row_;
+    const int row_;
     const S* const student_;
-    S* const grad_;
+    S* grad_;  // null: no gradient, or the row is deferred
     const bool stats_, is_first_thread_;
     const int windows_, label_;
     float label_logit_ = -infinite;
     TopkSoftmax softmax_;
-    float log2_q_tail_, log_p_tail_;
+    float q_rest_, log2_q_tail_, log_p_tail_;
     float weight_;    // the weight of the row, times scale / T
     float ce_share_;  // the factor of the cross-entropy
 };
 
 template <typename S, bool Lean, bool Stats>
 __global__ void __launch_bounds__(512, Lean ? 2 : 1) topk_rows_kernel(const __grid_constant__ TopkLaunchArgs args) {
-    Reducer reducer;
     const SpanKlParams& params = args.topk.base;
-    const int rows = static_cast<int>(params.rows), read = args.index[rows], blocks = static_cast<int>(gridDim.x);
+    const int rows = static_cast<int>(params.rows), blocks = static_cast<int>(gridDim.x);
     int position = static_cast<int>(blockIdx.x);
-    for (; position < read; position += blocks) TopkRow<S, Lean, Stats>(args, args.index[position]).run(reducer);
-    if (!params.grad.data) return;
+    // The number of rows is read again for every row, so that it takes no register.
+    for (; position < (Lean ? args.index.read[0] : args.index.positions()); position += blocks) {
+        const int row = Lean ? args.index.entries[position] : args.index.row_at(position);
+        if (!Lean && row < 0) continue;
+        Reducer reducer;  // one per row, so that its turn takes no register; `Window::mark` separates the rows with barriers
+        TopkRow<S, Lean, Stats>(args, row).run(position, reducer);
+    }
+    if (!params.grad.data || (!Lean && args.index.deferred_only)) return;
     for (; position < rows; position += blocks) {
-        S* const grad = static_cast<S*>(params.grad.data) + params.grad.offset(args.index[position]);
+        S* const grad = static_cast<S*>(params.grad.data) + params.grad.offset(args.index.entries[position]);
         fill_zeros(grad, static_cast<int>(params.student_columns));
     }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "params.h"
+#include "row_index.cuh"
 #include "rows.cuh"
 #include "softmax.cuh"
 
@@ -11,10 +12,10 @@ namespace sad::cuda {
 struct TopkLaunchArgs {
     TopkSpanKlParams topk;
     Exponent exponent;
-    float grad_scale;           // scale / T
-    const std::int32_t* index;  // as in LaunchArgs
-    bool grad_aligned;          // 16-byte groups of the gradient start at the same columns as the student's
-    int window;                 // columns whose bits fit shared memory, a multiple of 32
+    float grad_scale;  // scale / T
+    RowIndex index;
+    bool grad_aligned;  // 16-byte groups of the gradient start at the same columns as the student's
+    int window;         // columns whose bits fit shared memory, a multiple of 32
 };
 
 // Calls f(column, log_p) for this thread's share of the top-k columns of a row. Skips absent and repeated columns.
@@ -132,7 +133,7 @@ struct ExactTopkSums {
 
 // Calls f(in_topk, x) for this thread's share of the rest and of the top-k columns, after the first pass. It reads column by
 // column, so that it needs few registers. It leaves the bits of the last window.
-template <typename S, bool Lean, typename F>
+template <typename S, typename F>
 __device__ __forceinline__ void for_each_rest_and_topk(const TopkLaunchArgs& args, std::int64_t row, int label, const F& f) {
     const S* const student = static_cast<const S*>(row_of(args.topk.base.student.rows, row, 0));
     const int vocab = static_cast<int>(args.topk.base.vocab);
@@ -145,27 +146,27 @@ __device__ __forceinline__ void for_each_rest_and_topk(const TopkLaunchArgs& arg
         }
 #pragma unroll 1
         for (int i = static_cast<int>(threadIdx.x); i < window.columns; i += static_cast<int>(blockDim.x)) {
-            if (!window.excluded(i)) f(false, exponent_input<Lean>(widen(student[window.begin + i]), args.exponent));
+            if (!window.excluded(i)) f(false, exponent_input<false>(widen(student[window.begin + i]), args.exponent));
         }
     }
     for_each_topk(args.topk, row,
-                  [&](int column, float) { f(true, exponent_input<Lean>(widen(student[column]), args.exponent)); });
+                  [&](int column, float) { f(true, exponent_input<false>(widen(student[column]), args.exponent)); });
 }
 
 // Returns the sums relative to the largest logits, for logits that are too large for the first pass. It is no inline
 // function, so that it takes few registers from the kernel. It has two reductions, after which `reducer` writes to the same
 // copy of its slots as before.
-template <typename S, bool Lean>
+template <typename S>
 __device__ __noinline__ ExactTopkSums exact_topk_sums(const TopkLaunchArgs& args, std::int64_t row, int label,
                                                       Reducer reducer) {
     NumberPair<true> top = NumberPair<true>::identity();
-    for_each_rest_and_topk<S, Lean>(args, row, label, [&](bool in_topk, float x) {
+    for_each_rest_and_topk<S>(args, row, label, [&](bool in_topk, float x) {
         float& mine = in_topk ? top.second : top.first;
         mine = fmaxf(mine, x);
     });
     top = reducer.reduce_block(top);
     NumberPair<false> sum = NumberPair<false>::identity();
-    for_each_rest_and_topk<S, Lean>(args, row, label, [&](bool in_topk, float x) {
+    for_each_rest_and_topk<S>(args, row, label, [&](bool in_topk, float x) {
         float& mine = in_topk ? sum.second : sum.first;
         mine += exp2_approx((x - (in_topk ? top.second : top.first)) * args.exponent.factor);
     });

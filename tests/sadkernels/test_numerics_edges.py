@@ -120,8 +120,13 @@ class TestLargeOffsets:
         student, teacher = ((8 * logits(8, 2100)).round() / 8 for _ in range(2))
         options = {"temperature": temperature, "reduction": reduction, **divergence}
         got = run(student + offset, teacher - offset, self.IDS, backend, **options)
-        largest_q = (student.double() / temperature).softmax(-1).amax().item() / temperature
-        operand = largest_q / (5 if reduction == "mean" else 1)  # the gradient is q times a difference; 5 tokens count
+        if backend.name in ("reference", "cpu"):
+            assert_equals(got, run(student, teacher, self.IDS, backend, **options), grad=1e-6)
+            return
+        # A GPU kernel subtracts a float32 near the largest logit. With an offset this is another number, so the results differ
+        # by roundings. The gradient is q / T times a difference, and 5 tokens count.
+        operand = (student.double() / temperature).softmax(-1).amax().item() / temperature
+        operand /= 5 if reduction == "mean" else 1
         assert_equals(got, truth(student, teacher, self.IDS, **options), operand=operand)
 
     @pytest.mark.parametrize("offset", [100.0, -100.0])

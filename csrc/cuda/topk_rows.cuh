@@ -163,7 +163,7 @@ class TopkRow {
                 add_entropy(log2_q, exp2_approx(log2_q), mean);
             }
             const float g = exp2_approx(divisor.log2_probability(x, args_.exponent.factor)) * factor;
-            return apply_cap_slope<Lean>(g, x, args_.exponent);
+            return factor == 0.0f ? 0.0f : apply_cap_slope<Lean>(g, x, args_.exponent);  // 0 also if q is NaN
         };
         for (int number = windows_ - 1; number >= 0; --number) {
             const Window<S> window = Window<S>::of(args_, student_, number);

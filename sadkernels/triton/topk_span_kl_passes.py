@@ -157,7 +157,8 @@ def rest_pass(x_row, columns, topk, label, ARGMAX: tl.constexpr, GROUPS: tl.cons
 
 @triton.jit
 def _scaled_softmax(y, c, divisor, factor, CAPPED: tl.constexpr, dtype: tl.constexpr):
-    return round_to(softcap_backward(tl.exp2(log2_probabilities(y, c, divisor)) * factor, y, CAPPED), dtype)
+    g = softcap_backward(tl.exp2(log2_probabilities(y, c, divisor)) * factor, y, CAPPED)
+    return round_to(tl.where(factor == 0.0, 0.0, g), dtype)  # 0 also if q is NaN
 
 
 @triton.jit

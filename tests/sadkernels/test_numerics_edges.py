@@ -106,6 +106,12 @@ class TestLargeLogits:
             torch.testing.assert_close(exact[0], by_hand[0], rtol=1e-7, atol=0)
             assert_equals(got, exact)
 
+    def test_a_row_of_minus_infinity_without_a_label(self, backend):
+        """Its probabilities are NaN, but no term of the cross-entropy uses them."""
+        student, labels = torch.cat([torch.full((1, 40), -math.inf), logits(1, 40)]), torch.tensor([-100, 3])
+        loss, grad = topk_cases.run(sad.fused_span_ce, student, (labels, torch.tensor([1, 1])), backend)
+        assert loss.isfinite() and (grad[0] == 0).all() and grad[1].isfinite().all() and (grad[1] != 0).any()
+
 
 class TestLargeOffsets:
     """A softmax does not change if all logits of a row grow by the same number, here one that adds without rounding."""
@@ -123,8 +129,8 @@ class TestLargeOffsets:
         if backend.name in ("reference", "cpu"):
             assert_equals(got, run(student, teacher, self.IDS, backend, **options), grad=1e-6)
             return
-        # A GPU kernel subtracts a float32 near the largest logit. With an offset this is another number, so the results differ
-        # by roundings. The gradient is q / T times a difference, and 5 tokens count.
+        # A GPU kernel subtracts a float32 near the largest logit. An offset changes it, so the results differ by roundings.
+        # The gradient is q / T times a difference, and 5 tokens count.
         operand = (student.double() / temperature).softmax(-1).amax().item() / temperature
         operand /= 5 if reduction == "mean" else 1
         assert_equals(got, truth(student, teacher, self.IDS, **options), operand=operand)

@@ -1,6 +1,8 @@
 // The host side of a launch: the kernels of each student dtype, and the operands in the form that the kernels take.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "divergence.cuh"
@@ -57,8 +59,15 @@ bool same_alignment(const Rows<A>& a, const Rows<B>& b, std::int64_t rows) {
 
 inline Exponent exponent_of(const Logits& logits, float temperature) {
     const bool capped = logits.cap != 0.0f;
-    return {static_cast<float>((capped ? logits.cap : logits.scale) * log2e / temperature),
-            capped ? logits.scale / logits.cap : 1.0f, capped};
+    const double factor = (capped ? logits.cap : logits.scale) * log2e / temperature;
+    return {static_cast<float>(factor), capped ? logits.scale / logits.cap : 1.0f,
+            static_cast<float>(std::min(1.0 / factor, 3.0e38)), capped};
+}
+
+inline Mixture mixture_of(double beta) {
+    const double distance = std::min(126.0, std::log2(1.0 + 1.0 / (3.0 * std::min(beta, 1.0 - beta)))) * ln2;
+    return {static_cast<float>(beta), static_cast<float>(1.0 - beta),
+            static_cast<float>(beta <= 0.5 ? -distance : distance)};
 }
 
 }  // namespace sad::cuda

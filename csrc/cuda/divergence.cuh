@@ -11,14 +11,27 @@ constexpr float ln2f = static_cast<float>(ln2), log2ef = static_cast<float>(log2
 // Converts logits to base-2 exponents: a = factor x, or a = factor tanh(tanh_scale x) with a cap.
 struct Exponent {
     float factor, tanh_scale;
+    float inverse;  // 1 / factor, finite
     bool capped;
+};
+
+// The weights of the mixture m = teacher p + student q, and the border between two ways to compute log m; r = log q - log p:
+//
+//   log(m / q) = log1p(teacher (p / q - 1))  if r >= border
+//   log(m / p) = log1p(student (q / p - 1))  otherwise
+//
+// and the other one differs from it by r. At this border neither a log1p nor the difference cancels: the argument of log1p
+// is at most 1/3 if its weight is the smaller one, and at least -1/2 or far from 0 if not. Both weights are rounded from
+// double, because near the ends of beta the smaller one is all of the result.
+struct Mixture {
+    float teacher, student, border;
 };
 
 // The options of `SpanKlParams` in the form that the arithmetic uses.
 struct DivergenceConfig {
     Exponent student, teacher;
     Divergence divergence;
-    float beta;
+    Mixture mixture;
     float grad_scale;  // scale / T of the student
 };
 
@@ -34,16 +47,29 @@ __device__ __forceinline__ float kl_term(float a, float b, float r) {
     return fabsf(r) < 0.5f ? a * (r * r) * near : far;
 }
 
-// log(m / q) and log(m / p) with m = beta p + (1 - beta) q. To the larger of p and q, the log-ratio is a log1p of e^-|r|
-// - 1. The other log-ratio differs from it by |r|.
+// log(x) with x = 1 + y; y has more digits than x if x is near 1.
+__device__ __forceinline__ float log_of(float x, float y) {
+    // log1p(y) = y + y^2 P(y) on [-1/3, 1/3]: minimax, relative error 3e-8
+    float near = fmaf(y, 0.143742029f, -0.153727246f);
+    near = fmaf(y, near, 0.139209035f);
+    near = fmaf(y, near, -0.164193535f);
+    near = fmaf(y, near, 0.200160606f);
+    near = fmaf(y, near, -0.250075986f);
+    near = fmaf(y, near, 0.333331063f);
+    near = fmaf(y, near, -0.499999402f);
+    return fabsf(y) < 0.33333333f ? fmaf(near, y * y, y) : log2_approx(x) * ln2f;
+}
+
+// log(m / q) and log(m / p), see `Mixture`.
 struct LogMixtureRatios {
     float student, teacher;
 };
-__device__ __forceinline__ LogMixtureRatios log_mixture_ratios(float r, float beta) {
-    const float decay = exp2_approx(-fabsf(r) * log2ef) - 1.0f;
-    const bool student_larger = r > 0.0f;
-    const float to_larger = log2_approx(fmaf(student_larger ? beta : 1.0f - beta, decay, 1.0f)) * ln2f;
-    return {student_larger ? to_larger : to_larger - r, student_larger ? to_larger + r : to_larger};
+__device__ __forceinline__ LogMixtureRatios log_mixture_ratios(float r, const Mixture& mixture) {
+    const bool by_p = r < mixture.border;
+    const float weight = by_p ? mixture.student : mixture.teacher, other = by_p ? mixture.teacher : mixture.student;
+    const float ratio = exp2_approx((by_p ? r : -r) * log2ef);
+    const float log_m = log_of(fmaf(weight, ratio, other), weight * (ratio - 1.0f));
+    return {by_p ? log_m - r : log_m, by_p ? log_m : log_m + r};
 }
 
 struct ColumnTerms {
@@ -59,10 +85,11 @@ __device__ __forceinline__ ColumnTerms divergence_terms(float p, float q, float 
         const float value = kl_term(q, p, -r);
         return {value, value};
     }
-    const LogMixtureRatios ratios = log_mixture_ratios(r, config.beta);
-    const float m = fmaf(config.beta, p, (1.0f - config.beta) * q);
-    const float student_term = (1.0f - config.beta) * kl_term(q, m, ratios.student);
-    return {fmaf(config.beta, kl_term(p, m, ratios.teacher), student_term), student_term};
+    const Mixture& mixture = config.mixture;
+    const LogMixtureRatios ratios = log_mixture_ratios(r, mixture);
+    const float m = fmaf(mixture.teacher, p, mixture.student * q);
+    const float student_term = mixture.student * kl_term(q, m, ratios.student);
+    return {fmaf(mixture.teacher, kl_term(p, m, ratios.teacher), student_term), student_term};
 }
 
 // Returns T times the derivative of the divergence by z_student.
@@ -70,8 +97,9 @@ template <bool Forward>
 __device__ __forceinline__ float divergence_gradient(float p, float q, float r, float mean_dlogp,
                                                      const DivergenceConfig& config) {
     if (Forward || config.divergence == Divergence::forward) return q - p;
-    const float dlogp =
-        config.divergence == Divergence::reverse ? r : (config.beta - 1.0f) * log_mixture_ratios(r, config.beta).student;
+    const float dlogp = config.divergence == Divergence::reverse
+                            ? r
+                            : -config.mixture.student * log_mixture_ratios(r, config.mixture).student;
     return q == 0.0f ? 0.0f : q * (dlogp - mean_dlogp);
 }
 

@@ -22,6 +22,8 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define __noinline__
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;

@@ -31,16 +31,18 @@ struct StreamedGroups {
 };
 
 template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(512, Lean && !Stats ? 2 : 1) streamed_rows_kernel(const LaunchArgs args) {
+__global__ void __launch_bounds__(512, Lean && !Stats ? 2 : 1)
+    streamed_rows_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
-    const int read = args.index[args.params.rows];
+    const int read = Lean ? args.index.read[0] : args.index.positions();
     for (int position = static_cast<int>(blockIdx.x); position < read; position += static_cast<int>(gridDim.x)) {
-        const std::int64_t row = args.index[position];
+        const std::int64_t row = Lean ? args.index.entries[position] : args.index.row_at(position);
+        if (!Lean && row < 0) continue;
         const RowPair<S> pair = pair_of<S, Lean>(args, row, 0, static_cast<int>(args.params.vocab));
         StreamedGroups<S> groups{pair};
-        process_row<S, Lean, Stats>(args, row, pair, groups, reducer);
+        process_row<S, Lean, Stats>(args, position, row, pair, groups, reducer);
     }
-    zero_unread_rows<S>(args, read);
+    if (Lean || !args.index.deferred_only) zero_unread_rows<S>(args, read);
 }
 
 constexpr int quarters = 4;
@@ -129,30 +131,31 @@ struct ResidentGroups {
 };
 
 template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(Lean && !Stats ? 1024 : 512, 1) resident_rows_kernel(const LaunchArgs args) {
+__global__ void __launch_bounds__(Lean && !Stats ? 1024 : 512, 1)
+    resident_rows_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
     Bytes16* const shared = reinterpret_cast<Bytes16*>(dynamic_shared() + sizeof(ReductionBuffer));
     ResidentGroups<S> groups{};
     groups.student = shared;
     groups.teacher = shared + args.slots;
     groups.slots = args.slots;
-    const int read = args.index[args.params.rows], vocab = static_cast<int>(args.params.vocab);
+    const int read = args.index.read[0], vocab = static_cast<int>(args.params.vocab);
     const int clusters = static_cast<int>(gridDim.x / cluster_blocks());
     int position = static_cast<int>(blockIdx.x / cluster_blocks());
     if (position < read) {
-        groups.set_next_row(pair_of<S, Lean>(args, args.index[position], 0, vocab));
+        groups.set_next_row(pair_of<S, Lean>(args, args.index.entries[position], 0, vocab));
         groups.template for_each_slot<false, true>([](int, const PairBytes&) {});  // only fills the slots
     }
     for (; position < read; position += clusters) {
-        const std::int64_t row = args.index[position];
+        const std::int64_t row = args.index.entries[position];
         const RowPair<S> pair = groups.next;
         groups.advance();
         if (position + clusters < read) {
-            groups.set_next_row(pair_of<S, Lean>(args, args.index[position + clusters], 0, vocab));
+            groups.set_next_row(pair_of<S, Lean>(args, args.index.entries[position + clusters], 0, vocab));
         } else {
             groups.set_no_next_row();
         }
-        process_row<S, Lean, Stats>(args, row, pair, groups, reducer);
+        process_row<S, Lean, Stats>(args, position, row, pair, groups, reducer);
     }
     zero_unread_rows<S>(args, read);
     cluster_sync();  // keeps shared memory alive until the other blocks have read it

@@ -2,6 +2,7 @@
 // shared memory (`ResidentGroups`), or from a slice of the row.
 #pragma once
 
+#include "row_index.cuh"
 #include "rows.cuh"
 #include "softmax.cuh"
 
@@ -11,11 +12,11 @@ namespace sad::cuda {
 struct LaunchArgs {
     SpanKlParams params;
     DivergenceConfig config;
-    const std::int32_t* index;           // (rows + 1) rows that are read, then unread rows in reverse, then the number read
+    RowIndex index;
     bool teacher_aligned, grad_aligned;  // 16-byte groups start at the same columns as the student's
     int slices, slice_columns;           // slices per row and columns per slice; 1 and vocab unless sliced
     int slots;                           // groups per side that a block holds in shared memory (resident)
-    float* exp_sums;                     // (4, rows, slices) shift and sum of student and teacher, by position in the index
+    float* log_sums;                     // (4, rows, slices) `LogSum` of student and teacher, by position in the index
     float* max_logits;                   // (2, rows, slices)
     std::int32_t* argmax_columns;        // (2, rows, slices)
     float* divergence_sums;              // (4, rows, slices) the fields of DivergenceSums
@@ -72,22 +73,67 @@ __device__ __forceinline__ ExpSums<Stats> exp_sum_pass(const LaunchArgs& args, c
     return reducer.reduce_cluster(mine);
 }
 
+// Calls f(s, t) for this thread's share of the columns [begin, end) of a row, in the form that `Exponent::factor`
+// multiplies. It reads column by column and computes the pointers again, so that it needs few registers.
+template <typename S, typename F>
+__device__ __forceinline__ void for_each_column(const LaunchArgs& args, std::int64_t row, int begin, int end, const F& f) {
+    const RowPair<S> pair = pair_of<S, false>(args, row, begin, end);
+    const int step = static_cast<int>(blockDim.x * cluster_blocks());
+#pragma unroll 1
+    for (int i = static_cast<int>(cluster_rank() * blockDim.x + threadIdx.x); i < end - begin; i += step) {
+        f(exponent_input<false>(widen(pair.student[i]), args.config.student),
+          exponent_input<false>(pair.teacher.at(i), args.config.teacher));
+    }
+}
+
+// Returns the log-sums of the columns [begin, end) over the cluster, relative to the largest logit, in two slow passes. It
+// is no inline function, so that it takes no registers from the kernel. It has two reductions, after which `reducer` writes
+// to the same copy of its slots as before.
+template <typename S>
+__device__ __noinline__ LogSums exact_log_sums(const LaunchArgs& args, std::int64_t row, int begin, int end,
+                                               Reducer reducer) {
+    NumberPair<true> top = NumberPair<true>::identity();
+    for_each_column<S>(args, row, begin, end, [&](float s, float t) {
+        top.first = fmaxf(top.first, s);
+        top.second = fmaxf(top.second, t);
+    });
+    top = reducer.reduce_cluster(top);
+    NumberPair<false> sum = NumberPair<false>::identity();
+    for_each_column<S>(args, row, begin, end, [&](float s, float t) {
+        sum.first += exp2_approx((s - top.first) * args.config.student.factor);
+        sum.second += exp2_approx((t - top.second) * args.config.teacher.factor);
+    });
+    sum = reducer.reduce_cluster(sum);
+    return {LogSum::of(top.first, sum.first), LogSum::of(top.second, sum.second)};
+}
+
+// Returns whether `columns` columns need `exact_log_sums`, because the first pass could not add their powers. One column
+// needs them too, so that its probability is exactly 1; lean kernels never get one column.
+template <bool Stats>
+__device__ __forceinline__ bool needs_exact(const ExpSums<Stats>& found, int columns) {
+    return found.student.out_of_bounds() || found.teacher.out_of_bounds() || columns == 1;
+}
+template <bool Stats>
+__device__ __forceinline__ LogSums log_sums_of(const ExpSums<Stats>& found, const DivergenceConfig& config) {
+    return {LogSum::of(found.student, config.student), LogSum::of(found.teacher, config.teacher)};
+}
+
 // The values of one column.
 struct ColumnValues {
-    float s, t;      // logits of student and teacher, or their tanh
-    float s_a, t_a;  // exponents
+    float s, t;            // logits of student and teacher, or their tanh
+    float log2_q, log2_p;  // base-2 logarithms
     float q, p, r;
 
     template <bool Lean>
-    static __device__ __forceinline__ ColumnValues of(float s, float t, const DivergenceConfig& config, const Softmaxes& x) {
+    static __device__ __forceinline__ ColumnValues of(float s, float t, const DivergenceConfig& config, const LogSums& x) {
         ColumnValues c;
         c.s = exponent_input<Lean>(s, config.student);
         c.t = exponent_input<Lean>(t, config.teacher);
-        c.s_a = fmaf(c.s, config.student.factor, -x.s_shift);
-        c.t_a = fmaf(c.t, config.teacher.factor, -x.t_shift);
-        c.q = exp2_approx(c.s_a) * x.s_inverse;
-        c.p = exp2_approx(c.t_a) * x.t_inverse;
-        c.r = fmaf(c.s_a - c.t_a, ln2f, x.log_ratio);  // NaN if p and q are 0
+        c.log2_q = x.student.log2_probability(c.s, config.student.factor);
+        c.log2_p = x.teacher.log2_probability(c.t, config.teacher.factor);
+        c.q = exp2_approx(c.log2_q);
+        c.p = exp2_approx(c.log2_p);
+        c.r = (c.log2_q - c.log2_p) * ln2f;  // NaN if both logits are -inf
         return c;
     }
 };
@@ -96,21 +142,19 @@ struct ColumnValues {
 // For the forward KL, also writes the gradient if there is a `gradient`.
 template <typename S, bool Lean, bool Stats, typename ForGroups>
 __device__ __forceinline__ DivergenceSums divergence_pass(const LaunchArgs& args, const RowPair<S>& pair,
-                                                          const EdgeColumn& edge, bool stats, const Softmaxes& softmaxes,
+                                                          const EdgeColumn& edge, bool stats, const LogSums& log_sums,
                                                           float weight, const GradientRow<S>& gradient, Reducer& reducer,
                                                           const ForGroups& for_groups) {
     const float factor = weight * args.config.grad_scale;
-    const float s_log2 = Stats ? log2_approx(softmaxes.s_inverse) : 0.0f,
-                t_log2 = Stats ? log2_approx(softmaxes.t_inverse) : 0.0f;
     DivergenceSums mine = DivergenceSums::identity();
     const auto add = [&](float s, float t) {
-        const ColumnValues c = ColumnValues::of<Lean>(s, t, args.config, softmaxes);
+        const ColumnValues c = ColumnValues::of<Lean>(s, t, args.config, log_sums);
         const ColumnTerms terms = divergence_terms<Lean>(c.p, c.q, c.r, args.config);
         mine.value += terms.value;
         if (!Lean) mine.mean_dlogp += terms.mean_dlogp;
         if (Stats && stats) {
-            mine.s_mean_log2 = fmaf(c.q, fmaxf(c.s_a + s_log2, -1.0e30f), mine.s_mean_log2);
-            mine.t_mean_log2 = fmaf(c.p, fmaxf(c.t_a + t_log2, -1.0e30f), mine.t_mean_log2);
+            mine.s_mean_log2 = fmaf(c.q, fmaxf(c.log2_q, -1.0e30f), mine.s_mean_log2);
+            mine.t_mean_log2 = fmaf(c.p, fmaxf(c.log2_p, -1.0e30f), mine.t_mean_log2);
         }
         return weight == 0.0f ? 0.0f : apply_cap_slope<Lean>((c.q - c.p) * factor, c.s, args.config.student);
     };
@@ -131,11 +175,11 @@ __device__ __forceinline__ DivergenceSums divergence_pass(const LaunchArgs& args
 // Writes the gradient. For reverse KL and JSD it needs E_q[G] from the pass before.
 template <typename S, bool Lean, typename ForGroups>
 __device__ __forceinline__ void gradient_pass(const LaunchArgs& args, const RowPair<S>& pair, const EdgeColumn& edge,
-                                              const Softmaxes& softmaxes, float weight, float mean_dlogp,
+                                              const LogSums& log_sums, float weight, float mean_dlogp,
                                               const GradientRow<S>& gradient, const ForGroups& for_groups) {
     const float factor = weight * args.config.grad_scale;
     const auto gradient_at = [&](float s, float t) {
-        const ColumnValues c = ColumnValues::of<Lean>(s, t, args.config, softmaxes);
+        const ColumnValues c = ColumnValues::of<Lean>(s, t, args.config, log_sums);
         const float g = divergence_gradient<Lean>(c.p, c.q, c.r, mean_dlogp, args.config);
         return weight == 0.0f ? 0.0f : apply_cap_slope<Lean>(g * factor, c.s, args.config.student);
     };
@@ -149,12 +193,20 @@ __device__ __forceinline__ void gradient_pass(const LaunchArgs& args, const RowP
     if (edge.exists) gradient.store(edge, gradient_at(edge.s, edge.t));
 }
 
+// Returns the log-sums of a row from `SpanKlParams::state_given`, or from `lse_given` if `with_mean` is false.
+__device__ __forceinline__ LogSums stored_log_sums(const float* state, std::int64_t rows, std::int64_t row, bool with_mean) {
+    const float* const origins = state + (with_mean ? 3 : 2) * rows + row;
+    return {LogSum::stored(state[row], origins[0]), LogSum::stored(state[rows + row], origins[rows])};
+}
+
 // These functions write the outputs of a row whose pointers are not null.
-__device__ __forceinline__ void write_log_sum_exps(const SpanKlParams& params, std::int64_t row, float student,
-                                                   float teacher) {
+__device__ __forceinline__ void write_log_sums(const SpanKlParams& params, std::int64_t row, const LogSums& x) {
     if (!params.state) return;
-    params.state[row] = student;
-    params.state[params.rows + row] = teacher;
+    float fields[4] = {x.student.in_nats(), x.teacher.in_nats(), x.student.origin, x.teacher.origin};
+    for (int k = 0; k < 4; ++k) {
+        if (params.lse_given) fields[k] = params.lse_given[k * params.rows + row];
+        params.state[(k < 2 || !params.value ? k : k + 1) * params.rows + row] = fields[k];
+    }
 }
 __device__ __forceinline__ void write_argmax(const SpanKlParams& params, std::int64_t row, int student, int teacher) {
     params.argmax[row] = student;
@@ -170,34 +222,41 @@ __device__ __forceinline__ void write_sums(const SpanKlParams& params, Divergenc
     }
 }
 
-// Computes a whole row, in a block or a cluster. `groups` loops over the row once per pass.
+// Computes the row at a position of the index, in a block or a cluster. `groups` loops over the row once per pass.
 template <typename S, bool Lean, bool Stats, typename Groups>
-__device__ __forceinline__ void process_row(const LaunchArgs& args, std::int64_t row, const RowPair<S>& pair, Groups& groups,
-                                            Reducer& reducer) {
+__device__ __forceinline__ void process_row(const LaunchArgs& args, int position, std::int64_t row, const RowPair<S>& pair,
+                                            Groups& groups, Reducer& reducer) {
     const SpanKlParams& params = args.params;
     const bool writes = threadIdx.x == 0 && cluster_rank() == 0, stats = Stats && params.argmax != nullptr;
     EdgeColumn edge{false, 0, 0.0f, 0.0f};
     if (cluster_rank() == 0) edge = EdgeColumn::of(pair);
-    Softmaxes softmaxes;
+    LogSums log_sums;
+    bool deferred = false;
     if (!params.lse_given || stats) {
-        const ExpSums<Stats> whole =
+        const ExpSums<Stats> found =
             exp_sum_pass<S, Lean, Stats>(args, pair, edge, stats, reducer, [&](const auto& f) { groups.first(f); });
-        softmaxes = Softmaxes::of(whole.student, whole.teacher);
-        if (writes && stats) write_argmax(params, row, whole.student.argmax(), whole.teacher.argmax());
-        if (writes && !params.lse_given)
-            write_log_sum_exps(params, row, whole.student.log_sum_exp(), whole.teacher.log_sum_exp());
+        if (writes && stats) write_argmax(params, row, found.student.argmax(), found.teacher.argmax());
+        log_sums = log_sums_of(found, args.config);
+        const int vocab = static_cast<int>(params.vocab);
+        if (!params.lse_given && needs_exact(found, vocab)) {
+            if constexpr (Lean) {
+                deferred = true;
+                if (writes) args.index.defer(position, row);
+            } else {
+                log_sums = exact_log_sums<S>(args, row, 0, vocab, reducer);
+            }
+        }
     }
-    if (params.lse_given) {
-        const float s_lse = params.lse_given[row], t_lse = params.lse_given[params.rows + row];
-        softmaxes = Softmaxes::of(s_lse, t_lse);
-        if (writes) write_log_sum_exps(params, row, s_lse, t_lse);
-    }
+    if (params.lse_given) log_sums = stored_log_sums(params.lse_given, params.rows, row, false);
+    if (writes) write_log_sums(params, row, log_sums);
     if (!params.value) return;
-    const GradientRow<S> gradient{gradient_of<S>(args, row), Lean || args.grad_aligned, pair.layout};
+    if (cluster_rank() == 0) edge = EdgeColumn::of(pair);  // read again, so that it takes no registers before
+    S* const grad = deferred ? nullptr : gradient_of<S>(args, row);
+    const GradientRow<S> gradient{grad, Lean || args.grad_aligned, pair.layout};
     const float weight = gradient.first ? params.weights[row] : 0.0f;
     const bool third_pass = !Lean && gradient.first && args.config.divergence != Divergence::forward;
     const GradientRow<S> gradient_now{third_pass ? nullptr : gradient.first, gradient.aligned, gradient.layout};
-    const DivergenceSums sums = divergence_pass<S, Lean, Stats>(args, pair, edge, stats, softmaxes, weight, gradient_now,
+    const DivergenceSums sums = divergence_pass<S, Lean, Stats>(args, pair, edge, stats, log_sums, weight, gradient_now,
                                                                 reducer, [&](const auto& f) {
                                                                     if (third_pass) {
                                                                         groups.second_of_three(f);
@@ -207,7 +266,7 @@ __device__ __forceinline__ void process_row(const LaunchArgs& args, std::int64_t
                                                                 });
     if (writes) write_sums(params, args.config.divergence, row, sums);
     if (!Lean && third_pass) {
-        gradient_pass<S, Lean>(args, pair, edge, softmaxes, weight, sums.mean_dlogp, gradient,
+        gradient_pass<S, Lean>(args, pair, edge, log_sums, weight, sums.mean_dlogp, gradient,
                                [&](const auto& f) { groups.third(f); });
     }
     if (gradient.first && cluster_rank() == 0) {
@@ -221,7 +280,7 @@ __device__ __forceinline__ void zero_unread_rows(const LaunchArgs& args, int rea
     if (!args.params.grad.data) return;
     const int rows = static_cast<int>(args.params.rows), blocks = static_cast<int>(gridDim.x);
     for (int position = read + static_cast<int>(blockIdx.x); position < rows; position += blocks) {
-        fill_zeros(gradient_of<S>(args, args.index[position]), static_cast<int>(args.params.student_columns));
+        fill_zeros(gradient_of<S>(args, args.index.entries[position]), static_cast<int>(args.params.student_columns));
     }
 }
 

@@ -23,46 +23,57 @@ __device__ __forceinline__ std::int64_t slice_field(const LaunchArgs& args, int 
     return (field * args.params.rows + position) * args.slices;
 }
 
-// Merges the sums (and the argmax) of the slices of a row. All lanes get the result.
-template <bool Argmax>
-__device__ __forceinline__ ExpSums<Argmax> merged_exp_sums(const LaunchArgs& args, int position) {
+// Merges the log-sums of the slices of a row. All lanes get the result.
+__device__ __forceinline__ LogSum merged_log_sum(const LaunchArgs& args, int position, int side, float factor) {
+    const float* const origins = args.log_sums + slice_field(args, 2 * side, position);
+    const float* const log2_sums = args.log_sums + slice_field(args, 2 * side + 1, position);
     const int lane = static_cast<int>(threadIdx.x) % warp_width;
-    ExpSums<Argmax> mine = ExpSums<Argmax>::identity();
-    for (int side = 0; side < 2; ++side) {
-        ExpSum& sum = side == 0 ? mine.student : mine.teacher;
-        for (int slice = lane; slice < args.slices; slice += warp_width) {
-            ExpSum part = ExpSum::identity();
-            part.shift = args.exp_sums[slice_field(args, 2 * side, position) + slice];
-            part.sum = args.exp_sums[slice_field(args, 2 * side + 1, position) + slice];
-            const float shift = fmaxf(sum.shift, part.shift);
-            sum.sum = sum.sum * exp2_approx(sum.shift - shift) + part.sum * exp2_approx(part.shift - shift);
-            sum.shift = shift;
-            if (Argmax) {
-                const std::int64_t at = slice_field(args, side, position) + slice;
-                if (args.max_logits[at] > sum.max_logit)
-                    sum.max_logit = args.max_logits[at], sum.argmax_column = args.argmax_columns[at];
-            }
-        }
+    float origin = -largest_float, sum = 0.0f;
+    for (int slice = lane; slice < args.slices; slice += warp_width) {
+        if (log2_sums[slice] != -infinite) origin = fmaxf(origin, origins[slice]);
     }
-    mine.reduce_warp();
-    return mine;
+    origin = warp_max(origin);
+    for (int slice = lane; slice < args.slices; slice += warp_width) {
+        if (log2_sums[slice] != -infinite) sum += exp2_approx(fmaf(origins[slice] - origin, factor, log2_sums[slice]));
+    }
+    return LogSum::of(origin, warp_sum(sum));
+}
+__device__ __forceinline__ LogSums merged_log_sums(const LaunchArgs& args, int position) {
+    return {merged_log_sum(args, position, 0, args.config.student.factor),
+            merged_log_sum(args, position, 1, args.config.teacher.factor)};
+}
+
+// Merges the argmax of the slices of a row. All lanes get the result.
+__device__ __forceinline__ int merged_argmax(const LaunchArgs& args, int position, int side) {
+    const std::int64_t first = slice_field(args, side, position);
+    ExpSum best = ExpSum::identity();
+    for (int slice = static_cast<int>(threadIdx.x) % warp_width; slice < args.slices; slice += warp_width) {
+        best.rank_edge(args.max_logits[first + slice], args.argmax_columns[first + slice]);
+    }
+    best.reduce_warp<true>();
+    return best.argmax();
 }
 
 template <typename S, bool Stats>
-__global__ void __launch_bounds__(512, 1) slice_totals_kernel(const LaunchArgs args) {
+__global__ void __launch_bounds__(512, 1) slice_totals_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
     const Slice slice = Slice::of(args, static_cast<int>(blockIdx.x));
-    if (slice.position >= args.index[args.params.rows]) return;
-    const RowPair<S> pair = pair_of<S, false>(args, args.index[slice.position], slice.begin, slice.end);
-    const ExpSums<Stats> whole = exp_sum_pass<S, false, Stats>(
+    if (slice.position >= args.index.read[0]) return;
+    const std::int64_t row = args.index.entries[slice.position];
+    const RowPair<S> pair = pair_of<S, false>(args, row, slice.begin, slice.end);
+    const ExpSums<Stats> found = exp_sum_pass<S, false, Stats>(
         args, pair, EdgeColumn::of(pair), Stats, reducer, [&](const auto& f) { for_each_group<false, false>(pair, f); });
+    const LogSums log_sums = needs_exact(found, slice.end - slice.begin)
+                                 ? exact_log_sums<S>(args, row, slice.begin, slice.end, reducer)
+                                 : log_sums_of(found, args.config);
     if (threadIdx.x != 0) return;
     const int number = slice.begin / args.slice_columns;
     for (int side = 0; side < 2; ++side) {
-        const ExpSum& sum = side == 0 ? whole.student : whole.teacher;
-        args.exp_sums[slice_field(args, 2 * side, slice.position) + number] = sum.shift;
-        args.exp_sums[slice_field(args, 2 * side + 1, slice.position) + number] = sum.sum;
+        const LogSum& log_sum = side == 0 ? log_sums.student : log_sums.teacher;
+        args.log_sums[slice_field(args, 2 * side, slice.position) + number] = log_sum.origin;
+        args.log_sums[slice_field(args, 2 * side + 1, slice.position) + number] = log_sum.log2_sum;
         if (Stats) {
+            const ExpSum& sum = side == 0 ? found.student : found.teacher;
             args.max_logits[slice_field(args, side, slice.position) + number] = sum.max_logit;
             args.argmax_columns[slice_field(args, side, slice.position) + number] = slice.begin + sum.argmax();
         }
@@ -70,26 +81,21 @@ __global__ void __launch_bounds__(512, 1) slice_totals_kernel(const LaunchArgs a
 }
 
 template <typename S, bool Stats>
-__global__ void __launch_bounds__(512, 1) slice_values_kernel(const LaunchArgs args) {
+__global__ void __launch_bounds__(512, 1) slice_values_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
     const SpanKlParams& params = args.params;
     const Slice slice = Slice::of(args, static_cast<int>(blockIdx.x));
-    const std::int64_t row = args.index[slice.position];
+    const std::int64_t row = args.index.entries[slice.position];
     const bool writes_gradient = args.config.divergence == Divergence::forward;  // else `gradient_kernel` does
     S* const grad = writes_gradient ? gradient_of<S>(args, row) : nullptr;
-    const bool reads = slice.position < args.index[params.rows];
+    const bool reads = slice.position < args.index.read[0];
     if (reads) {
-        Softmaxes softmaxes;
-        if (params.lse_given) {
-            softmaxes = Softmaxes::of(params.lse_given[row], params.lse_given[params.rows + row]);
-        } else {
-            const ExpSums<false> whole = merged_exp_sums<false>(args, slice.position);
-            softmaxes = Softmaxes::of(whole.student, whole.teacher);
-        }
+        const LogSums log_sums = params.lse_given ? stored_log_sums(params.lse_given, params.rows, row, false)
+                                                  : merged_log_sums(args, slice.position);
         const RowPair<S> pair = pair_of<S, false>(args, row, slice.begin, slice.end);
         const GradientRow<S> gradient{grad ? grad + slice.begin : nullptr, args.grad_aligned, pair.layout};
         const DivergenceSums sums = divergence_pass<S, false, Stats>(
-            args, pair, EdgeColumn::of(pair), Stats, softmaxes, grad ? params.weights[row] : 0.0f, gradient, reducer,
+            args, pair, EdgeColumn::of(pair), Stats, log_sums, grad ? params.weights[row] : 0.0f, gradient, reducer,
             [&](const auto& f) { for_each_group<true, true>(pair, f); });
         if (threadIdx.x == 0) {
             const float fields[4] = {sums.value, sums.mean_dlogp, sums.s_mean_log2, sums.t_mean_log2};
@@ -106,19 +112,18 @@ __global__ void __launch_bounds__(512, 1) slice_values_kernel(const LaunchArgs a
 
 // Merges the partial results, one warp per row that is read.
 template <bool Stats>
-__global__ void combine_slices_kernel(const LaunchArgs args) {
+__global__ void combine_slices_kernel(const __grid_constant__ LaunchArgs args) {
     const SpanKlParams& params = args.params;
     const int position = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
-    if (position >= args.index[params.rows]) return;
-    const std::int64_t row = args.index[position];
-    if (!params.lse_given || Stats) {
-        const ExpSums<Stats> whole = merged_exp_sums<Stats>(args, position);
-        if (lane == 0 && !params.lse_given)
-            write_log_sum_exps(params, row, whole.student.log_sum_exp(), whole.teacher.log_sum_exp());
-        if (lane == 0 && Stats) write_argmax(params, row, whole.student.argmax(), whole.teacher.argmax());
+    if (position >= args.index.read[0]) return;
+    const std::int64_t row = args.index.entries[position];
+    if (Stats) {
+        const int student = merged_argmax(args, position, 0), teacher = merged_argmax(args, position, 1);
+        if (lane == 0) write_argmax(params, row, student, teacher);
     }
-    if (lane == 0 && params.lse_given)
-        write_log_sum_exps(params, row, params.lse_given[row], params.lse_given[params.rows + row]);
+    const LogSums log_sums =
+        params.lse_given ? stored_log_sums(params.lse_given, params.rows, row, false) : merged_log_sums(args, position);
+    if (lane == 0) write_log_sums(params, row, log_sums);
     if (!params.value) return;
     float fields[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int k = 0; k < 4; ++k) {
@@ -132,19 +137,19 @@ __global__ void combine_slices_kernel(const LaunchArgs args) {
 
 // Writes the gradient of rows whose `state_given` is known, in one pass over slices, on a persistent grid.
 template <typename S, bool Lean>
-__global__ void __launch_bounds__(512, Lean ? 2 : 1) gradient_kernel(const LaunchArgs args) {
+__global__ void __launch_bounds__(512, Lean ? 2 : 1) gradient_kernel(const __grid_constant__ LaunchArgs args) {
     const SpanKlParams& params = args.params;
-    const int read = args.index[params.rows], tasks = static_cast<int>(params.rows) * args.slices;
+    const int read = args.index.read[0], tasks = static_cast<int>(params.rows) * args.slices;
     for (int task = static_cast<int>(blockIdx.x); task < tasks; task += static_cast<int>(gridDim.x)) {
         const Slice slice = Slice::of(args, task);
-        const std::int64_t row = args.index[slice.position];
+        const std::int64_t row = args.index.entries[slice.position];
         S* const grad = gradient_of<S>(args, row);
         int written = slice.begin;
         if (slice.position < read && params.weights[row] != 0.0f) {
             const RowPair<S> pair = pair_of<S, Lean>(args, row, slice.begin, slice.end);
-            const Softmaxes softmaxes = Softmaxes::of(params.state_given[row], params.state_given[params.rows + row]);
+            const LogSums log_sums = stored_log_sums(params.state_given, params.rows, row, true);
             const float mean_dlogp = Lean ? 0.0f : params.state_given[2 * params.rows + row];
-            gradient_pass<S, Lean>(args, pair, EdgeColumn::of(pair), softmaxes, params.weights[row], mean_dlogp,
+            gradient_pass<S, Lean>(args, pair, EdgeColumn::of(pair), log_sums, params.weights[row], mean_dlogp,
                                    GradientRow<S>{grad + slice.begin, Lean || args.grad_aligned, pair.layout},
                                    [&](const auto& f) { for_each_group<false, true>(pair, f); });
             written = slice.end;

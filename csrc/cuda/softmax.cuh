@@ -1,8 +1,11 @@
 // Softmaxes in float32 registers: running sums of powers of two, log-sum-exps, entropies and the argmax.
 //
-// Exponents are a = factor x - shift, the sum is sum 2^a, and a softmax is 2^a / sum. A shift is the maximum rounded to an
-// integer. So the powers stay near 1, and a change of the shift multiplies the sum by an exact power of two. Shifts stay
-// within 3e38, so the sum of a row in which all logits are -inf is 0.
+// The first pass adds 2^(factor x - shift). A shift is the maximum rounded to an integer, so the powers stay near 1, and a
+// change of the shift multiplies the sum by an exact power of two. From 2^26 on an exponent has too few digits for this;
+// `exact_log_sums` (row_task.cuh) then adds the powers again, relative to the largest logit.
+//
+// The next passes use a `LogSum`: the probability of a column is 2^(factor (x - origin) - log2_sum). The origin is a logit
+// near the largest one, so neither a large logit nor a large number that all logits have in common costs digits.
 #pragma once
 
 #include <math.h>
@@ -12,7 +15,8 @@
 
 namespace sad::cuda {
 
-constexpr float no_shift = -3.0e38f, infinite = __builtin_huge_valf();
+constexpr float shift_bound = 67108864.0f;  // 2^26, where floats are 8 apart: powers stay below 2^8
+constexpr float no_shift = -shift_bound, infinite = __builtin_huge_valf(), largest_float = 3.4028234663852886e38f;
 
 __device__ __forceinline__ float integer_shift(float top) {
     constexpr float rounding_offset = 12582912.0f;  // 1.5 * 2^23: a float of this size has no fraction
@@ -21,7 +25,7 @@ __device__ __forceinline__ float integer_shift(float top) {
 #else
     const float rounded = __fsub_rn(__fadd_rn(top, rounding_offset), rounding_offset);
 #endif
-    return fminf(fmaxf(rounded, no_shift), -no_shift);
+    return fminf(fmaxf(rounded, -shift_bound), shift_bound);
 }
 
 // The running sum of one side, and the largest logit (before scale and cap) with its lowest column.
@@ -72,7 +76,8 @@ struct ExpSum {
             }
         }
     }
-    __device__ __forceinline__ float log_sum_exp() const { return fmaf(shift, ln2f, logf(sum)); }
+    // Whether the exponents are too large for `add`, or there are none. The sum is then undefined.
+    __device__ __forceinline__ bool out_of_bounds() const { return fabsf(shift) >= shift_bound; }
     __device__ __forceinline__ int argmax() const { return max_logit == -infinite ? 0 : argmax_column; }
 };
 
@@ -106,28 +111,49 @@ __device__ __forceinline__ float entropy(float mean_log2) {  // in nats, never n
     return nats < 0.0f ? 0.0f : nats;
 }
 
-// The softmaxes of both sides, in the form that `ColumnValues` uses.
-struct Softmaxes {
-    float s_shift, s_inverse, t_shift, t_inverse;  // shifts and inverse sums
-    float log_ratio;                               // log(teacher sum / student sum)
+// Two numbers that are reduced together: their maxima or their sums.
+template <bool Max>
+struct NumberPair {
+    float first, second;
 
-    static __device__ __forceinline__ Softmaxes of(const ExpSum& s, const ExpSum& t) {
-        return of(s.shift, 1.0f / s.sum, t.shift, 1.0f / t.sum);
+    static __device__ __forceinline__ NumberPair identity() {
+        return Max ? NumberPair{-largest_float, -largest_float} : NumberPair{0.0f, 0.0f};
     }
-    // From log-sum-exps in nats. Preserves the precision of lse * log2(e).
-    static __device__ __forceinline__ Softmaxes of(float s_lse, float t_lse) {
-        const float s_shift = integer_shift(s_lse * log2ef), t_shift = integer_shift(t_lse * log2ef);
-        return of(s_shift, inverse_sum(s_lse, s_shift), t_shift, inverse_sum(t_lse, t_shift));
+    __device__ __forceinline__ void reduce_warp() {
+        first = Max ? warp_max(first) : warp_sum(first);
+        second = Max ? warp_max(second) : warp_sum(second);
     }
+};
 
- private:
-    static __device__ __forceinline__ Softmaxes of(float s_shift, float s_inverse, float t_shift, float t_inverse) {
-        return {s_shift, s_inverse, t_shift, t_inverse, logf(s_inverse / t_inverse)};
+// Returns a logit whose exponent is nearly `shift`; any number near it serves as an origin.
+__device__ __forceinline__ float origin_of(float shift, const Exponent& e) {
+    return fminf(fmaxf(shift * e.inverse, -largest_float), largest_float);
+}
+
+// The normalization of a softmax: the probability of a column is 2^(factor (x - origin) - log2_sum).
+struct LogSum {
+    float origin, log2_sum;
+
+    static __device__ __forceinline__ LogSum of(const ExpSum& x, const Exponent& e) {
+        const float origin = origin_of(x.shift, e);
+        return {origin, log2f(x.sum) + fmaf(-origin, e.factor, x.shift)};
     }
-    static __device__ __forceinline__ float inverse_sum(float lse, float shift) {
-        const float rest = fmaf(lse, 1.4426950216293335f, -shift) + lse * 1.925963033500e-08f;  // log2(e) in two floats
-        return exp2f(-rest);
+    // From a sum relative to `origin`. An empty sum has the origin 0.
+    static __device__ __forceinline__ LogSum of(float origin, float sum) {
+        return {sum == 0.0f ? 0.0f : origin, log2f(sum)};
     }
+    // From a log-sum in nats. The product keeps its digits, because log2(e) is the sum of two floats.
+    static __device__ __forceinline__ LogSum stored(float log_sum, float origin) {
+        return {origin, fmaf(log_sum, 1.4426950216293335f, log_sum * 1.925963033500e-08f)};
+    }
+    __device__ __forceinline__ float in_nats() const { return log2_sum * ln2f; }
+    __device__ __forceinline__ float log2_probability(float x, float factor) const {
+        return fmaf(x - origin, factor, -log2_sum);
+    }
+};
+
+struct LogSums {
+    LogSum student, teacher;
 };
 
 }  // namespace sad::cuda

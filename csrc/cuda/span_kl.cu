@@ -13,10 +13,12 @@ static_assert(sizeof(ReductionBuffer) == reduction_buffer_bytes);
 // The kernels and the scratch memory of one call. Sizes are in 4-byte words.
 struct SpanKlPlan {
     bool stats, teacher_aligned, grad_aligned, lean;
-    bool gradient_only;        // the call has `state_given`
-    bool separate_gradient;    // the gradient has a kernel of its own
-    LaunchPlan divergence;     // the kernels that compute the divergence
-    LaunchPlan gradient;       // the separate gradient kernel
+    bool gradient_only;      // the call has `state_given`
+    bool separate_gradient;  // the gradient has a kernel of its own
+    LaunchPlan divergence;   // the kernels that compute the divergence
+    LaunchPlan gradient;     // the separate gradient kernel
+    LaunchPlan deferred;     // the general kernel for the rows that a lean one defers
+    bool may_defer;
     std::int64_t index_words;  // the index of rows
     std::int64_t slice_words;  // the partial results of the slices
     std::int64_t state_words;  // the state for a separate gradient, if the call has no `state`
@@ -26,8 +28,8 @@ struct SpanKlPlan {
         const bool uncapped = params.student.cap == 0.0f && params.teacher.cap == 0.0f;
         teacher_aligned = same_alignment(params.student.rows, params.teacher.rows, params.rows);
         grad_aligned = params.grad.data && same_alignment(params.student.rows, params.grad, params.rows);
-        lean =
-            uncapped && params.divergence == Divergence::forward && teacher_aligned && (grad_aligned || !params.grad.data);
+        lean = uncapped && params.divergence == Divergence::forward && teacher_aligned &&
+               (grad_aligned || !params.grad.data) && params.vocab > 1;
         gradient_only = params.state_given != nullptr;
         const int element = size_of(params.student.rows.dtype);
         RowShape shape{params.rows,
@@ -38,21 +40,30 @@ struct SpanKlPlan {
                        teacher_aligned,
                        lean && !stats};
         divergence = plan_rows(gpu(device), shape);
+        const bool sliced = divergence.strategy == Strategy::sliced;
+        may_defer = lean && !sliced && !params.lse_given;
+        shape.two_blocks_fit = false;
+        deferred = streamed_plan(gpu(device), shape);
         shape.two_blocks_fit = lean;
         gradient = plan_one_pass(gpu(device), shape);
-        const bool sliced = divergence.strategy == Strategy::sliced;
         separate_gradient = gradient_only || (sliced && params.grad.data && params.divergence != Divergence::forward);
-        index_words = (params.rows + 1 + 3) / 4 * 4;
+        index_words = (params.rows + 2 + 3) / 4 * 4;
         slice_words = sliced && !gradient_only ? (stats ? 12 : 8) * params.rows * divergence.slices : 0;
-        state_words = sliced && !gradient_only && separate_gradient && !params.state ? 3 * params.rows : 0;
+        state_words = sliced && !gradient_only && separate_gradient && !params.state ? 5 * params.rows : 0;
     }
 };
 
-void launch_divergence(const SpanKlPlan& plan, const KernelTable& kernels, const LaunchArgs& args, Stream stream) {
-    const LaunchShape& shape = plan.divergence.launch;
+void launch_whole_rows(const SpanKlPlan& plan, const KernelTable& kernels, LaunchArgs args, Stream stream) {
     const Variant variant = !plan.lean ? general : plan.stats ? lean_stats : lean;
-    if (plan.divergence.strategy == Strategy::resident) return launch(kernels.resident[variant], shape, stream, args);
-    if (plan.divergence.strategy == Strategy::streamed) return launch(kernels.streamed[variant], shape, stream, args);
+    const bool resident = plan.divergence.strategy == Strategy::resident;
+    launch(resident ? kernels.resident[variant] : kernels.streamed[variant], plan.divergence.launch, stream, args);
+    if (!plan.may_defer) return;
+    args.index.deferred_only = true;
+    launch(kernels.streamed[general], plan.deferred.launch, stream, args);
+}
+
+void launch_slices(const SpanKlPlan& plan, const KernelTable& kernels, const LaunchArgs& args, Stream stream) {
+    const LaunchShape& shape = plan.divergence.launch;
     if (!args.params.lse_given || plan.stats) launch(kernels.slice_totals[plan.stats], shape, stream, args);
     if (args.params.value) launch(kernels.slice_values[plan.stats], shape, stream, args);
     const auto combine = plan.stats ? &combine_slices_kernel<true> : &combine_slices_kernel<false>;
@@ -72,29 +83,37 @@ void span_kl(const SpanKlParams& params, void* scratch, int device, Stream strea
     const DeviceGuard guard(device);
     const SpanKlPlan plan(params, device);
     const KernelTable kernels = kernels_for(params.student.rows.dtype);
-    auto* index = static_cast<std::int32_t*>(scratch);
+    auto* const entries = static_cast<std::int32_t*>(scratch);
     auto* slices = static_cast<float*>(scratch) + plan.index_words;
     LaunchArgs args{};
     args.params = params;
     args.config = {exponent_of(params.student, params.temperature), exponent_of(params.teacher, params.temperature),
-                   params.divergence, static_cast<float>(params.beta), params.student.scale / params.temperature};
-    args.index = index;
+                   params.divergence, mixture_of(params.divergence == Divergence::jsd ? params.beta : 0.5),
+                   params.student.scale / params.temperature};
+    args.index = {entries, entries + params.rows, false};
     args.teacher_aligned = plan.teacher_aligned;
     args.grad_aligned = plan.grad_aligned;
     args.slots = static_cast<int>(plan.divergence.slots);
     args.slices = static_cast<int>(plan.divergence.slices);
     args.slice_columns = static_cast<int>(plan.divergence.slice_columns);
     const std::int64_t field = params.rows * plan.divergence.slices;
-    args.exp_sums = slices;
+    args.log_sums = slices;
     args.divergence_sums = slices + 4 * field;
     args.max_logits = slices + 8 * field;
     args.argmax_columns = reinterpret_cast<std::int32_t*>(slices + 10 * field);
     if (plan.state_words) args.params.state = slices + plan.slice_words;
 
     const auto threads = static_cast<unsigned>(std::min(gpu(device).max_block_threads, 512));
-    launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, args.params, index,
-           plan.gradient_only, params.value ? 3 : 2, 2);
-    if (!plan.gradient_only) launch_divergence(plan, kernels, args, stream);
+    launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, args.params, args.index,
+           plan.gradient_only, params.value ? 5 : 4, 2);
+    if (!plan.gradient_only) {
+        const bool sliced = plan.divergence.strategy == Strategy::sliced;
+        if (sliced) {
+            launch_slices(plan, kernels, args, stream);
+        } else {
+            launch_whole_rows(plan, kernels, args, stream);
+        }
+    }
     if (!plan.separate_gradient) return;
     if (!plan.gradient_only) args.params.state_given = args.params.state;
     args.slices = static_cast<int>(plan.gradient.slices);

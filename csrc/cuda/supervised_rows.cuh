@@ -7,11 +7,11 @@ namespace sad::cuda {
 
 constexpr int rows_per_thread = 8;
 
-// Writes the index of LaunchArgs, and zeros to the outputs of unread rows: `state_rows` numbers of state, `stats_rows` of
+// Writes the index, and zeros to the outputs of unread rows: `state_rows` numbers of state, `stats_rows` of
 // each statistic. A row is read if its kind is not 0 and, with `check_weights`, its weight is not 0. The kernel runs in one
 // block, because the position of a row depends on all rows before it.
 static __global__ void __launch_bounds__(512)
-    collect_rows_kernel(const SpanKlParams params, std::int32_t* index, bool check_weights, int state_rows, int stats_rows) {
+    collect_rows_kernel(const SpanKlParams params, RowIndex index, bool check_weights, int state_rows, int stats_rows) {
     Reducer reducer;
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), lane = thread % warp_width;
     const int rows = static_cast<int>(params.rows);
@@ -37,10 +37,10 @@ static __global__ void __launch_bounds__(512)
         for (int i = 0; i < rows_per_thread && begin + i < rows; ++i) {
             const int row = begin + i;
             if (read >> i & 1) {
-                index[position++] = row;
+                index.entries[position++] = row;
                 continue;
             }
-            index[rows - 1 - (row - position)] = row;
+            index.entries[rows - 1 - (row - position)] = row;
             if (params.value) params.value[row] = 0.0f;
             for (int k = 0; params.state && k < state_rows; ++k) params.state[k * params.rows + row] = 0.0f;
             for (int k = 0; params.entropies && k < stats_rows; ++k) params.entropies[k * params.rows + row] = 0.0f;
@@ -48,7 +48,7 @@ static __global__ void __launch_bounds__(512)
         }
         found += in_this_iteration;
     }
-    if (thread == 0) index[rows] = found;
+    if (thread == 0) index.read[0] = found, index.read[1] = 0;
 }
 
 }  // namespace sad::cuda

@@ -3,7 +3,7 @@
 // again, from L2, and writes the gradient.
 //
 // Both passes over the row leave out the top-k columns and the label. Shared memory holds one bit per column for this. A row
-// with more columns than bits is processed in windows. The tail has a shift of its own, so that a q_tail of 1e-30 is
+// with more columns than bits is processed in windows. The tail has an origin of its own, so that a q_tail of 1e-30 is
 // precise.
 #pragma once
 
@@ -14,7 +14,7 @@ namespace sad::cuda {
 template <typename S, bool Lean, bool Stats>
 class TopkRow {
  public:
-    __device__ __forceinline__ TopkRow(const TopkLaunchArgs& args, std::int64_t row)
+    __device__ __forceinline__ TopkRow(const TopkLaunchArgs& args, int row)
         : args_(args),
           params_(args.topk.base),
           row_(row),
@@ -22,14 +22,29 @@ class TopkRow {
           grad_(params_.grad.data ? static_cast<S*>(params_.grad.data) + params_.grad.offset(row_) : nullptr),
           stats_(Stats && params_.argmax != nullptr),
           is_first_thread_(threadIdx.x == 0),
-          windows_(static_cast<int>((params_.vocab + args_.window - 1) / args_.window)),
+          windows_((static_cast<int>(params_.vocab) - 1) / args_.window + 1),
           label_(args_.topk.labels ? args_.topk.labels[row_] : -1) {}
 
-    __device__ __forceinline__ void run(Reducer& reducer) {
+    // Computes the row at a position of the index.
+    __device__ __forceinline__ void run(int position, Reducer& reducer) {
         const FirstPassSums<Stats> found = reducer.reduce_block(first_pass());
-        softmax_ = TopkSoftmax::of(args_, row_, found, label_, label_logit_);
-        log2_inverse_ = log2f(softmax_.inverse);
-        log2_q_tail_ = (softmax_.tail_shift - softmax_.shift) + (log2f(softmax_.tail_sum) + log2_inverse_);
+        const float factor = args_.exponent.factor;
+        RelativeSum rest = RelativeSum::of_shift(found.rest.shift, found.rest.sum, args_.exponent);
+        RelativeSum topk = RelativeSum::of_shift(found.topk_shift, found.topk_sum, args_.exponent);
+        if (!params_.state_given && found.out_of_bounds()) {
+            if constexpr (Lean) {
+                if (is_first_thread_) args_.index.defer(position, row_);
+                grad_ = nullptr;
+            } else {
+                const ExactTopkSums exact = exact_topk_sums<S>(args_, row_, label_, reducer);
+                rest = exact.rest, topk = exact.topk;
+            }
+        }
+        softmax_ =
+            TopkSoftmax::of(args_, row_, rest, topk, found.num_topk, label_ >= 0 && found.label_in_topk == 0, label_logit_);
+        q_rest_ = softmax_.rest.sum * exp2_approx(softmax_.all.log2_probability(softmax_.rest.origin, factor));
+        if (is_first_thread_ && params_.state) softmax_.write_state(params_, row_);
+        log2_q_tail_ = log2f(softmax_.tail.sum) + softmax_.all.log2_probability(softmax_.tail.origin, factor);
         log_p_tail_ = args_.topk.log_tail[row_];
         weight_ = grad_ ? params_.weights[row_] * args_.grad_scale : 0.0f;
         ce_share_ = label_ >= 0 ? 1.0f - args_.topk.alpha : 0.0f;
@@ -51,7 +66,9 @@ class TopkRow {
         } else {
             __syncthreads();
         }
-        if (grad_) fill_zeros(grad_ + params_.vocab, static_cast<int>(params_.student_columns - params_.vocab));
+        if (!grad_) return;
+        const int written = weight_ == 0.0f ? 0 : static_cast<int>(params_.vocab);
+        fill_zeros(grad_ + written, static_cast<int>(params_.student_columns) - written);
     }
 
  private:
@@ -103,51 +120,50 @@ class TopkRow {
         TopkSums mine = TopkSums::identity();
         const float alpha = args_.topk.alpha;
         for_each_topk(args_.topk, row_, [&](int column, float log_p) {
-            const float x = exponent_input_at(column), exponent = fmaf(x, args_.exponent.factor, -softmax_.shift);
-            const float q = exp2_approx(exponent) * softmax_.inverse, p = exp2_approx(log_p * log2ef);
-            mine.kl += kl_term(p, q, fmaf(exponent + log2_inverse_, ln2f, -log_p));
+            const float x = exponent_input_at(column), log2_q = softmax_.all.log2_probability(x, args_.exponent.factor);
+            const float q = exp2_approx(log2_q), p = exp2_approx(log_p * log2ef);
+            mine.kl += kl_term(p, q, fmaf(log2_q, ln2f, -log_p));
             if (column != label_) mine.others += q;
-            add_entropy(exponent, q, mean);
+            add_entropy(log2_q, q, mean);
             const float kl_gradient = alpha > 0.0f ? alpha * (q - p) : 0.0f;
             store(column, kl_gradient + ce_share_ * (q - (column == label_ ? 1.0f : 0.0f)), x);
         });
         if (is_first_thread_ && softmax_.label_outside_topk) {
-            const float exponent = fmaf(label_logit_, args_.exponent.factor, -softmax_.shift),
-                        q = exp2_approx(exponent) * softmax_.inverse;
-            add_entropy(exponent, q, mean);
-            const float tail_gradient =
-                exp2_approx(log_p_tail_ * log2ef) * (softmax_.label_power(args_) / softmax_.tail_sum);
+            const float log2_q = softmax_.all.log2_probability(label_logit_, args_.exponent.factor), q = exp2_approx(log2_q);
+            add_entropy(log2_q, q, mean);
+            const float label_power = exp2_approx((label_logit_ - softmax_.tail.origin) * args_.exponent.factor);
+            const float tail_gradient = exp2_approx(log_p_tail_ * log2ef) * (label_power / softmax_.tail.sum);
             const float kl_gradient = alpha > 0.0f && label_logit_ != -infinite ? alpha * (q - tail_gradient) : 0.0f;
             store(label_, kl_gradient + ce_share_ * (q - 1.0f), label_logit_);
         }
         return mine;
     }
     __device__ __forceinline__ void store(int column, float g, float x) const {
-        if (grad_) grad_[column] = narrow<S>(weight_ == 0.0f ? 0.0f : apply_cap_slope<Lean>(weight_ * g, x, args_.exponent));
+        if (grad_ && weight_ != 0.0f) grad_[column] = narrow<S>(apply_cap_slope<Lean>(weight_ * g, x, args_.exponent));
     }
-    __device__ __forceinline__ void add_entropy(float exponent, float q, MeanLog2& mean) const {
-        if (Stats && stats_) mean.sum = fmaf(q, fmaxf(exponent + log2_inverse_, -1.0e30f), mean.sum);
+    __device__ __forceinline__ void add_entropy(float log2_q, float q, MeanLog2& mean) const {
+        if (Stats && stats_) mean.sum = fmaf(q, fmaxf(log2_q, -1.0e30f), mean.sum);
     }
 
     // Writes the gradient of all other columns, a factor times q, and sums the entropy.
     __device__ __forceinline__ void second_pass(MeanLog2& mean) const {
         const float alpha = args_.topk.alpha, excess = fmaf(log_p_tail_, log2ef, -log2_q_tail_);  // log2(p_tail / q_tail)
         float factor = alpha + ce_share_ - (alpha > 0.0f ? alpha * exp2_approx(fminf(excess, 60.0f)) : 0.0f);
-        float factor_shift = softmax_.shift;
-        factor *= softmax_.inverse;
+        LogSum divisor = softmax_.all;
         if (alpha > 0.0f && excess > 60.0f) {  // q_tail may underflow; use p_tail instead
-            factor_shift = softmax_.tail_shift;
-            factor = -alpha * exp2_approx(log_p_tail_ * log2ef) / softmax_.tail_sum;
+            divisor = {softmax_.tail.origin, 0.0f};
+            factor = -alpha * exp2_approx(log_p_tail_ * log2ef) / softmax_.tail.sum;
         }
-        factor = weight_ == 0.0f || softmax_.tail_sum == 0.0f ? 0.0f : factor * weight_;
+        factor = softmax_.tail.sum == 0.0f ? 0.0f : factor * weight_;
+        S* const grad = weight_ == 0.0f ? nullptr : grad_;
         const auto gradient_at = [&](float logit, bool excluded) {
             const float x = exponent_input<Lean>(logit, args_.exponent);
             if (Stats && stats_ && !excluded) {
-                const float exponent = fmaf(x, args_.exponent.factor, -softmax_.shift);
-                add_entropy(exponent, exp2_approx(exponent) * softmax_.inverse, mean);
+                const float log2_q = softmax_.all.log2_probability(x, args_.exponent.factor);
+                add_entropy(log2_q, exp2_approx(log2_q), mean);
             }
-            const float g = exp2_approx(fmaf(x, args_.exponent.factor, -factor_shift)) * factor;
-            return factor == 0.0f ? 0.0f : apply_cap_slope<Lean>(g, x, args_.exponent);
+            const float g = exp2_approx(divisor.log2_probability(x, args_.exponent.factor)) * factor;
+            return factor == 0.0f ? 0.0f : apply_cap_slope<Lean>(g, x, args_.exponent);  // 0 also if q is NaN
         };
         for (int number = windows_ - 1; number >= 0; --number) {
             const Window<S> window = Window<S>::of(args_, student_, number);
@@ -156,14 +172,14 @@ class TopkRow {
                 window.mark(args_, row_, label_);
             }
             const GroupLayout layout = window.part.layout;
-            const GradientRow<S> gradient{grad_ ? grad_ + window.begin : nullptr, Lean || args_.grad_aligned, layout};
+            const GradientRow<S> gradient{grad ? grad + window.begin : nullptr, Lean || args_.grad_aligned, layout};
             for_each_group<true, true>(window.part, [&](int group, const Bytes16& bytes) {
                 float x[Group<S>::columns];
                 Group<S>::unpack(bytes, x);
                 const unsigned excluded = window.excluded_in_group(group);
 #pragma unroll
                 for (int i = 0; i < Group<S>::columns; ++i) x[i] = gradient_at(x[i], excluded >> i & 1);
-                if (!grad_) return;
+                if (!grad) return;
                 if (!excluded) return gradient.store(group, x);
                 S* const first = gradient.first + layout.template column_of_group<S>(group);
 #pragma unroll
@@ -175,7 +191,7 @@ class TopkRow {
             if (edge < layout.edges && !window.edge_excluded(edge)) {
                 const int column = window.begin + layout.template column_of_edge<S>(edge);
                 const float g = gradient_at(widen(student_[column]), false);
-                if (grad_) grad_[column] = narrow<S>(g);
+                if (grad) grad[column] = narrow<S>(g);
             }
         }
     }
@@ -189,39 +205,42 @@ class TopkRow {
             value = alpha * (sums.kl + (softmax_.has_tail ? tail_term : 0.0f));
         }
         if (label_ >= 0) {
-            const float rest = softmax_.rest_sum * exp2_approx(softmax_.rest_shift - softmax_.shift) * softmax_.inverse;
-            const float exponent = fmaf(label_logit_, args_.exponent.factor, -softmax_.shift),
-                        q = exp2_approx(exponent) * softmax_.inverse;
-            value += ce_share_ * (rest + sums.others + kl_term(1.0f, q, (exponent + log2_inverse_) * ln2f));
+            const float factor = args_.exponent.factor;
+            const float log2_q = softmax_.all.log2_probability(label_logit_, factor), q = exp2_approx(log2_q);
+            value += ce_share_ * (q_rest_ + sums.others + kl_term(1.0f, q, log2_q * ln2f));
         }
         params_.value[row_] = value;
-        if (params_.state) softmax_.write_state(params_, row_);
     }
 
     const TopkLaunchArgs& args_;
     const SpanKlParams& params_;
-    const std::int64_t row_;
+    const int row_;
     const S* const student_;
-    S* const grad_;
+    S* grad_;  // null: no gradient, or the row is deferred
     const bool stats_, is_first_thread_;
     const int windows_, label_;
     float label_logit_ = -infinite;
     TopkSoftmax softmax_;
-    float log2_inverse_, log2_q_tail_, log_p_tail_;
+    float q_rest_, log2_q_tail_, log_p_tail_;
     float weight_;    // the weight of the row, times scale / T
     float ce_share_;  // the factor of the cross-entropy
 };
 
 template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(512, Lean ? 2 : 1) topk_rows_kernel(const TopkLaunchArgs args) {
-    Reducer reducer;
+__global__ void __launch_bounds__(512, Lean ? 2 : 1) topk_rows_kernel(const __grid_constant__ TopkLaunchArgs args) {
     const SpanKlParams& params = args.topk.base;
-    const int rows = static_cast<int>(params.rows), read = args.index[rows], blocks = static_cast<int>(gridDim.x);
+    const int rows = static_cast<int>(params.rows), blocks = static_cast<int>(gridDim.x);
     int position = static_cast<int>(blockIdx.x);
-    for (; position < read; position += blocks) TopkRow<S, Lean, Stats>(args, args.index[position]).run(reducer);
-    if (!params.grad.data) return;
+    // The number of rows is read again for every row, so that it takes no register.
+    for (; position < (Lean ? args.index.read[0] : args.index.positions()); position += blocks) {
+        const int row = Lean ? args.index.entries[position] : args.index.row_at(position);
+        if (!Lean && row < 0) continue;
+        Reducer reducer;  // one per row, so that its turn takes no register; `Window::mark` separates the rows with barriers
+        TopkRow<S, Lean, Stats>(args, row).run(position, reducer);
+    }
+    if (!params.grad.data || (!Lean && args.index.deferred_only)) return;
     for (; position < rows; position += blocks) {
-        S* const grad = static_cast<S*>(params.grad.data) + params.grad.offset(args.index[position]);
+        S* const grad = static_cast<S*>(params.grad.data) + params.grad.offset(args.index.entries[position]);
         fill_zeros(grad, static_cast<int>(params.student_columns));
     }
 }

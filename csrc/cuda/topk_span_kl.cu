@@ -20,34 +20,44 @@ std::int64_t window_columns(const Gpu& gpu, std::int64_t vocab, std::int64_t blo
 
 }  // namespace
 
-std::int64_t topk_span_kl_scratch_bytes(const TopkSpanKlParams& topk) { return 4 * (topk.base.rows + 1); }
+std::int64_t topk_span_kl_scratch_bytes(const TopkSpanKlParams& topk) { return 4 * (topk.base.rows + 2); }
 
 void topk_span_kl(const TopkSpanKlParams& topk, void* scratch, int device, Stream stream) {
     const SpanKlParams& params = topk.base;
     if (params.rows == 0) return;
     const DeviceGuard guard(device);
     const Gpu& properties = gpu(device);
-    auto* const index = static_cast<std::int32_t*>(scratch);
+    auto* const entries = static_cast<std::int32_t*>(scratch);
+    const RowIndex index{entries, entries + params.rows, false};
     const bool gradient_only = params.state_given != nullptr, stats = params.argmax != nullptr;
     const bool grad_aligned = params.grad.data && same_alignment(params.student.rows, params.grad, params.rows);
-    const bool lean = params.student.cap == 0.0f && (grad_aligned || !params.grad.data) && !stats;
+    // Without a rest, every row would be deferred.
+    const bool has_rest = topk.k + 1 < params.vocab;
+    const bool lean = has_rest && params.student.cap == 0.0f && (grad_aligned || !params.grad.data) && !stats;
 
     const int element = size_of(params.student.rows.dtype);
     const bool two_passes = params.value && (params.grad.data || stats);
-    LaunchPlan plan = streamed_plan(properties, {params.rows, params.vocab, 16 / element, element, two_passes, true, lean});
-    const std::int64_t window = window_columns(properties, params.vocab, lean ? 2 : 1);
-    plan.launch.shared_bytes = static_cast<std::size_t>(reduction_buffer_bytes + window / 8);
-
     const auto threads = static_cast<unsigned>(std::min(properties.max_block_threads, 512));
-    launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, params, index, gradient_only, 2,
+    launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, params, index, gradient_only, 4,
            1);
-    const TopkLaunchArgs args{topk,
-                              exponent_of(params.student, params.temperature),
-                              params.student.scale / params.temperature,
-                              index,
-                              grad_aligned,
-                              static_cast<int>(window)};
-    launch(kernels_for(params.student.rows.dtype).topk[lean], plan.launch, stream, args);
+    TopkLaunchArgs args{topk,
+                        exponent_of(params.student, params.temperature),
+                        params.student.scale / params.temperature,
+                        index,
+                        grad_aligned,
+                        0};
+    const auto launch_rows = [&](bool by_lean) {
+        LaunchPlan plan =
+            streamed_plan(properties, {params.rows, params.vocab, 16 / element, element, two_passes, true, by_lean});
+        args.window = static_cast<int>(window_columns(properties, params.vocab, by_lean ? 2 : 1));
+        plan.launch.shared_bytes = static_cast<std::size_t>(reduction_buffer_bytes + args.window / 8);
+        launch(kernels_for(params.student.rows.dtype).topk[by_lean], plan.launch, stream, args);
+    };
+    launch_rows(lean);
+    if (lean && !gradient_only) {
+        args.index.deferred_only = true;
+        launch_rows(false);
+    }
 }
 
 }  // namespace sad::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "params.h"
+#include "row_index.cuh"
 #include "rows.cuh"
 #include "softmax.cuh"
 
@@ -11,10 +12,10 @@ namespace sad::cuda {
 struct TopkLaunchArgs {
     TopkSpanKlParams topk;
     Exponent exponent;
-    float grad_scale;           // scale / T
-    const std::int32_t* index;  // as in LaunchArgs
-    bool grad_aligned;          // 16-byte groups of the gradient start at the same columns as the student's
-    int window;                 // columns whose bits fit shared memory, a multiple of 32
+    float grad_scale;  // scale / T
+    RowIndex index;
+    bool grad_aligned;  // 16-byte groups of the gradient start at the same columns as the student's
+    int window;         // columns whose bits fit shared memory, a multiple of 32
 };
 
 // Calls f(column, log_p) for this thread's share of the top-k columns of a row. Skips absent and repeated columns.
@@ -58,17 +59,22 @@ struct Window {
         return bits[bit / 32] >> (bit % 32) & ((1u << group_columns) - 1);
     }
     __device__ __forceinline__ bool edge_excluded(int edge) const {
-        const int bit = part.layout.groups * group_columns + edge;
-        return bits[bit / 32] >> (bit % 32) & 1;
+        return is_set(part.layout.groups * group_columns + edge);
     }
+    // Whether column `here` of the window is excluded.
+    __device__ __forceinline__ bool excluded(int here) const { return is_set(bit_of(here)); }
 
  private:
+    __device__ __forceinline__ int bit_of(int here) const {
+        const int in_groups = part.layout.groups * group_columns, head = part.layout.head;
+        if (here < head) return in_groups + here;  // an edge column before the first group
+        return here < head + in_groups ? here - head : here;
+    }
+    __device__ __forceinline__ bool is_set(int bit) const { return bits[bit / 32] >> (bit % 32) & 1; }
     __device__ __forceinline__ void mark_one(int column) const {
-        const int here = column - begin, in_groups = part.layout.groups * group_columns;
+        const int here = column - begin;
         if (here < 0 || here >= columns) return;
-        int bit = here - part.layout.head;
-        if (bit < 0) bit = in_groups + here;  // an edge column before the first group
-        if (here >= part.layout.head + in_groups) bit = here;
+        const int bit = bit_of(here);
         atomicOr(bits + bit / 32, 1u << (bit % 32));
     }
 };
@@ -81,6 +87,10 @@ struct FirstPassSums {
     int num_topk, label_in_topk;  // top-k columns that count, and how many of them are the label (0 or 1)
 
     static __device__ __forceinline__ FirstPassSums identity() { return {ExpSum::identity(), no_shift, 0.0f, 0, 0}; }
+    // As `ExpSum::out_of_bounds`, of any of the two sums.
+    __device__ __forceinline__ bool out_of_bounds() const {
+        return rest.out_of_bounds() || (num_topk > 0 && fabsf(topk_shift) >= shift_bound);
+    }
     __device__ __forceinline__ void add_topk(float x, float factor) {
         ExpSum sum{topk_shift, topk_sum, 0.0f, 0};
         const float one[1] = {x};
@@ -97,46 +107,104 @@ struct FirstPassSums {
     }
 };
 
+// The sum of 2^(factor (x - origin)) over a set of columns. An empty sum has the least origin.
+struct RelativeSum {
+    float origin, sum;
+
+    static __device__ __forceinline__ RelativeSum of(float origin, float sum) {
+        return {sum == 0.0f ? -largest_float : origin, sum};
+    }
+    static __device__ __forceinline__ RelativeSum of_shift(float shift, float sum, const Exponent& e) {
+        const float origin = origin_of(shift, e);
+        return of(origin, sum * exp2_approx(fmaf(-origin, e.factor, shift)));
+    }
+    static __device__ __forceinline__ RelativeSum of_column(float x) {
+        return of(fmaxf(x, -largest_float), x == -infinite ? 0.0f : 1.0f);
+    }
+    __device__ __forceinline__ RelativeSum with(const RelativeSum& other, float factor) const {
+        const float top = fmaxf(origin, other.origin);
+        return {top, sum * exp2_approx((origin - top) * factor) + other.sum * exp2_approx((other.origin - top) * factor)};
+    }
+};
+
+struct ExactTopkSums {
+    RelativeSum rest, topk;
+};
+
+// Calls f(in_topk, x) for this thread's share of the rest and of the top-k columns, after the first pass. It reads column by
+// column, so that it needs few registers. It leaves the bits of the last window.
+template <typename S, typename F>
+__device__ __forceinline__ void for_each_rest_and_topk(const TopkLaunchArgs& args, std::int64_t row, int label, const F& f) {
+    const S* const student = static_cast<const S*>(row_of(args.topk.base.student.rows, row, 0));
+    const int vocab = static_cast<int>(args.topk.base.vocab);
+#pragma unroll 1
+    for (int number = 0; number * args.window < vocab; ++number) {
+        const Window<S> window = Window<S>::of(args, student, number);
+        if (args.window < vocab) {  // otherwise the bits are still set
+            __syncthreads();
+            window.mark(args, row, label);
+        }
+#pragma unroll 1
+        for (int i = static_cast<int>(threadIdx.x); i < window.columns; i += static_cast<int>(blockDim.x)) {
+            if (!window.excluded(i)) f(false, exponent_input<false>(widen(student[window.begin + i]), args.exponent));
+        }
+    }
+    for_each_topk(args.topk, row,
+                  [&](int column, float) { f(true, exponent_input<false>(widen(student[column]), args.exponent)); });
+}
+
+// Returns the sums relative to the largest logits, for logits that are too large for the first pass. It is no inline
+// function, so that it takes few registers from the kernel. It has two reductions, after which `reducer` writes to the same
+// copy of its slots as before.
+template <typename S>
+__device__ __noinline__ ExactTopkSums exact_topk_sums(const TopkLaunchArgs& args, std::int64_t row, int label,
+                                                      Reducer reducer) {
+    NumberPair<true> top = NumberPair<true>::identity();
+    for_each_rest_and_topk<S>(args, row, label, [&](bool in_topk, float x) {
+        float& mine = in_topk ? top.second : top.first;
+        mine = fmaxf(mine, x);
+    });
+    top = reducer.reduce_block(top);
+    NumberPair<false> sum = NumberPair<false>::identity();
+    for_each_rest_and_topk<S>(args, row, label, [&](bool in_topk, float x) {
+        float& mine = in_topk ? sum.second : sum.first;
+        mine += exp2_approx((x - (in_topk ? top.second : top.first)) * args.exponent.factor);
+    });
+    sum = reducer.reduce_block(sum);
+    return {RelativeSum::of(top.first, sum.first), RelativeSum::of(top.second, sum.second)};
+}
+
 // The softmax of a row, known to all threads. The rest is the columns that are neither in the top k nor the label.
 struct TopkSoftmax {
-    float rest_shift, rest_sum;
-    float tail_shift, tail_sum;  // the rest, and a label outside the top k
-    float shift, inverse;        // all columns: shift and inverse sum
+    RelativeSum rest, tail;  // the tail is the rest, and a label outside the top k
+    LogSum all;              // of all columns
     bool has_tail, label_outside_topk;
-    float label;  // the label's logit, or its tanh
 
-    template <typename Found>
-    static __device__ __forceinline__ TopkSoftmax of(const TopkLaunchArgs& args, std::int64_t row, const Found& found,
-                                                     int label, float label_logit) {
+    static __device__ __forceinline__ TopkSoftmax of(const TopkLaunchArgs& args, std::int64_t row, RelativeSum rest,
+                                                     RelativeSum topk, int num_topk, bool label_outside_topk, float label) {
         const SpanKlParams& params = args.topk.base;
+        const float factor = args.exponent.factor;
         TopkSoftmax t;
-        t.label = label_logit;
-        t.has_tail = found.num_topk < params.vocab;
-        t.label_outside_topk = label >= 0 && found.label_in_topk == 0;
-        Softmaxes known{};
-        if (params.state_given) known = Softmaxes::of(params.state_given[row], params.state_given[params.rows + row]);
-        t.rest_shift = params.state_given ? known.t_shift : found.rest.shift;
-        t.rest_sum = params.state_given ? 1.0f / known.t_inverse : found.rest.sum;
-        t.tail_shift = t.rest_shift, t.tail_sum = t.rest_sum;
-        if (t.label_outside_topk) {
-            t.tail_shift = fmaxf(t.rest_shift, integer_shift(label_logit * args.exponent.factor));
-            t.tail_sum = t.rest_sum * exp2_approx(t.rest_shift - t.tail_shift) + t.label_power(args);
+        t.has_tail = num_topk < params.vocab;
+        t.label_outside_topk = label_outside_topk;
+        if (params.state_given) {
+            const float* const state = params.state_given + row;
+            rest = RelativeSum::of(state[3 * params.rows], expf(state[params.rows]));
+            t.all = LogSum::stored(state[0], state[2 * params.rows]);
         }
-        t.shift = known.s_shift, t.inverse = known.s_inverse;
+        t.rest = rest;
+        t.tail = label_outside_topk ? rest.with(RelativeSum::of_column(label), factor) : rest;
         if (!params.state_given) {
-            t.shift = fmaxf(t.tail_shift, found.topk_shift);
-            t.inverse = 1.0f / (found.topk_sum * exp2_approx(found.topk_shift - t.shift) +
-                                t.tail_sum * exp2_approx(t.tail_shift - t.shift));
+            const RelativeSum all = t.tail.with(topk, factor);
+            t.all = LogSum::of(all.origin, all.sum);
         }
         return t;
     }
-    // Returns the power of the label's exponent, relative to the shift of the tail.
-    __device__ __forceinline__ float label_power(const TopkLaunchArgs& args) const {
-        return exp2_approx(fmaf(label, args.exponent.factor, -tail_shift));
-    }
     __device__ __forceinline__ void write_state(const SpanKlParams& params, std::int64_t row) const {
-        params.state[row] = fmaf(shift, ln2f, -logf(inverse));
-        params.state[params.rows + row] = fmaf(rest_shift, ln2f, logf(rest_sum));
+        params.state[row] = all.in_nats();
+        params.state[params.rows + row] = logf(rest.sum);
+        params.state[2 * params.rows + row] = all.origin;
+        params.state[3 * params.rows + row] = rest.sum == 0.0f ? 0.0f : rest.origin;
     }
 };
 

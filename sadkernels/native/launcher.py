@@ -38,7 +38,7 @@ class Launcher:
 
     def log_sum_exps(self, student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig) -> Tensor:
         """See `sadkernels.reference.span_kl.log_sum_exps`."""
-        lse = torch.zeros((4, kinds.numel()), device=student.device)  # CUDA leaves the origins 0
+        lse = torch.empty((4, kinds.numel()), device=student.device)
         self._launch(student, teacher, kinds, config, None, {"state": lse})
         return lse
 
@@ -109,7 +109,7 @@ def new_row_values(kinds: Tensor, *, stats: bool, state: bool) -> RowValues:
     n, device = kinds.numel(), kinds.device
     return RowValues(
         torch.empty(n, device=device),
-        torch.zeros((5, n), device=device) if state else None,  # CUDA leaves the origins 0
+        torch.empty((5, n), device=device) if state else None,
         torch.empty((2, n), device=device) if stats else None,
         torch.empty((2, n), dtype=torch.int32, device=device) if stats else None,
     )
@@ -120,7 +120,7 @@ def new_topk_values(kinds: Tensor, *, stats: bool, state: bool) -> TopkValues:
     n, device = kinds.numel(), kinds.device
     return TopkValues(
         torch.empty(n, device=device),
-        torch.zeros((4, n), device=device),  # CUDA leaves the origins 0
+        torch.empty((4, n), device=device),
         torch.empty(n, device=device) if stats else None,
         torch.empty(n, dtype=torch.int32, device=device) if stats else None,
     )

@@ -3,12 +3,13 @@
 p and q are the probabilities of teacher and student, r = log q - log p, and dlogp is the divergence's derivative by log q,
 divided by q. `sadkernels.reference.span_kl` has the formulas. Every term is non-negative, and exact if a probability is 0.
 
-DIVERGENCE is a compile-time constant. `beta` is a run-time argument, so a sweep over it compiles once.
+DIVERGENCE is a compile-time constant. The `Mixture` is a run-time argument, so a sweep over beta compiles once.
 """
 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,6 +18,22 @@ import triton.language as tl
 _HAS_LG2 = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.version.hip is None)
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Mixture(NamedTuple):
+    """The mixture m = teacher_share p + student_share q of jsd, and the border between two ways to compute log m.
+
+        log(m / q) = log1p(teacher_share (p / q - 1))  if r >= border
+        log(m / p) = log1p(student_share (q / p - 1))  otherwise
+
+    and the other one differs from it by r. At the border of `sadkernels.triton.launch.mixture_arguments` neither a log1p nor
+    the difference cancels: the argument of log1p is at most 1/3 if its share is the smaller one, and at least -1/2 or far
+    from 0 if not.
+    """
+
+    teacher_share: tl.tensor  # beta
+    student_share: tl.tensor  # 1 - beta, rounded from float64: near the ends of beta it is all of the result
+    border: tl.tensor
 
 
 @triton.jit
@@ -43,22 +60,32 @@ def _log2(x):
 
 
 @triton.jit
-def log_mixture_ratios(r, beta):
-    """Returns log(m / q) and log(m / p) for m = beta p + (1 - beta) q, from one exponential and one logarithm.
-
-    The logarithm is log(m / max(p, q)). Its argument lies between min(beta, 1 - beta) and 1, and the exponential cannot
-    overflow.
-    """
-    other = tl.exp2(-tl.abs(r) * _LOG2E) - 1.0
-    student_larger = r > 0.0
-    over_larger = _log2(tl.fma(tl.where(student_larger, beta, 1.0 - beta), other, 1.0)) * _LN2
-    over_student = tl.where(student_larger, over_larger, over_larger - r)
-    over_teacher = tl.where(student_larger, over_larger + r, over_larger)
-    return over_student, over_teacher
+def _log(x, y):
+    """Returns log(x) with x = 1 + y; y has more digits than x if x is near 1."""
+    # log1p(y) = y + y^2 P(y) on [-1/3, 1/3]: minimax polynomial, relative error 3e-8
+    near = tl.fma(y, 0.143742029, -0.153727246)
+    near = tl.fma(y, near, 0.139209035)
+    near = tl.fma(y, near, -0.164193535)
+    near = tl.fma(y, near, 0.200160606)
+    near = tl.fma(y, near, -0.250075986)
+    near = tl.fma(y, near, 0.333331063)
+    near = tl.fma(y, near, -0.499999402)
+    return tl.where(tl.abs(y) < 0.33333333, tl.fma(near, y * y, y), _log2(x) * _LN2)
 
 
 @triton.jit
-def divergence_terms(q, p, r, beta, DIVERGENCE: tl.constexpr):
+def log_mixture_ratios(r, mixture):
+    """Returns log(m / q) and log(m / p) of the `Mixture` m, from one exponential and one logarithm."""
+    by_p = r < mixture.border
+    share = tl.where(by_p, mixture.student_share, mixture.teacher_share)
+    other = tl.where(by_p, mixture.teacher_share, mixture.student_share)
+    ratio = tl.exp2(tl.where(by_p, r, -r) * _LOG2E)
+    log_m = _log(tl.fma(share, ratio, other), share * (ratio - 1.0))
+    return tl.where(by_p, log_m - r, log_m), tl.where(by_p, log_m, log_m + r)
+
+
+@triton.jit
+def divergence_terms(q, p, r, mixture, DIVERGENCE: tl.constexpr):
     """Returns the terms whose sum is the divergence, and the terms whose sum is E_q[dlogp] (of reverse_kl and jsd)."""
     if DIVERGENCE == "forward_kl":
         terms = kl_terms(p, q, r)
@@ -67,15 +94,15 @@ def divergence_terms(q, p, r, beta, DIVERGENCE: tl.constexpr):
         terms = kl_terms(q, p, -r)
         mean_dlogp_terms = terms
     else:
-        over_student, over_teacher = log_mixture_ratios(r, beta)
-        m = tl.fma(beta, p, (1.0 - beta) * q)
-        mean_dlogp_terms = (1.0 - beta) * kl_terms(q, m, over_student)
-        terms = tl.fma(beta, kl_terms(p, m, over_teacher), mean_dlogp_terms)
+        over_student, over_teacher = log_mixture_ratios(r, mixture)
+        m = tl.fma(mixture.teacher_share, p, mixture.student_share * q)
+        mean_dlogp_terms = mixture.student_share * kl_terms(q, m, over_student)
+        terms = tl.fma(mixture.teacher_share, kl_terms(p, m, over_teacher), mean_dlogp_terms)
     return terms, mean_dlogp_terms
 
 
 @triton.jit
-def divergence_gradient(q, p, r, mean_dlogp, beta, DIVERGENCE: tl.constexpr):
+def divergence_gradient(q, p, r, mean_dlogp, mixture, DIVERGENCE: tl.constexpr):
     """Returns T dD/dz_student: q - p for forward_kl, else q (dlogp - mean_dlogp) with mean_dlogp = E_q[dlogp]."""
     if DIVERGENCE == "forward_kl":
         g = q - p
@@ -83,7 +110,7 @@ def divergence_gradient(q, p, r, mean_dlogp, beta, DIVERGENCE: tl.constexpr):
         if DIVERGENCE == "reverse_kl":
             dlogp = r
         else:
-            over_student, _ = log_mixture_ratios(r, beta)
-            dlogp = (beta - 1.0) * over_student
+            over_student, _ = log_mixture_ratios(r, mixture)
+            dlogp = -mixture.student_share * over_student
         g = tl.where(q == 0.0, 0.0, q * (dlogp - mean_dlogp))
     return g

@@ -75,6 +75,13 @@ def logit_arguments(side: str, config: DivergenceConfig) -> dict[str, Any]:
     }
 
 
+def mixture_arguments(beta: float) -> dict[str, float]:
+    """Returns the fields of `sadkernels.triton.divergences.Mixture` as kernel arguments."""
+    distance = min(126.0 * math.log(2), math.log1p(1 / (3 * min(beta, 1 - beta))))
+    border = -distance if beta <= 0.5 else distance
+    return {"teacher_share": beta, "student_share": 1 - beta, "mixture_border": border}
+
+
 def same_phase(a: Tensor, b: Tensor, group: int) -> bool:
     """Returns whether row i of `a` and row i of `b` start at the same element offset modulo `group`, for every i.
 

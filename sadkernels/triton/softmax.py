@@ -4,13 +4,16 @@ A kernel turns each logit x into a value y, and y into a power of two:
 
     y = x                     without a soft cap
     y = tanh(x tanh_scale)    with a soft cap (CAPPED)
-    probability = 2^a / total, with a = y c - shift and total = sum 2^a
+    probability = 2^((y - origin) c - log2_sum)
 
-The launcher folds log2(e), 1 / T, and the logit scale or the cap into c (`sadkernels.triton.launch.logit_arguments`).
+The launcher folds log2(e), 1 / T, and the logit scale or the cap into c (`sadkernels.triton.launch.logit_arguments`). The
+origin is a value y near the largest one, so neither a large logit nor a large number that all logits have in common costs
+digits.
 
-`shift` is the row's maximum of y c, rounded to an integer. So the powers stay near 1, and a change of the shift multiplies
-a running total by an exact power of two. Shifts stay within +-3e38, so a row or block of only -inf has total 0 and not NaN.
-Logits count as infinite from |y c| > 3.4e38 on.
+The pass that computes the totals adds 2^(y c - shift), which is one instruction less. `shift` is the maximum of y c, rounded
+to an integer. So the powers stay near 1, and a change of the shift multiplies a running total by an exact power of two. From
+2^26 on an exponent has too few digits for this. Then the pass runs again with EXACT, and adds 2^((y - top) c) with the
+largest y as `top`. A row or block of only -inf has total 0 and not NaN.
 
 The code calls `tl.fma` explicitly, because Triton's version decides if a * b + c is fused.
 """
@@ -22,7 +25,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-NO_SHIFT = tl.constexpr(-3.0e38)
+_SHIFT_BOUND = tl.constexpr(67108864.0)  # 2^26, where floats are 8 apart: powers stay below 2^8
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # the lowest float
 _TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it leaves no bits for a fraction
 _LN2 = tl.constexpr(0.6931471805599453)
 _TANH_BRANCH = tl.constexpr(0.625)
@@ -38,11 +42,11 @@ class LogitRow(NamedTuple):
     ALIGNED: tl.constexpr  # whether the row's groups start at multiples of 16 bytes where the student's do
 
 
-class Softmax(NamedTuple):
-    """The normalization of a row's softmax: probability = 2^(y c - shift) inverse_total."""
+class LogSum(NamedTuple):
+    """The normalization of a row's softmax: probability = 2^((y - origin) c - log2_sum)."""
 
-    shift: tl.tensor
-    inverse_total: tl.tensor
+    origin: tl.tensor
+    log2_sum: tl.tensor
 
 
 @triton.jit
@@ -80,62 +84,109 @@ def softcap_backward(g, y, CAPPED: tl.constexpr):
 
 @triton.jit
 def integer_shift(top):
-    """Rounds `top` to the nearest integer (to a nearby float from 2^22 on) and keeps it finite."""
-    return tl.minimum(tl.maximum((top + _TO_INTEGER) - _TO_INTEGER, -3.0e38), 3.0e38)
+    """Rounds `top` to the nearest integer (to a nearby float from 2^22 on) and keeps it within the bound."""
+    return tl.minimum(tl.maximum((top + _TO_INTEGER) - _TO_INTEGER, -_SHIFT_BOUND), _SHIFT_BOUND)
 
 
 @triton.jit
-def add_block(y, top, c, shift, total):
+def no_groups(GROUPS: tl.constexpr, EXACT: tl.constexpr):
+    """Returns the shift (the top if EXACT) and the total of groups without columns, (GROUPS,) each."""
+    return tl.full((GROUPS,), LOWEST if EXACT else -_SHIFT_BOUND, tl.float32), tl.full((GROUPS,), 0.0, tl.float32)
+
+
+@triton.jit
+def add_block(y, top, c, shift, total, EXACT: tl.constexpr):
     """Adds a block y (GROUPS, GROUP) with group maxima `top` to the running shift and total of every group, (GROUPS,) each.
 
-    One thread owns a group, so the maximum per group needs no exchange between threads, and GROUP columns share one
-    correction of the total.
+    If EXACT, `shift` is the running maximum of y. One thread owns a group, so the maximum per group needs no exchange
+    between threads, and GROUP columns share one correction of the total.
     """
-    new_shift = tl.maximum(shift, integer_shift(top * c))
-    block_total = tl.sum(tl.exp2(tl.fma(y, c, -new_shift[:, None])), axis=1)
-    return new_shift, tl.fma(total, tl.exp2(shift - new_shift), block_total)
+    if EXACT:
+        new_shift = tl.maximum(shift, top)
+        block_total = tl.sum(tl.exp2((y - new_shift[:, None]) * c), axis=1)
+        correction = tl.exp2((shift - new_shift) * c)
+    else:
+        new_shift = tl.maximum(shift, integer_shift(top * c))
+        block_total = tl.sum(tl.exp2(tl.fma(y, c, -new_shift[:, None])), axis=1)
+        correction = tl.exp2(shift - new_shift)
+    return new_shift, tl.fma(total, correction, block_total)
 
 
 @triton.jit
-def merge_totals(shift, total):
-    """Merges the shifts and totals of parts into one, in a fixed order."""
-    merged_shift = tl.max(shift, axis=0)
-    return merged_shift, tl.sum(total * tl.exp2(shift - merged_shift), axis=0)
-
-
-@triton.jit
-def merge_groups_and_edges(shift, total, edges, c):
+def merge_groups_and_edges(shift, total, edges, c, EXACT: tl.constexpr):
     """Merges the shifts and totals of a row's groups and the values y of its edges into one, in a fixed order."""
-    row_shift = tl.maximum(tl.max(shift, axis=0), integer_shift(tl.max(edges, axis=0) * c))
-    groups_total = tl.sum(total * tl.exp2(shift - row_shift), axis=0)
-    return row_shift, groups_total + tl.sum(tl.exp2(tl.fma(edges, c, -row_shift)), axis=0)
+    top = tl.max(edges, axis=0)
+    if EXACT:
+        row_shift = tl.maximum(tl.max(shift, axis=0), top)
+        groups_total = tl.sum(total * tl.exp2((shift - row_shift) * c), axis=0)
+        edges_total = tl.sum(tl.exp2((edges - row_shift) * c), axis=0)
+    else:
+        row_shift = tl.maximum(tl.max(shift, axis=0), integer_shift(top * c))
+        groups_total = tl.sum(total * tl.exp2(shift - row_shift), axis=0)
+        edges_total = tl.sum(tl.exp2(tl.fma(edges, c, -row_shift)), axis=0)
+    return row_shift, groups_total + edges_total
 
 
 @triton.jit
-def log_sum_exp(shift, total):
-    """Returns log(sum exp(z / T)) in nats."""
-    return tl.fma(shift, _LN2, tl.log(total))
+def out_of_bounds(shift):
+    """Returns whether exponents are too large for a pass that is not EXACT, or there are none: its total is undefined."""
+    return tl.abs(shift) >= _SHIFT_BOUND
 
 
 @triton.jit
-def softmax_from_log_sum_exp(lse):
-    """Returns the `Softmax` of a stored log-sum-exp, without losing digits of lse * log2(e)."""
-    shift = integer_shift(lse * 1.4426950408889634)
-    rest = tl.fma(lse, 1.4426950216293335, -shift) + lse * 1.925963033500e-08  # log2(e) as a sum of two floats
-    return Softmax(shift, tl.exp2(-rest))
+def origin_of(shift, c):
+    """Returns a value y whose exponent is nearly `shift`; any number near it serves as an origin."""
+    return tl.minimum(tl.maximum(shift / c, LOWEST), -LOWEST)
 
 
 @triton.jit
-def probabilities(y, c, softmax):
-    """Returns the exponents a and the probabilities of columns y."""
-    a = tl.fma(y, c, -softmax.shift)
-    return a, tl.exp2(a) * softmax.inverse_total
+def log_sum_of(origin, total):
+    """Returns the `LogSum` of a total relative to `origin`. An empty sum has the origin 0."""
+    return LogSum(tl.where(total == 0.0, 0.0, origin), tl.log2(total))
 
 
 @triton.jit
-def mean_log2(probability, a, log2_inverse_total):
+def log_sum_of_totals(shift, total, c, EXACT: tl.constexpr):
+    """Returns the `LogSum` of a row's shift (or top, if EXACT) and total."""
+    if EXACT:
+        return log_sum_of(shift, total)
+    else:
+        origin = origin_of(shift, c)
+        return LogSum(origin, tl.log2(total) + tl.fma(-origin, c, shift))
+
+
+@triton.jit
+def merge_log_sums(origin, log2_sum, c):
+    """Merges the `LogSum`s of parts, given as two vectors, into one, in a fixed order."""
+    origin = tl.where(log2_sum == float("-inf"), LOWEST, origin)
+    top = tl.max(origin, axis=0)
+    return log_sum_of(top, tl.sum(tl.exp2(tl.fma(origin - top, c, log2_sum)), axis=0))
+
+
+@triton.jit
+def nats(log_sum):
+    """Returns the log-sum in nats, as the state holds it."""
+    return log_sum.log2_sum * _LN2
+
+
+@triton.jit
+def load_log_sum(log_sums, origins, row):
+    """Returns the `LogSum` of a row from its log-sum in nats and its origin, without losing digits of the product."""
+    log_sum = tl.load(log_sums + row)
+    log2_sum = tl.fma(log_sum, 1.4426950216293335, log_sum * 1.925963033500e-08)  # log2(e) as a sum of two floats
+    return LogSum(tl.load(origins + row), log2_sum)
+
+
+@triton.jit
+def log2_probabilities(y, c, log_sum):
+    """Returns the base-2 logarithms of the probabilities of columns y."""
+    return tl.fma(y - log_sum.origin, c, -log_sum.log2_sum)
+
+
+@triton.jit
+def mean_log2(probability, log2_probability):
     """Returns sum probability * log2(probability) over the last axis; a column of probability 0 adds 0."""
-    return tl.sum(probability * tl.maximum(a + log2_inverse_total, -1.0e30), axis=len(a.shape) - 1)
+    return tl.sum(probability * tl.maximum(log2_probability, -1.0e30), axis=len(probability.shape) - 1)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sadkernels.divergence import DivergenceConfig, RowValues
 from sadkernels.triton import tiles
-from sadkernels.triton.launch import Launch, layout_arguments, logit_arguments, run_all, same_phase
+from sadkernels.triton.launch import Launch, layout_arguments, logit_arguments, mixture_arguments, run_all, same_phase
 from sadkernels.triton.span_kl_kernels import scale_rows_kernel, span_kl_backward_kernel, span_kl_kernel
 from sadkernels.triton.span_kl_slice_kernels import combine_slices_kernel, slice_totals_kernel, slice_values_kernel
 from sadkernels.triton.supervised_rows import collect_rows
@@ -68,7 +68,7 @@ class Inputs(NamedTuple):
             **logit_arguments("student", config),
             **logit_arguments("teacher", config),
             "grad_scale": config.student_scale / config.temperature,
-            "beta": config.beta,
+            **mixture_arguments(config.beta if config.divergence == "jsd" else 0.5),
             "DIVERGENCE": config.divergence,
             "TEACHER_ALIGNED": same_phase(self.student, self.teacher, group),
             "GRAD_ALIGNED": self.grad is None or same_phase(self.student, self.grad, group),
@@ -82,7 +82,7 @@ def new_logits(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def log_sum_exps(student: Tensor, teacher: Tensor, kinds: Tensor, config: DivergenceConfig) -> Tensor:
     """See `sadkernels.reference.span_kl.log_sum_exps`."""
-    state = torch.zeros((4, kinds.numel()), device=student.device)  # the origins are 0
+    state = torch.empty((4, kinds.numel()), device=student.device)
     run_all(forward_launches(Inputs(student, teacher, kinds, config), Outputs(state=state)), kinds.device)
     return state
 
@@ -167,7 +167,7 @@ def _slice_launches(inputs: Inputs, outputs: Outputs, tile: tiles.RowTile, slice
     n, device = inputs.kinds.numel(), inputs.student.device
     stats, grad_in_second_pass = outputs.argmax is not None, inputs.grad_in_second_pass
     if grad_in_second_pass and outputs.state is None:
-        outputs = outputs._replace(state=torch.empty((3, n), device=device))
+        outputs = outputs._replace(state=torch.empty((5, n), device=device))
     rows, collect = collect_rows(inputs.kinds, **outputs._asdict())
 
     def scratch(fields: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -222,7 +222,7 @@ def _outputs(kinds: Tensor, stats: bool, state: bool) -> Outputs:
     n, device = kinds.numel(), kinds.device
     return Outputs(
         torch.empty(n, device=device),
-        torch.zeros((5, n), device=device) if state else None,  # the origins are 0
+        torch.empty((5, n), device=device) if state else None,
         torch.empty((2, n), device=device) if stats else None,
         torch.empty((2, n), dtype=torch.int32, device=device) if stats else None,
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sadkernels.triton.divergences import Mixture
 from sadkernels.triton.row_io import (
     fill_zeros,
     load_edges,
@@ -26,8 +27,8 @@ from sadkernels.triton.row_io import (
     store_edges,
     store_groups,
 )
-from sadkernels.triton.softmax import LogitRow, Softmax, entropy, log_sum_exp, softmax_from_log_sum_exp
-from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, gradient_pass, totals_pass
+from sadkernels.triton.softmax import LogitRow, entropy, load_log_sum, nats
+from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, gradient_pass, log_sums, totals_pass
 
 _GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]
 SIZES = [
@@ -71,7 +72,9 @@ def span_kl_kernel(
     student_tanh_scale: tl.float32,
     teacher_tanh_scale: tl.float32,
     grad_scale: tl.float32,
-    beta: tl.float32,
+    teacher_share: tl.float32,
+    student_share: tl.float32,
+    mixture_border: tl.float32,
     DIVERGENCE: tl.constexpr,
     STUDENT_CAPPED: tl.constexpr,
     TEACHER_CAPPED: tl.constexpr,
@@ -85,6 +88,8 @@ def span_kl_kernel(
     Without `value` it writes the log-sum-exps alone. With `lse` it uses these log-sum-exps in place of the rows' own.
     """
     GRAD_LATER: tl.constexpr = grad is not None and DIVERGENCE != "forward_kl"
+    ORIGINS: tl.constexpr = 2 if value is None else 3  # the first row of the origins in the state
+    mixture = Mixture(teacher_share, student_share, mixture_border)
     n_read = tl.load(rows + n_rows)
     for position in range(tl.program_id(0), n_read if grad is None else n_rows, tl.num_programs(0)):
         row = tl.load(rows + position)
@@ -99,23 +104,24 @@ def span_kl_kernel(
             s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
             t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
             if lse is None or argmax is not None:
-                s_totals, t_totals = totals_pass(s, t, vocab_size, argmax is not None, GROUPS, GROUP)
-                s_softmax = Softmax(s_totals.shift, 1.0 / s_totals.total)
-                t_softmax = Softmax(t_totals.shift, 1.0 / t_totals.total)
+                s_totals, t_totals = totals_pass(s, t, vocab_size, argmax is not None, False, GROUPS, GROUP)
                 if argmax is not None:
                     tl.store(argmax + row, s_totals.argmax)
                     tl.store(argmax + n_rows + row, t_totals.argmax)
             if lse is None:
-                if state is not None:
-                    tl.store(state + row, log_sum_exp(s_totals.shift, s_totals.total))
-                    tl.store(state + n_rows + row, log_sum_exp(t_totals.shift, t_totals.total))
+                s_log_sum, t_log_sum = log_sums(s, t, vocab_size, s_totals, t_totals, GROUPS, GROUP)
             else:
-                s_lse = tl.load(lse + row)
-                t_lse = tl.load(lse + n_rows + row)
-                s_softmax = softmax_from_log_sum_exp(s_lse)
-                t_softmax = softmax_from_log_sum_exp(t_lse)
-                tl.store(state + row, s_lse)
-                tl.store(state + n_rows + row, t_lse)
+                s_log_sum = load_log_sum(lse, lse + 2 * n_rows, row)
+                t_log_sum = load_log_sum(lse + n_rows, lse + 3 * n_rows, row)
+            if state is not None and lse is None:
+                tl.store(state + row, nats(s_log_sum))
+                tl.store(state + n_rows + row, nats(t_log_sum))
+                tl.store(state + ORIGINS * n_rows + row, s_log_sum.origin)
+                tl.store(state + (ORIGINS + 1) * n_rows + row, t_log_sum.origin)
+            elif state is not None:
+                for side in tl.static_range(2):
+                    tl.store(state + side * n_rows + row, tl.load(lse + side * n_rows + row))
+                    tl.store(state + (ORIGINS + side) * n_rows + row, tl.load(lse + (2 + side) * n_rows + row))
             if value is not None:
                 weight = 0.0
                 if grad is not None:
@@ -124,11 +130,11 @@ def span_kl_kernel(
                 sums = divergence_pass(
                     s,
                     t,
-                    s_softmax,
-                    t_softmax,
+                    s_log_sum,
+                    t_log_sum,
                     vocab_size,
                     g,
-                    beta,
+                    mixture,
                     DIVERGENCE,
                     entropies is not None,
                     GRAD_LATER,
@@ -145,7 +151,7 @@ def span_kl_kernel(
                 if GRAD_LATER:
                     if weight != 0.0:
                         gradient_pass(
-                            s, t, s_softmax, t_softmax, vocab_size, g, sums.mean_dlogp, beta, DIVERGENCE, GROUPS, GROUP
+                            s, t, s_log_sum, t_log_sum, vocab_size, g, sums.mean_dlogp, mixture, DIVERGENCE, GROUPS, GROUP
                         )
                     else:
                         written = 0
@@ -180,7 +186,9 @@ def span_kl_backward_kernel(
     student_tanh_scale: tl.float32,
     teacher_tanh_scale: tl.float32,
     grad_scale: tl.float32,
-    beta: tl.float32,
+    teacher_share: tl.float32,
+    student_share: tl.float32,
+    mixture_border: tl.float32,
     DIVERGENCE: tl.constexpr,
     STUDENT_CAPPED: tl.constexpr,
     TEACHER_CAPPED: tl.constexpr,
@@ -190,6 +198,7 @@ def span_kl_backward_kernel(
     GROUP: tl.constexpr,
 ):
     """Writes the gradient of rows with a known state, in one pass over each slice."""
+    mixture = Mixture(teacher_share, student_share, mixture_border)
     n_read = tl.load(rows + n_rows)
     for task in range(tl.program_id(0), n_rows * slices, tl.num_programs(0)):
         row = tl.load(rows + task // slices)
@@ -202,15 +211,15 @@ def span_kl_backward_kernel(
             if weight != 0.0:
                 s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
                 t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
-                s_softmax = softmax_from_log_sum_exp(tl.load(state + row))
-                t_softmax = softmax_from_log_sum_exp(tl.load(state + n_rows + row))
+                s_log_sum = load_log_sum(state, state + 3 * n_rows, row)
+                t_log_sum = load_log_sum(state + n_rows, state + 4 * n_rows, row)
                 mean_dlogp = 0.0
                 if DIVERGENCE != "forward_kl":
                     mean_dlogp = tl.load(state + 2 * n_rows + row)
                 s = LogitRow(s_row + start, student_c, student_tanh_scale, STUDENT_CAPPED, True)
                 t = LogitRow(t_row + start, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
                 g = GradRow(grad_row + start, weight, grad_scale, GRAD_ALIGNED)
-                gradient_pass(s, t, s_softmax, t_softmax, end - start, g, mean_dlogp, beta, DIVERGENCE, GROUPS, GROUP)
+                gradient_pass(s, t, s_log_sum, t_log_sum, end - start, g, mean_dlogp, mixture, DIVERGENCE, GROUPS, GROUP)
                 written = end
         zeros_end = tl.where(end == vocab_size, grad_columns, end)
         fill_zeros(grad_row + written, zeros_end - written, GROUPS, GROUP)

@@ -1,6 +1,7 @@
 """The passes over a pair of rows, or over the same slice of both: totals, divergence, gradient.
 
     totals_pass      shift and total of each softmax, and the argmax of each row; each row has its own groups
+    log_sums         the `LogSum` of each row from these totals, and a second, exact pass if they are undefined
     divergence_pass  sums of the divergence and of the statistics; for forward_kl also the gradient
     gradient_pass    the gradient, once E_q[dlogp] is known
 
@@ -20,12 +21,15 @@ import triton.language as tl
 from sadkernels.triton.divergences import divergence_gradient, divergence_terms
 from sadkernels.triton.row_io import load_edges, load_groups, round_to, split_row, store_edges, store_groups
 from sadkernels.triton.softmax import (
-    NO_SHIFT,
+    LogSum,
     add_block,
     apply_softcap,
+    log2_probabilities,
+    log_sum_of_totals,
     mean_log2,
     merge_groups_and_edges,
-    probabilities,
+    no_groups,
+    out_of_bounds,
     row_argmax,
     softcap_backward,
     track_argmax,
@@ -33,7 +37,7 @@ from sadkernels.triton.softmax import (
 
 
 class RowTotals(NamedTuple):
-    """Shift and total of a row or slice; with ARGMAX also its largest logit and the lowest column that has it."""
+    """Shift (or top, if EXACT) and total of a row or slice; with ARGMAX also its largest logit and its lowest column."""
 
     shift: tl.tensor
     total: tl.tensor
@@ -63,16 +67,22 @@ class GradRow(NamedTuple):
 
 
 @triton.jit
-def totals_pass(student, teacher, columns, ARGMAX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+def totals_pass(
+    student,
+    teacher,
+    columns,
+    ARGMAX: tl.constexpr,
+    EXACT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """Returns the `RowTotals` of two `LogitRow`s, each read along its own aligned groups."""
     s_parts = split_row(student.pointer, columns, GROUP)
     t_parts = split_row(teacher.pointer, columns, GROUP)
     s_edges = load_edges(student.pointer, s_parts)
     t_edges = load_edges(teacher.pointer, t_parts)
-    s_shift = tl.full((GROUPS,), NO_SHIFT, tl.float32)
-    t_shift = tl.full((GROUPS,), NO_SHIFT, tl.float32)
-    s_total = tl.full((GROUPS,), 0.0, tl.float32)
-    t_total = tl.full((GROUPS,), 0.0, tl.float32)
+    s_shift, s_total = no_groups(GROUPS, EXACT)
+    t_shift, t_total = no_groups(GROUPS, EXACT)
     if ARGMAX:
         s_best = tl.full((GROUPS,), float("-inf"), tl.float32)
         t_best = tl.full((GROUPS,), float("-inf"), tl.float32)
@@ -97,16 +107,16 @@ def totals_pass(student, teacher, columns, ARGMAX: tl.constexpr, GROUPS: tl.cons
             s_top = tl.max(s, axis=1)
         if teacher.CAPPED or not ARGMAX:
             t_top = tl.max(t, axis=1)
-        s_shift, s_total = add_block(s, s_top, student.c, s_shift, s_total)
-        t_shift, t_total = add_block(t, t_top, teacher.c, t_shift, t_total)
+        s_shift, s_total = add_block(s, s_top, student.c, s_shift, s_total, EXACT)
+        t_shift, t_total = add_block(t, t_top, teacher.c, t_shift, t_total, EXACT)
     s_row_best, s_argmax, t_row_best, t_argmax = 0.0, 0, 0.0, 0
     if ARGMAX:
         s_row_best, s_argmax = row_argmax(s_best, s_column, s_edges, s_parts.edge_column)
         t_row_best, t_argmax = row_argmax(t_best, t_column, t_edges, t_parts.edge_column)
     s_edges = apply_softcap(s_edges, student.tanh_scale, s_parts.edge_exists, student.CAPPED)
     t_edges = apply_softcap(t_edges, teacher.tanh_scale, t_parts.edge_exists, teacher.CAPPED)
-    s_row_shift, s_row_total = merge_groups_and_edges(s_shift, s_total, s_edges, student.c)
-    t_row_shift, t_row_total = merge_groups_and_edges(t_shift, t_total, t_edges, teacher.c)
+    s_row_shift, s_row_total = merge_groups_and_edges(s_shift, s_total, s_edges, student.c, EXACT)
+    t_row_shift, t_row_total = merge_groups_and_edges(t_shift, t_total, t_edges, teacher.c, EXACT)
     return (
         RowTotals(s_row_shift, s_row_total, s_row_best, s_argmax),
         RowTotals(t_row_shift, t_row_total, t_row_best, t_argmax),
@@ -114,22 +124,39 @@ def totals_pass(student, teacher, columns, ARGMAX: tl.constexpr, GROUPS: tl.cons
 
 
 @triton.jit
-def _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio):
-    """Returns the exponents of both sides, q, p, and r = log q - log p of the columns s and t; r is NaN if q == p == 0."""
-    s_a, q = probabilities(s, student.c, s_softmax)
-    t_a, p = probabilities(t, teacher.c, t_softmax)
-    return s_a, t_a, q, p, tl.fma(s_a - t_a, 0.6931471805599453, log_total_ratio)  # ln 2
+def log_sums(student, teacher, columns, s_totals, t_totals, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Returns the `LogSum`s of two `LogitRow`s from the totals of the first pass.
+
+    An exact pass runs first if these are undefined. It also runs for one column, so that its probability is exactly 1.
+    """
+    s_sum = log_sum_of_totals(s_totals.shift, s_totals.total, student.c, False)
+    t_sum = log_sum_of_totals(t_totals.shift, t_totals.total, teacher.c, False)
+    s_origin, s_log2_sum, t_origin, t_log2_sum = s_sum.origin, s_sum.log2_sum, t_sum.origin, t_sum.log2_sum
+    if out_of_bounds(s_totals.shift) | out_of_bounds(t_totals.shift) | (columns == 1):
+        s_exact, t_exact = totals_pass(student, teacher, columns, False, True, GROUPS, GROUP)
+        s_sum = log_sum_of_totals(s_exact.shift, s_exact.total, student.c, True)
+        t_sum = log_sum_of_totals(t_exact.shift, t_exact.total, teacher.c, True)
+        s_origin, s_log2_sum, t_origin, t_log2_sum = s_sum.origin, s_sum.log2_sum, t_sum.origin, t_sum.log2_sum
+    return LogSum(s_origin, s_log2_sum), LogSum(t_origin, t_log2_sum)
+
+
+@triton.jit
+def _compare(s, t, student, teacher, s_sum, t_sum):
+    """Returns log2 q, log2 p, q, p, and r = log q - log p of the columns s and t; r is NaN if both logits are -inf."""
+    log2_q = log2_probabilities(s, student.c, s_sum)
+    log2_p = log2_probabilities(t, teacher.c, t_sum)
+    return log2_q, log2_p, tl.exp2(log2_q), tl.exp2(log2_p), (log2_q - log2_p) * 0.6931471805599453  # ln 2
 
 
 @triton.jit
 def divergence_pass(
     student,
     teacher,
-    s_softmax,
-    t_softmax,
+    s_log_sum,
+    t_log_sum,
     columns,
     grad,
-    beta,
+    mixture,
     DIVERGENCE: tl.constexpr,
     ENTROPIES: tl.constexpr,
     GRAD_LATER: tl.constexpr,
@@ -146,14 +173,11 @@ def divergence_pass(
     parts = split_row(student.pointer, columns, GROUP)
     s_edges = load_edges(student.pointer, parts)
     t_edges = load_edges(teacher.pointer, parts)
-    log_total_ratio = tl.log(s_softmax.inverse_total / t_softmax.inverse_total)
     factor = grad.weight * grad.scale
     value_sum = tl.full((GROUPS,), 0.0, tl.float32)
     if DIVERGENCE == "jsd":
         dlogp_sum = tl.full((GROUPS,), 0.0, tl.float32)
     if ENTROPIES:
-        s_log2 = tl.log2(s_softmax.inverse_total)
-        t_log2 = tl.log2(t_softmax.inverse_total)
         s_sum = tl.full((GROUPS,), 0.0, tl.float32)
         t_sum = tl.full((GROUPS,), 0.0, tl.float32)
     blocks = tl.cdiv(parts.n_groups, GROUPS)
@@ -166,8 +190,8 @@ def divergence_pass(
         t = apply_softcap(t_next, teacher.tanh_scale, exists, teacher.CAPPED)
         s_next = load_groups(student.pointer, parts, first - GROUPS, True, EVICTION, GROUPS, GROUP)
         t_next = load_groups(teacher.pointer, parts, first - GROUPS, teacher.ALIGNED, EVICTION, GROUPS, GROUP)
-        s_a, t_a, q, p, r = _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio)
-        terms, mean_dlogp_terms = divergence_terms(q, p, r, beta, DIVERGENCE)
+        log2_q, log2_p, q, p, r = _compare(s, t, student, teacher, s_log_sum, t_log_sum)
+        terms, mean_dlogp_terms = divergence_terms(q, p, r, mixture, DIVERGENCE)
         value_sum += tl.sum(terms, axis=1)
         if DIVERGENCE == "jsd":
             dlogp_sum += tl.sum(mean_dlogp_terms, axis=1)
@@ -176,13 +200,13 @@ def divergence_pass(
             g = round_to(tl.where(grad.weight != 0.0, g, 0.0), grad.pointer.dtype.element_ty)
             store_groups(grad.pointer, parts, first, g, grad.ALIGNED, GROUPS, GROUP)
         if ENTROPIES:
-            s_sum += mean_log2(q, s_a, s_log2)
-            t_sum += mean_log2(p, t_a, t_log2)
+            s_sum += mean_log2(q, log2_q)
+            t_sum += mean_log2(p, log2_p)
         first -= GROUPS
     s = apply_softcap(s_edges, student.tanh_scale, parts.edge_exists, student.CAPPED)
     t = apply_softcap(t_edges, teacher.tanh_scale, parts.edge_exists, teacher.CAPPED)
-    s_a, t_a, q, p, r = _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio)
-    terms, mean_dlogp_terms = divergence_terms(q, p, r, beta, DIVERGENCE)
+    log2_q, log2_p, q, p, r = _compare(s, t, student, teacher, s_log_sum, t_log_sum)
+    terms, mean_dlogp_terms = divergence_terms(q, p, r, mixture, DIVERGENCE)
     value = tl.sum(value_sum, axis=0) + tl.sum(terms, axis=0)
     mean_dlogp = 0.0
     if DIVERGENCE == "jsd":
@@ -195,8 +219,8 @@ def divergence_pass(
         store_edges(grad.pointer, parts, g)
     s_mean_log2, t_mean_log2 = 0.0, 0.0
     if ENTROPIES:
-        s_mean_log2 = tl.sum(s_sum, axis=0) + mean_log2(q, s_a, s_log2)
-        t_mean_log2 = tl.sum(t_sum, axis=0) + mean_log2(p, t_a, t_log2)
+        s_mean_log2 = tl.sum(s_sum, axis=0) + mean_log2(q, log2_q)
+        t_mean_log2 = tl.sum(t_sum, axis=0) + mean_log2(p, log2_p)
     return RowSums(value, mean_dlogp, t_mean_log2, s_mean_log2)
 
 
@@ -204,12 +228,12 @@ def divergence_pass(
 def gradient_pass(
     student,
     teacher,
-    s_softmax,
-    t_softmax,
+    s_log_sum,
+    t_log_sum,
     columns,
     grad,
     mean_dlogp,
-    beta,
+    mixture,
     DIVERGENCE: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -219,7 +243,6 @@ def gradient_pass(
     parts = split_row(student.pointer, columns, GROUP)
     s_edges = load_edges(student.pointer, parts)
     t_edges = load_edges(teacher.pointer, parts)
-    log_total_ratio = tl.log(s_softmax.inverse_total / t_softmax.inverse_total)
     s_next = load_groups(student.pointer, parts, 0, True, "evict_first", GROUPS, GROUP)
     t_next = load_groups(teacher.pointer, parts, 0, teacher.ALIGNED, "evict_first", GROUPS, GROUP)
     for block in range(tl.cdiv(parts.n_groups, GROUPS)):
@@ -229,13 +252,13 @@ def gradient_pass(
         t = apply_softcap(t_next, teacher.tanh_scale, exists, teacher.CAPPED)
         s_next = load_groups(student.pointer, parts, first + GROUPS, True, "evict_first", GROUPS, GROUP)
         t_next = load_groups(teacher.pointer, parts, first + GROUPS, teacher.ALIGNED, "evict_first", GROUPS, GROUP)
-        _, _, q, p, r = _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio)
-        g = divergence_gradient(q, p, r, mean_dlogp, beta, DIVERGENCE)
+        _, _, q, p, r = _compare(s, t, student, teacher, s_log_sum, t_log_sum)
+        g = divergence_gradient(q, p, r, mean_dlogp, mixture, DIVERGENCE)
         g = round_to(softcap_backward(g * factor, s, student.CAPPED), grad.pointer.dtype.element_ty)
         store_groups(grad.pointer, parts, first, g, grad.ALIGNED, GROUPS, GROUP)
     s = apply_softcap(s_edges, student.tanh_scale, parts.edge_exists, student.CAPPED)
     t = apply_softcap(t_edges, teacher.tanh_scale, parts.edge_exists, teacher.CAPPED)
-    _, _, q, p, r = _compare(s, t, student, teacher, s_softmax, t_softmax, log_total_ratio)
-    g = divergence_gradient(q, p, r, mean_dlogp, beta, DIVERGENCE)
+    _, _, q, p, r = _compare(s, t, student, teacher, s_log_sum, t_log_sum)
+    g = divergence_gradient(q, p, r, mean_dlogp, mixture, DIVERGENCE)
     g = round_to(softcap_backward(g * factor, s, student.CAPPED), grad.pointer.dtype.element_ty)
     store_edges(grad.pointer, parts, g)

@@ -1,7 +1,7 @@
 """The forward kernels of the span KL for a few long rows: one program processes one slice of a row.
 
-    slice_totals_kernel    shift, total and argmax of every slice
-    slice_values_kernel    merges the totals of the row, then sums the divergence over the slice; writes the gradient of
+    slice_totals_kernel    log-sum and argmax of every slice
+    slice_values_kernel    merges the log-sums of the row, then sums the divergence over the slice; writes the gradient of
                            forward_kl
     combine_slices_kernel  adds the sums of a row's slices
 
@@ -19,18 +19,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sadkernels.triton.divergences import Mixture
 from sadkernels.triton.row_io import fill_zeros, row_pointer
 from sadkernels.triton.softmax import (
     LogitRow,
-    Softmax,
     entropy,
-    log_sum_exp,
+    load_log_sum,
     merge_argmax,
-    merge_totals,
-    softmax_from_log_sum_exp,
+    merge_log_sums,
+    nats,
 )
 from sadkernels.triton.span_kl_kernels import POINTERS, SIZES
-from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, totals_pass
+from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, log_sums, totals_pass
 
 _SCRATCH = ["totals", "best", "best_column", "sums"]
 
@@ -43,11 +43,11 @@ def _load_slices(scratch, field, position, n_rows, slices, missing, MAX_SLICES: 
 
 
 @triton.jit
-def _merged_totals(totals, side, position, n_rows, slices, MAX_SLICES: tl.constexpr):
-    """Returns the shift and total of a whole row; `side` is 0 for the student and 1 for the teacher."""
-    shift = _load_slices(totals, 2 * side, position, n_rows, slices, -3.0e38, MAX_SLICES)
-    total = _load_slices(totals, 2 * side + 1, position, n_rows, slices, 0.0, MAX_SLICES)
-    return merge_totals(shift, total)
+def _merged_log_sum(totals, side, c, position, n_rows, slices, MAX_SLICES: tl.constexpr):
+    """Returns the `LogSum` of a whole row; `side` is 0 for the student and 1 for the teacher."""
+    origin = _load_slices(totals, 2 * side, position, n_rows, slices, 0.0, MAX_SLICES)
+    log2_sum = _load_slices(totals, 2 * side + 1, position, n_rows, slices, float("-inf"), MAX_SLICES)
+    return merge_log_sums(origin, log2_sum, c)
 
 
 @triton.jit(
@@ -90,12 +90,13 @@ def slice_totals_kernel(
         columns = tl.minimum(slice_columns, vocab_size - start)
         s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
         t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, True)
-        s_totals, t_totals = totals_pass(s, t, columns, best is not None, GROUPS, GROUP)
+        s_totals, t_totals = totals_pass(s, t, columns, best is not None, False, GROUPS, GROUP)
+        s_log_sum, t_log_sum = log_sums(s, t, columns, s_totals, t_totals, GROUPS, GROUP)
         stride = n_rows * slices
-        tl.store(totals + task, s_totals.shift)
-        tl.store(totals + stride + task, s_totals.total)
-        tl.store(totals + 2 * stride + task, t_totals.shift)
-        tl.store(totals + 3 * stride + task, t_totals.total)
+        tl.store(totals + task, s_log_sum.origin)
+        tl.store(totals + stride + task, s_log_sum.log2_sum)
+        tl.store(totals + 2 * stride + task, t_log_sum.origin)
+        tl.store(totals + 3 * stride + task, t_log_sum.log2_sum)
         if best is not None:
             tl.store(best + task, s_totals.best)
             tl.store(best + stride + task, t_totals.best)
@@ -132,7 +133,9 @@ def slice_values_kernel(
     student_tanh_scale: tl.float32,
     teacher_tanh_scale: tl.float32,
     grad_scale: tl.float32,
-    beta: tl.float32,
+    teacher_share: tl.float32,
+    student_share: tl.float32,
+    mixture_border: tl.float32,
     DIVERGENCE: tl.constexpr,
     STUDENT_CAPPED: tl.constexpr,
     TEACHER_CAPPED: tl.constexpr,
@@ -162,20 +165,19 @@ def slice_values_kernel(
         if grad is not None:
             weight = tl.load(weights + row)
         if lse is None:
-            s_shift, s_total = _merged_totals(totals, 0, position, n_rows, slices, MAX_SLICES)
-            t_shift, t_total = _merged_totals(totals, 1, position, n_rows, slices, MAX_SLICES)
-            s_softmax = Softmax(s_shift, 1.0 / s_total)
-            t_softmax = Softmax(t_shift, 1.0 / t_total)
+            s_log_sum = _merged_log_sum(totals, 0, student_c, position, n_rows, slices, MAX_SLICES)
+            t_log_sum = _merged_log_sum(totals, 1, teacher_c, position, n_rows, slices, MAX_SLICES)
         else:
-            s_softmax = softmax_from_log_sum_exp(tl.load(lse + row))
-            t_softmax = softmax_from_log_sum_exp(tl.load(lse + n_rows + row))
+            s_log_sum = load_log_sum(lse, lse + 2 * n_rows, row)
+            t_log_sum = load_log_sum(lse + n_rows, lse + 3 * n_rows, row)
         s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride) + start
         t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride) + start
         s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
         t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
         g = GradRow(grad_slice, weight, grad_scale, GRAD_ALIGNED)
+        mixture = Mixture(teacher_share, student_share, mixture_border)
         slice_sums = divergence_pass(
-            s, t, s_softmax, t_softmax, end - start, g, beta, DIVERGENCE, ENTROPIES, GRAD_LATER, GROUPS, GROUP
+            s, t, s_log_sum, t_log_sum, end - start, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, GROUPS, GROUP
         )
         stride = n_rows * slices
         tl.store(sums + task, slice_sums.value)
@@ -203,19 +205,25 @@ def combine_slices_kernel(
     argmax,
     n_rows: tl.int32,
     slices: tl.int32,
+    student_c: tl.float32,
+    teacher_c: tl.float32,
     MAX_SLICES: tl.constexpr,
 ):
     """Writes the outputs of one row that have a pointer, from the results of its slices."""
+    ORIGINS: tl.constexpr = 2 if value is None else 3  # the first row of the origins in the state
     position = tl.program_id(0)
     if position < tl.load(rows + n_rows):
         row = tl.load(rows + position)
         if state is not None:
             for side in tl.static_range(2):
                 if lse is None:
-                    shift, total = _merged_totals(totals, side, position, n_rows, slices, MAX_SLICES)
-                    tl.store(state + side * n_rows + row, log_sum_exp(shift, total))
+                    c = teacher_c if side == 1 else student_c
+                    log_sum = _merged_log_sum(totals, side, c, position, n_rows, slices, MAX_SLICES)
+                    tl.store(state + side * n_rows + row, nats(log_sum))
+                    tl.store(state + (ORIGINS + side) * n_rows + row, log_sum.origin)
                 else:
                     tl.store(state + side * n_rows + row, tl.load(lse + side * n_rows + row))
+                    tl.store(state + (ORIGINS + side) * n_rows + row, tl.load(lse + (2 + side) * n_rows + row))
         if value is not None:
             tl.store(value + row, tl.sum(_load_slices(sums, 0, position, n_rows, slices, 0.0, MAX_SLICES), axis=0))
             if state is not None:

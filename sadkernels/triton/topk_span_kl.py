@@ -116,7 +116,7 @@ def _values(kinds: Tensor, stats: bool, state: bool) -> TopkValues:
     n, device = kinds.numel(), kinds.device
     return TopkValues(
         torch.empty(n, device=device),
-        torch.zeros((4, n), device=device) if state else None,  # the origins are 0
+        torch.empty((4, n), device=device) if state else None,
         torch.zeros(n, device=device) if stats else None,
         torch.zeros(n, dtype=torch.int32, device=device) if stats else None,
     )

@@ -1,6 +1,6 @@
 """The passes over a row of the top-k losses, and the targets that they exclude.
 
-    rest_pass             shift and total of the rest; the argmax over all columns
+    rest_pass             the total of the rest; the argmax over all columns
     write_scaled_softmax  a multiple of the softmax, as the gradient of the tail; the entropy
 
 The rest is every column that is neither in the teacher's top-k nor the label. The tail is every column outside the top-k.
@@ -13,14 +13,17 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from sadkernels.triton.row_io import load_edges, load_groups, round_to, split_row, store_edges, store_groups
+from sadkernels.triton.row_io import RowParts, load_edges, load_groups, round_to, split_row, store_edges, store_groups
 from sadkernels.triton.softmax import (
-    NO_SHIFT,
+    LOWEST,
     add_block,
     apply_softcap,
+    log2_probabilities,
     mean_log2,
     merge_groups_and_edges,
-    probabilities,
+    no_groups,
+    origin_of,
+    out_of_bounds,
     row_argmax,
     softcap_backward,
     track_argmax,
@@ -49,10 +52,23 @@ class Label(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Shift and total of a set of columns."""
+    """The sum of 2^((y - origin) c) over a set of columns. An empty set has the lowest origin."""
 
-    shift: tl.tensor
+    origin: tl.tensor
     total: tl.tensor
+
+
+@triton.jit
+def totals_of(origin, total):
+    """Returns the `Totals` of a total relative to `origin`."""
+    return Totals(tl.where(total == 0.0, LOWEST, origin), total)
+
+
+@triton.jit
+def merge_two(a, b, c):
+    """Returns the `Totals` of two disjoint sets together."""
+    origin = tl.maximum(a.origin, b.origin)
+    return Totals(origin, a.total * tl.exp2((a.origin - origin) * c) + b.total * tl.exp2((b.origin - origin) * c))
 
 
 @triton.jit
@@ -76,15 +92,23 @@ def load_target(x_row, row, columns, log_p, labels, k, vocab_size, MAX_K: tl.con
 
 
 @triton.jit
-def rest_pass(x_row, columns, topk, label, ARGMAX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Returns the `Totals` of the columns that are neither in the top-k nor the label, and the argmax over all columns.
+def _rest_pass(
+    x_row,
+    columns,
+    topk,
+    label,
+    ARGMAX: tl.constexpr,
+    EXACT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Returns shift (top, if EXACT) and total of the rest, and the argmax over all columns.
 
     The top-k columns ascend, so each block excludes only its own columns, one after the other.
     """
     parts = split_row(x_row.pointer, columns, GROUP)
     edges = load_edges(x_row.pointer, parts)
-    shift = tl.full((GROUPS,), NO_SHIFT, tl.float32)
-    total = tl.full((GROUPS,), 0.0, tl.float32)
+    shift, total = no_groups(GROUPS, EXACT)
     if ARGMAX:
         best = tl.full((GROUPS,), float("-inf"), tl.float32)
         best_column = tl.full((GROUPS,), 0, tl.int32)
@@ -106,21 +130,35 @@ def rest_pass(x_row, columns, topk, label, ARGMAX: tl.constexpr, GROUPS: tl.cons
             y = tl.where(lanes == excluded - block_start, float("-inf"), y)
             entry += 1
             excluded = tl.load(topk.pointer + entry, mask=entry < topk.k, other=_ABSENT)
-        shift, total = add_block(y, tl.max(y, axis=1), x_row.c, shift, total)
+        shift, total = add_block(y, tl.max(y, axis=1), x_row.c, shift, total, EXACT)
     argmax = 0
     if ARGMAX:
         _, argmax = row_argmax(best, best_column, edges, parts.edge_column)
     edges = apply_softcap(edges, x_row.tanh_scale, parts.edge_exists, x_row.CAPPED)
     in_topk = tl.max((parts.edge_column[:, None] == topk.column[None, :]).to(tl.int32), axis=1)
     edges = tl.where((in_topk != 0) | (parts.edge_column == label.column), float("-inf"), edges)
-    row_shift, row_total = merge_groups_and_edges(shift, total, edges, x_row.c)
-    return Totals(row_shift, row_total), argmax
+    row_shift, row_total = merge_groups_and_edges(shift, total, edges, x_row.c, EXACT)
+    return row_shift, row_total, argmax
 
 
 @triton.jit
-def _scaled_softmax(y, c, shift, factor, CAPPED: tl.constexpr, dtype: tl.constexpr):
-    g = softcap_backward(tl.exp2(tl.fma(y, c, -shift)) * factor, y, CAPPED)
-    return round_to(tl.where(factor != 0.0, g, 0.0), dtype)
+def rest_pass(x_row, columns, topk, label, ARGMAX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Returns the `Totals` of the columns that are neither in the top-k nor the label, and the argmax over all columns.
+
+    If the exponents are too large for one pass, an exact pass follows.
+    """
+    shift, total, argmax = _rest_pass(x_row, columns, topk, label, ARGMAX, False, GROUPS, GROUP)
+    origin = origin_of(shift, x_row.c)
+    total *= tl.exp2(tl.fma(-origin, x_row.c, shift))
+    if out_of_bounds(shift):
+        origin, total, _ = _rest_pass(x_row, columns, topk, label, False, True, GROUPS, GROUP)
+    return totals_of(origin, total), argmax
+
+
+@triton.jit
+def _scaled_softmax(y, c, divisor, factor, CAPPED: tl.constexpr, dtype: tl.constexpr):
+    g = softcap_backward(tl.exp2(log2_probabilities(y, c, divisor)) * factor, y, CAPPED)
+    return round_to(tl.where(factor == 0.0, 0.0, g), dtype)  # 0 also if q is NaN
 
 
 @triton.jit
@@ -128,22 +166,26 @@ def write_scaled_softmax(
     x_row,
     grad_row,
     columns,
-    shift,
+    divisor,
     factor,
-    softmax,
+    write,
+    log_sum,
     ENTROPY: tl.constexpr,
     GRAD_ALIGNED: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Writes factor 2^(y c - shift), through the soft cap, to every column of `grad_row` unless that is None.
+    """Writes factor 2^((y - origin) c - log2_sum), through the soft cap, to every column of `grad_row`.
 
-    Returns the sum of q log2 q, or 0 without ENTROPY. The pass reads each block before it writes it.
+    `divisor` is the `LogSum` of origin and log2_sum. The pass writes nothing if `grad_row` is None or `write` is false. It
+    reads each block before it writes it. Returns the sum of q log2 q, or 0 without ENTROPY.
     """
     parts = split_row(x_row.pointer, columns, GROUP)
     edges = load_edges(x_row.pointer, parts)
+    if grad_row is not None:
+        edges_written = tl.where(write, parts.edge_exists.to(tl.int32), 0) != 0
+        written = RowParts(parts.head, tl.where(write, parts.n_groups, 0), parts.edge_column, edges_written)
     if ENTROPY:
-        log2_inverse_total = tl.log2(softmax.inverse_total)
         log2_sum = tl.full((GROUPS,), 0.0, tl.float32)
     blocks = tl.cdiv(parts.n_groups, GROUPS)
     first = (blocks - 1) * GROUPS
@@ -153,17 +195,18 @@ def write_scaled_softmax(
         y = apply_softcap(x_next, x_row.tanh_scale, exists, x_row.CAPPED)
         x_next = load_groups(x_row.pointer, parts, first - GROUPS, True, "evict_first", GROUPS, GROUP)
         if ENTROPY:
-            a, q = probabilities(y, x_row.c, softmax)
-            log2_sum += mean_log2(q, a, log2_inverse_total)
+            log2_q = log2_probabilities(y, x_row.c, log_sum)
+            log2_sum += mean_log2(tl.exp2(log2_q), log2_q)
         if grad_row is not None:
-            g = _scaled_softmax(y, x_row.c, shift, factor, x_row.CAPPED, grad_row.dtype.element_ty)
-            store_groups(grad_row, parts, first, g, GRAD_ALIGNED, GROUPS, GROUP)
+            g = _scaled_softmax(y, x_row.c, divisor, factor, x_row.CAPPED, grad_row.dtype.element_ty)
+            store_groups(grad_row, written, first, g, GRAD_ALIGNED, GROUPS, GROUP)
         first -= GROUPS
     y = apply_softcap(edges, x_row.tanh_scale, parts.edge_exists, x_row.CAPPED)
     if grad_row is not None:
-        store_edges(grad_row, parts, _scaled_softmax(y, x_row.c, shift, factor, x_row.CAPPED, grad_row.dtype.element_ty))
+        g = _scaled_softmax(y, x_row.c, divisor, factor, x_row.CAPPED, grad_row.dtype.element_ty)
+        store_edges(grad_row, written, g)
     row_log2_sum = 0.0
     if ENTROPY:
-        a, q = probabilities(y, x_row.c, softmax)
-        row_log2_sum = tl.sum(log2_sum, axis=0) + mean_log2(q, a, log2_inverse_total)
+        log2_q = log2_probabilities(y, x_row.c, log_sum)
+        row_log2_sum = tl.sum(log2_sum, axis=0) + mean_log2(tl.exp2(log2_q), log2_q)
     return row_log2_sum

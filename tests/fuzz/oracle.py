@@ -73,7 +73,6 @@ class Side(NamedTuple):
         error: (N, V), the error of z / T.
         slope: (N, V), dz / dlogit, and its error.
         clear: (N,) bool, whether the argmax of the logits is certain.
-        shift: (N,), a common error of all log-probabilities of a row; it makes their probabilities sum to 1 + shift.
     """
 
     logits: np.ndarray
@@ -81,7 +80,6 @@ class Side(NamedTuple):
     error: np.ndarray
     slope: Bounded
     clear: np.ndarray
-    shift: np.ndarray
 
     @property
     def p(self) -> np.ndarray:
@@ -103,25 +101,24 @@ class Row(NamedTuple):
     clear: np.ndarray
 
 
-def truth(case: Case, x: Tensors, lse_in_float32: bool = False) -> Truth:
+def truth(case: Case, x: Tensors) -> Truth:
     """The right answer of a case.
 
     Args:
         case: The case.
         x: Its tensors.
-        lse_in_float32: Whether to allow the rounding of a log-sum-exp to float32 (a known fault).
     """
     with np.errstate(all="ignore"):
-        return _truth(case, x, lse_in_float32)
+        return _truth(case, x)
 
 
-def _truth(case: Case, x: Tensors, lse_in_float32: bool) -> Truth:
+def _truth(case: Case, x: Tensors) -> Truth:
     kinds = kinds_of_rows(case, x.span_ids, x.token_weights)
     student, student_error = _side_logits(case, x, 0)
-    q = _softmax(case, student, student_error, 0, lse_in_float32)
+    q = _softmax(case, student, student_error, 0)
     if case.op in ("span_kl", "linear_span_kl"):
         teacher, teacher_error = _side_logits(case, x, 1)
-        p = _softmax(case, teacher, teacher_error, 1, lse_in_float32)
+        p = _softmax(case, teacher, teacher_error, 1)
         row = _divergence(case, q, p)
     else:
         row = _topk(case, x, q)
@@ -177,7 +174,7 @@ def _side_logits(case: Case, x: Tensors, side: int) -> tuple[np.ndarray, np.ndar
     return logits, 4 * U * size + rounding * (np.abs(logits) + np.abs(logits - bias) * (rounding > U))
 
 
-def _softmax(case: Case, logits: np.ndarray, logit_error: np.ndarray, side: int, lse_in_float32: bool) -> Side:
+def _softmax(case: Case, logits: np.ndarray, logit_error: np.ndarray, side: int) -> Side:
     scale, cap = case.per_side("logit_scale")[side] or 1.0, case.per_side("logit_softcap")[side]
     temperature = case.option("temperature", 1.0)
     z, slope, slope_error = logits * scale, np.full_like(logits, scale), np.zeros_like(logits)
@@ -192,10 +189,9 @@ def _softmax(case: Case, logits: np.ndarray, logit_error: np.ndarray, side: int,
     exact = cap is None and math.frexp(scale)[0] == 0.5 and math.frexp(temperature)[0] == 0.5
     size = np.where(np.isfinite(z), np.abs(z), 0).max(1, keepdims=True)
     rounded = 0.0 if exact else 3.0
-    shift = 3 * U * size if lse_in_float32 else np.zeros_like(size)
     error = U * (BASE + np.where(np.isfinite(log), np.abs(log), 0) + rounded * size) + logit_error * slope / temperature
-    error = np.nan_to_num(error + shift, nan=np.inf, posinf=np.inf)
-    return Side(logits, log, error, Bounded(slope, slope_error), _clear(logits, logit_error), shift[:, 0])
+    error = np.nan_to_num(error, nan=np.inf, posinf=np.inf)
+    return Side(logits, log, error, Bounded(slope, slope_error), _clear(logits, logit_error))
 
 
 def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -207,7 +203,7 @@ def _entropy(side: Side) -> Bounded:
     terms = -_times(side.p, side.log)
     h = terms.sum(1)
     by_z = np.abs(_times(side.p, side.log + h[:, None]))
-    return Bounded(h, _times(by_z, side.error).sum(1) + 128 * U * (np.abs(h) + 1) + side.shift * (np.abs(h) + 1))
+    return Bounded(h, _times(by_z, side.error).sum(1) + 128 * U * (np.abs(h) + 1))
 
 
 # --- the divergences ---
@@ -259,7 +255,7 @@ def _value_error(s: Side, t: Side, by_s: np.ndarray, by_t: np.ndarray, value: np
     """(N,): the error of the values that follows from the errors of both sides' z / T."""
     error = _times(np.abs(by_s), s.error).sum(1) + _times(np.abs(by_t), t.error).sum(1)
     second_order = _times(s.p, s.error**2).sum(1) + _times(t.p, t.error**2).sum(1)
-    return error + second_order + (s.shift + t.shift) * (np.abs(value) + 1)
+    return error + second_order
 
 
 # --- top-k lists and labels ---
@@ -282,7 +278,7 @@ def _topk(case: Case, x: Tensors, s: Side) -> Row:
         ce = np.where(has_label, -s.log[np.arange(n), np.maximum(labels, 0)], 0)
         d = np.where(has_label[:, None], s.p - hot, 0)
         value = value + (1 - alpha) * ce
-        error = error + (1 - alpha) * (_times(np.abs(d), s.error).sum(1) + 16 * U * np.abs(ce) + s.shift * (ce + 1))
+        error = error + (1 - alpha) * (_times(np.abs(d), s.error).sum(1) + 16 * U * np.abs(ce))
         by_z = by_z + (1 - alpha) * d
         by_z_error = by_z_error + np.where(has_label[:, None], (1 - alpha) * (_times(s.p, s.relative()) + 2 * U * hot), 0)
     nan = np.isnan(s.p).any(1)
@@ -356,9 +352,7 @@ def _topk_kl(case: Case, x: Tensors, s: Side) -> tuple[Bounded, Bounded, Bounded
         listed, _times(p, log_error), _times(p_tail[:, None] * in_tail, tail_error + log_tail_error[:, None])
     )
     value_error = _times(np.abs(gradient), s.error).sum(1) + 16 * U * np.abs(value)
-    value_error += (
-        s.shift * (np.abs(value) + 1) + _times(np.abs(terms), log_error).sum(1) + np.abs(tail_term) * log_tail_error + 2e-15
-    )
+    value_error += _times(np.abs(terms), log_error).sum(1) + np.abs(tail_term) * log_tail_error + 2e-15
     error = np.where(undefined[:, None], np.inf, error)
     value_error = np.where(undefined, np.inf, value_error)
     h = -(_times(p, log_p).sum(1) + _times(p_tail, np.log(p_tail)))

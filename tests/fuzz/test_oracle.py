@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fuzz import cases, known, oracle
+from tests.fuzz import cases, oracle
 from tests.fuzz.tensors import build, kinds_of_rows
 
 mpmath = pytest.importorskip("mpmath")
@@ -169,4 +169,4 @@ def test_tolerances_are_small():
         values = exact.values
         assert (values.error <= 1e-5 * np.maximum(values.exact, 0.3)).all(), case
         seen += 1
-    assert seen >= 20 and known.GPU == ("triton", "cuda")
+    assert seen >= 20

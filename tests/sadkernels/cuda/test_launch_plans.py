@@ -33,6 +33,24 @@ def test_whole_rows(emulated_backend, set_gpu, name, options, dtype):
     assert_close_to_truth(got, truth(student, teacher, ids, **options), dtype)
 
 
+@pytest.mark.parametrize("name", GPUS)
+def test_deferred_rows(emulated_backend, set_gpu, name):
+    """Rows with logits of 2^30 between others. A lean kernel defers them, and they do not change a bit of the others.
+
+    The gradient overwrites the logits, so a lean kernel must not write that of a deferred row.
+    """
+    set_gpu(GPUS[name][0])
+    huge, options = torch.tensor([False, True, True, False, False, True]), {"temperature": 16.0}
+    student, teacher = 16 * logits(6, 3001), 16 * logits(6, 3001)
+    ids = torch.tensor([1, 2, 1, 0, 2, 2])
+    without_huge = run(student.clone(), teacher, ids, emulated_backend, inplace_backward=True, **options)
+    student[huge] = 2.0**30 - 128.0 * torch.randint(4, (3, 3001))
+    exact = truth(student, teacher, ids, **options)
+    got = run(student, teacher, ids, emulated_backend, inplace_backward=True, **options)
+    assert_close_to_truth(got, exact, torch.float32)
+    assert torch.equal(got[1][~huge], without_huge[1][~huge])
+
+
 @pytest.mark.parametrize("options", [{}, {"divergence": "reverse_kl"}, {"reduction": "none"}], ids=str)
 def test_a_single_long_row(emulated_backend, set_gpu, options):
     """One row on 16 SMs is split into slices."""

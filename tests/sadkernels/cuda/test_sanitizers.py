@@ -67,7 +67,7 @@ def test_accesses_are_in_bounds():
 
 def test_no_races():
     select = "(cuda and (test_sizes or test_stats or (in_place_gives and float32))) or (test_launch_plans and float32)"
-    select += " or several_windows or row_after_row"
+    select += " or several_windows or row_after_row or (deferred_rows and (streamed or mean))"
     files = ("test_span_kl.py", "test_topk_span_kl_autograd.py", "cuda/test_launch_plans.py", "cuda/test_topk.py")
     done = sanitized(TSAN, selection(*(f"{KERNELS}/{name}" for name in files), select=select))
     assert done.returncode == 0 and " passed" in done.stdout, output_end(done)

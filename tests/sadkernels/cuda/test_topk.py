@@ -51,3 +51,20 @@ def test_a_block_takes_row_after_row(emulated_backend, set_gpu):
     tensors = (logprobs, ids, 1 + torch.arange(40) % 2)
     got = run(sad.fused_topk_span_kl, student, tensors, emulated_backend)
     assert_close_to_truth(got, truth(sad.fused_topk_span_kl, student, tensors), torch.float32)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_deferred_rows(emulated_backend, set_gpu, reduction):
+    """Rows with logits of 2^30 between others, with a different number of windows in the two launches."""
+    set_gpu(gpu(80, 3, 4))  # space for the bits of 512 columns, or of 7680 with one block per SM
+    how = {"reduction": reduction, "inplace_backward": reduction == "mean"}
+    huge = torch.tensor([False, True, True, False, False, True])
+    student, logprobs, ids = case(6, 1500, 9)
+    tensors, targets = (logprobs, ids, torch.tensor([1, 2, 1, 0, 2, 2])), torch.randint(1500, (6,))
+    options = {"temperature": 16.0, "target_ids": targets, "alpha": 0.5}
+    without_huge = run(sad.fused_topk_span_kl, 16 * student, tensors, emulated_backend, **options, **how)
+    student = torch.where(huge[:, None], 2.0**30 - 128.0 * torch.randint(4, (6, 1500)), 16 * student)
+    exact = truth(sad.fused_topk_span_kl, student, tensors, reduction=reduction, **options)
+    got = run(sad.fused_topk_span_kl, student, tensors, emulated_backend, **options, **how)
+    assert_close_to_truth(got, exact, torch.float32)
+    assert torch.equal(got[1][~huge], without_huge[1][~huge])

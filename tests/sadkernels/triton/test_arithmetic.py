@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from sadkernels.divergence import DivergenceConfig
-from sadkernels.triton import divergences, softmax, span_kl
+from sadkernels.triton import divergences, launch, softmax, span_kl
 
 INF, NAN = math.inf, math.nan
 
@@ -57,19 +57,33 @@ def test_kl_terms_of_zero_infinite_and_nan_columns(device):
 
 
 @triton.jit
-def _divergence_kernel(p, q, r, terms, gradient, beta, mean_dlogp, DIVERGENCE: tl.constexpr, N: tl.constexpr):
+def _divergence_kernel(
+    p,
+    q,
+    r,
+    terms,
+    gradient,
+    mean_dlogp,
+    teacher_share,
+    student_share,
+    mixture_border,
+    DIVERGENCE: tl.constexpr,
+    N: tl.constexpr,
+):
     lane = tl.arange(0, N)
     p, q, r = tl.load(p + lane), tl.load(q + lane), tl.load(r + lane)
-    term, mean_dlogp_term = divergences.divergence_terms(q, p, r, beta, DIVERGENCE)
+    mixture = divergences.Mixture(teacher_share, student_share, mixture_border)
+    term, mean_dlogp_term = divergences.divergence_terms(q, p, r, mixture, DIVERGENCE)
     tl.store(terms + lane, term)
     tl.store(terms + N + lane, mean_dlogp_term)
-    tl.store(gradient + lane, divergences.divergence_gradient(q, p, r, mean_dlogp, beta, DIVERGENCE))
+    tl.store(gradient + lane, divergences.divergence_gradient(q, p, r, mean_dlogp, mixture, DIVERGENCE))
 
 
 def _divergence(p, q, r, divergence: str, beta: float, mean_dlogp: float, device) -> tuple[torch.Tensor, torch.Tensor]:
     terms, gradient = torch.empty(2, p.numel(), device=device), torch.empty(p.numel(), device=device)
     columns = (x.to(device) for x in (p, q, r))
-    _divergence_kernel[(1,)](*columns, terms, gradient, beta, mean_dlogp, DIVERGENCE=divergence, N=p.numel())
+    mixture = launch.mixture_arguments(beta)
+    _divergence_kernel[(1,)](*columns, terms, gradient, mean_dlogp, **mixture, DIVERGENCE=divergence, N=p.numel())
     return terms.cpu(), gradient.cpu()
 
 
@@ -162,7 +176,8 @@ def test_running_total_over_blocks(order, device):
     values = span_kl.forward(student.to(device), teacher.to(device), kinds.to(device), DivergenceConfig(v), stats=True)
     exact = torch.logsumexp(student.double(), -1)
     p = (student.double() - exact[:, None]).exp()
-    torch.testing.assert_close(values.state[:2].double().cpu(), exact.expand(2, 1), rtol=1e-6, atol=1e-6)
+    log_sums = values.state[:2].double().cpu() + values.state[3:].double().cpu()
+    torch.testing.assert_close(log_sums, exact.expand(2, 1), rtol=1e-6, atol=1e-6)
     entropy = torch.special.entr(p).sum(-1)
     torch.testing.assert_close(values.entropies.double().cpu(), entropy.expand(2, 1), rtol=2e-6, atol=1e-6)
     assert values.value.item() == 0.0 and (values.argmax == student.argmax()).all()
@@ -186,17 +201,14 @@ def test_argmax_ties_go_to_the_lowest_column_across_blocks_and_edges(device):
 
 
 @triton.jit
-def _softmax_kernel(lse, shift, inverse, N: tl.constexpr):
+def _log_sum_kernel(log_sums, origins, log2_sums, N: tl.constexpr):
     lane = tl.arange(0, N)
-    result = softmax.softmax_from_log_sum_exp(tl.load(lse + lane))
-    tl.store(shift + lane, result.shift)
-    tl.store(inverse + lane, result.inverse_total)
+    tl.store(log2_sums + lane, softmax.load_log_sum(log_sums, origins, lane).log2_sum)
 
 
-def test_softmax_from_a_stored_log_sum_exp_keeps_its_digits(device):
-    """100 nats times log2(e) have a rounding error of 6e-6 in one float; 1 / total must be 20 times more accurate."""
-    lse = torch.linspace(-100, 100, 256)
-    shift, inverse = torch.empty(256, device=device), torch.empty(256, device=device)
-    _softmax_kernel[(1,)](lse.to(device), shift, inverse, N=256)
-    nats = shift.double().cpu() * math.log(2) - inverse.double().cpu().log()
-    torch.testing.assert_close(nats, lse.double(), rtol=0, atol=3e-7)
+def test_a_stored_log_sum_keeps_its_digits(device):
+    """The product with log2(e) is rounded once; log2(e) as one float has an error of 2e-8 of its own."""
+    log_sums = torch.linspace(-12, 12, 256)
+    log2_sums = torch.empty(256, device=device)
+    _log_sum_kernel[(1,)](log_sums.to(device), log_sums.to(device), log2_sums, N=256)
+    torch.testing.assert_close(log2_sums.cpu(), (log_sums.double() / math.log(2)).float(), rtol=0, atol=0)

@@ -34,9 +34,12 @@ void topk_span_kl(const TopkSpanKlParams& topk, void* scratch, int device, Strea
 
     const int element = size_of(params.student.rows.dtype);
     const bool two_passes = params.value && (params.grad.data || stats);
-    LaunchPlan plan = streamed_plan(properties, {params.rows, params.vocab, 16 / element, element, two_passes, true, lean});
     const std::int64_t window = window_columns(properties, params.vocab, lean ? 2 : 1);
-    plan.launch.shared_bytes = static_cast<std::size_t>(reduction_buffer_bytes + window / 8);
+    const auto kernel = kernels_for(params.student.rows.dtype).topk[lean];
+    const LaunchPlan plan = streamed_plan(
+        properties, {params.rows, params.vocab, 16 / element, element, two_passes, true, lean},
+        [&](const LaunchShape& shape) { return blocks_at_once(kernel, device, shape); },
+        reduction_buffer_bytes + window / 8);
 
     const auto threads = static_cast<unsigned>(std::min(properties.max_block_threads, 512));
     launch(&collect_rows_kernel, LaunchShape{1, threads, reduction_buffer_bytes, 1}, stream, params, index, gradient_only, 2,
@@ -47,7 +50,7 @@ void topk_span_kl(const TopkSpanKlParams& topk, void* scratch, int device, Strea
                               index,
                               grad_aligned,
                               static_cast<int>(window)};
-    launch(kernels_for(params.student.rows.dtype).topk[lean], plan.launch, stream, args);
+    launch(kernel, plan.launch, stream, args);
 }
 
 }  // namespace sad::cuda

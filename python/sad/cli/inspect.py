@@ -18,7 +18,10 @@ TABLE_STYLES = {"reason": "blue", "act": "red", "observe": "color(65)"}
 class InspectOptions:
     """The options of `sad inspect`."""
 
-    file: Path = option(positional=True, help="Trajectories, one JSON object per line (.jsonl or .jsonl.gz).")
+    file: Path = option(
+        positional=True, help="Trajectories: a file (JSON Lines, JSON, parquet, gzipped or not) or a folder."
+    )
+    source: str = option("auto", help="Source of the file, such as sharegpt. Default: recognized by its keys.")
     format: str | None = option(
         None, flag="--format -f", help="Format of the texts. Default: the trajectory's own format, otherwise sad."
     )
@@ -45,7 +48,7 @@ def command(options: InspectOptions) -> None:
     from sad.trajectories.encode import load_tokenizer
     from sad.trajectories.formats import get_format
     from sad.trajectories.inspection import inspect_trajectories
-    from sad.trajectories.trajectory import read_jsonl
+    from sad.trajectories.read import read_trajectories
 
     file, ids, page = options.file, options.id, options.html
     for flag, value, least in (("--limit", options.limit, 0), ("--max-length", options.max_length, 1)):
@@ -55,7 +58,8 @@ def command(options: InspectOptions) -> None:
         raise InputError(str(page), "a new file", "an existing one", "Choose another name, or remove the file.")
     if options.format is not None:
         get_format(options.format, "--format")
-    trajectories = read_jsonl(file)
+    recognized: list[str] = []
+    trajectories = read_trajectories(file, options.source, say=recognized.append)
     if ids:
         missing = set(ids) - {trajectory.id for trajectory in trajectories}
         if missing:
@@ -73,6 +77,7 @@ def command(options: InspectOptions) -> None:
         include_prefix=options.include_prefix,
         keep=max(in_terminal, on_page if page else 0),
     )
+    typer.echo(f"{file}: {'; '.join(recognized)}")
     _print(inspection, in_terminal)
     if page is not None:
         _write_page(inspection, on_page, options)

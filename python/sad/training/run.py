@@ -25,7 +25,7 @@ from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.trainer import SADTrainer
 from sad.trajectories.encode import EncodedCorpus, encode_all
-from sad.trajectories.trajectory import read_jsonl
+from sad.trajectories.read import read_trajectories
 
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
@@ -64,7 +64,8 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         cache.check_observe(config.observe)
     main = config.process_index == 0
     announce = say if main else lambda message: None
-    files = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
+    paths = {name: path for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
+    files = {name: read_trajectories(path, options.source, say=announce) for name, path in paths.items()}
     probes = [trajectory.text for trajectory in files["data"] if trajectory.text][:_PROBES]
     tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)

@@ -37,11 +37,12 @@ class EncodedCorpus:
     """Encoded trajectories for training, and counts of what was cut, dropped and unparsed.
 
     Args:
-        examples: One dict (input_ids, span_ids) per trajectory that has a supervised token.
+        examples: One dict (input_ids, span_ids) per example that has a supervised token. A trajectory is one example, or
+            several if its chat template drops thoughts of earlier turns.
         ids: The trajectory id of each example.
-        truncated: Number of examples that were cut to the maximum length.
+        truncated: Number of examples that were cut to the maximum length, including the dropped ones.
         tokens_cut: Number of tokens cut off from these examples.
-        empty: Number of trajectories that were dropped because they have no supervised token after truncation.
+        empty: Number of examples that were dropped because they have no supervised token after truncation.
         observe: Whether observation tokens are labelled and supervised.
         unparsed: (trajectory id, `Unparsed`) for every place that does not fit its format.
     """
@@ -112,7 +113,12 @@ def _eos_kind(segmentation: Segmentation) -> SpanKind:
 
 
 def _tokenize(
-    segmentation: Segmentation, tokenizer: PreTrainedTokenizerBase, rendered: bool, add_eos: bool, observe: bool
+    segmentation: Segmentation,
+    tokenizer: PreTrainedTokenizerBase,
+    rendered: bool,
+    add_eos: bool,
+    observe: bool,
+    from_text: bool = False,
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Returns token ids, labels and offsets of the whole text.
 
@@ -122,10 +128,11 @@ def _tokenize(
         rendered: Whether a chat template rendered the text. Then the text contains all special tokens already.
         add_eos: Whether to append the EOS.
         observe: Whether to label observations.
+        from_text: Whether another program rendered the text. It may lack the BOS.
     """
-    batch = tokenizer(
-        segmentation.text, return_offsets_mapping=True, add_special_tokens=not rendered, truncation=False, verbose=False
-    )
+    text, bos = segmentation.text, tokenizer.bos_token
+    add = (from_text or not rendered) and not (bos and text.startswith(bos))
+    batch = tokenizer(text, return_offsets_mapping=True, add_special_tokens=add, truncation=False, verbose=False)
     ids, offsets = list(batch["input_ids"]), [tuple(offset) for offset in batch["offset_mapping"]]
     labels = span_ids_from_offsets(offsets, segmentation.spans).tolist()
     if observe and segmentation.observations:  # a token that touches a span of the model keeps its label
@@ -134,6 +141,8 @@ def _tokenize(
     eos = tokenizer.eos_token_id
     if not rendered and eos is not None:
         appended = bool(ids) and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]  # by the tokenizer itself
+        if ids and ids[-1] == eos and not appended:  # the text itself ends with the EOS
+            return ids, labels, offsets
         if add_eos and not appended:
             end = len(segmentation.text)
             ids, labels, offsets = [*ids, eos], [*labels, 0], [*offsets, (end, end)]
@@ -176,7 +185,7 @@ def encode(
         trajectory = Trajectory(text=trajectory)
     elif not isinstance(trajectory, Trajectory):
         trajectory = Trajectory(messages=list(trajectory))
-    return encode_with_segmentation(
+    examples, _ = encode_examples(
         trajectory,
         tokenizer,
         format=format,
@@ -184,7 +193,12 @@ def encode(
         add_eos=add_eos,
         include_prefix=include_prefix,
         observe=observe,
-    )[0]
+    )
+    if len(examples) > 1:
+        got = f"{len(examples)} examples, because the chat template drops thoughts of earlier turns"
+        remedy = "Use sad.encode_all, which returns all examples, or a tokenizer.chat_template that keeps the thoughts."
+        raise InputError(f"trajectory {trajectory.id!r}", "messages that make one example", got, remedy)
+    return examples[0]
 
 
 def encode_with_segmentation(
@@ -197,16 +211,54 @@ def encode_with_segmentation(
     include_prefix: bool = True,
     observe: bool = False,
 ) -> tuple[Encoded, Segmentation]:
-    """Returns the result of `encode` and the segmentation that it is made from."""
+    """Returns the encoded trajectory and the segmentation that it is made from.
+
+    If the trajectory needs several examples, they stand one after the other in both; `max_length` cuts each of them.
+    """
+    examples, segmentation = encode_examples(
+        trajectory,
+        tokenizer,
+        format=format,
+        max_length=max_length,
+        add_eos=add_eos,
+        include_prefix=include_prefix,
+        observe=observe,
+    )
+    joined = Encoded([], [], sum(example.truncated for example in examples), [])
+    for start, example in zip(segmentation.starts, examples):
+        joined.input_ids.extend(example.input_ids)
+        joined.span_ids.extend(example.span_ids)
+        joined.offsets.extend((begin + start, end + start) for begin, end in example.offsets)
+    return joined, segmentation
+
+
+def encode_examples(
+    trajectory: Trajectory,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    format: str | Format | ChatFormat | None = None,
+    max_length: int | None = None,
+    add_eos: bool = True,
+    include_prefix: bool = True,
+    observe: bool = False,
+) -> tuple[list[Encoded], Segmentation]:
+    """Returns the training examples of a trajectory and the segmentation that they are made from.
+
+    A trajectory is one example, or several if its chat template drops thoughts of earlier turns. Arguments as in `encode`.
+    """
     check_tokenizer(tokenizer)
     if max_length is not None and max_length < 1:
         raise InputError("max_length", "at least 1", str(max_length), "Pass the model's sequence length, or None.")
     segmentation = trajectory.segmented(format, include_prefix, tokenizer)
-    rendered = trajectory.spans is None and isinstance(trajectory.resolve_format(format), ChatFormat)
+    chat = trajectory.spans is None and isinstance(trajectory.resolve_format(format), ChatFormat)
+    from_text = chat and trajectory.messages is None
     observe = observe or trajectory.spans is not None
-    ids, labels, offsets = _tokenize(segmentation, tokenizer, rendered, add_eos, observe)
-    kept = len(ids) if max_length is None else min(max_length, len(ids))
-    return Encoded(ids[:kept], labels[:kept], len(ids) - kept, offsets[:kept]), segmentation
+    examples = []
+    for part in segmentation.examples():
+        ids, labels, offsets = _tokenize(part, tokenizer, chat, add_eos, observe, from_text)
+        kept = len(ids) if max_length is None else min(max_length, len(ids))
+        examples.append(Encoded(ids[:kept], labels[:kept], len(ids) - kept, offsets[:kept]))
+    return examples, segmentation
 
 
 def encode_all(
@@ -236,7 +288,7 @@ def encode_all(
     corpus = EncodedCorpus(observe=observe)
     supervised = set(supervised_kinds(observe))
     for trajectory in trajectories:
-        encoded, segmentation = encode_with_segmentation(
+        examples, segmentation = encode_examples(
             trajectory,
             tokenizer,
             format=format,
@@ -246,11 +298,12 @@ def encode_all(
             observe=observe,
         )
         corpus.unparsed += [(trajectory.id, item) for item in segmentation.unparsed]
-        if supervised.isdisjoint(encoded.span_ids):
-            corpus.empty += 1
-            continue
-        corpus.examples.append({"input_ids": encoded.input_ids, "span_ids": encoded.span_ids})
-        corpus.ids.append(trajectory.id)
-        corpus.truncated += encoded.truncated > 0
-        corpus.tokens_cut += encoded.truncated
+        for encoded in examples:
+            corpus.truncated += encoded.truncated > 0
+            corpus.tokens_cut += encoded.truncated
+            if supervised.isdisjoint(encoded.span_ids):
+                corpus.empty += 1
+                continue
+            corpus.examples.append({"input_ids": encoded.input_ids, "span_ids": encoded.span_ids})
+            corpus.ids.append(trajectory.id)
     return corpus

@@ -80,6 +80,10 @@ class ChatFormat:
         call_openers: Strings that templates write before tool calls.
         text_formats: Names of the line formats for visible text that begins with one of their prefixes; the first match
             is used. Other visible text is reasoning if tool calls follow in the same message, and an action otherwise.
+        environment_tags: Names of paired tags in an assistant message that enclose what the environment inserted.
+        reason_tags: Names of paired tags that enclose a thought.
+        action_tags: Names of paired tags that enclose an action.
+        text_tags: Names of paired tags that are ordinary text, such as HTML. Any other pair is reported.
     """
 
     name: str
@@ -87,6 +91,25 @@ class ChatFormat:
     think_tags: tuple[tuple[str, str], ...] = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
     call_openers: tuple[str, ...] = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<function_call>", "<tool_calls>")
     text_formats: tuple[str, ...] = ("sad", "react")
+    environment_tags: tuple[str, ...] = (
+        *("information", "result", "interpreter", "tool_response", "tool_result", "observation", "tool_output"),
+        *("search_result", "search_results", "execution_result", "function_results"),
+    )
+    reason_tags: tuple[str, ...] = (
+        *("thought", "thoughts", "thinking", "reasoning", "reason", "plan", "analysis", "reflection", "scratchpad"),
+        *("rationale", "inner_monologue"),
+    )
+    action_tags: tuple[str, ...] = (
+        *("action", "answer", "code", "search", "tool_call", "tool_calls", "function", "function_call", "function_calls"),
+        *("execute_bash", "execute_ipython", "execute_browse", "python", "bash", "tool", "invoke", "command", "finish"),
+        *("query", "use_mcp_tool", "tool_use", "final_answer", "click", "solution"),
+    )
+    text_tags: tuple[str, ...] = (
+        *("a", "b", "i", "u", "s", "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "div", "span", "table", "tr"),
+        *("td", "th", "thead", "tbody", "html", "head", "body", "title", "script", "style", "pre", "em", "strong", "br"),
+        *("details", "summary", "blockquote", "section", "header", "footer", "nav", "main", "form", "label", "button"),
+        *("svg", "img", "sub", "sup", "kbd", "del", "dl", "dt", "dd", "article", "select", "option", "textarea", "template"),
+    )
 
 
 _FORMATS: dict[str, Format | ChatFormat] = {}

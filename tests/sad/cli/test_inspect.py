@@ -194,3 +194,13 @@ def test_overlays_show_the_whole_text_once(gpt2_tokenizer):
     assert len(found.spans) == 3 and len(found.observations) == 1
     pieces = span_pieces(text, found.spans + found.observations)
     assert "".join(piece.text for piece in pieces) == text and "日 本\n" in [piece.text for piece in pieces]
+
+
+def test_the_source_is_recognized_or_named(run, tmp_path):
+    record = {"prompt": "Q: 2+2?\n", "completion": "Thought: easy\nAction: 4"}
+    (tmp_path / "log.json").write_text(json.dumps([record, record], indent=1))
+    for arguments in ([], ["--source", "trl"]):
+        shown = run("log.json", *arguments)
+        assert "log.json: prompts with completions, 2 trajectories" in shown and "2 with reasoning and actions" in shown
+    with pytest.raises(InputError, match=r"source: expected one of auto, .*trl"):
+        run("log.json", "--source", "none")

@@ -154,12 +154,33 @@ def test_empty_think_block_of_the_template_is_not_labelled(spans_of):
     assert spans_of(messages, EMPTY_THINK) == [(A, "a<|im_end|>"), (A, "b<|im_end|>")]
 
 
+def test_template_that_drops_earlier_thoughts_gives_one_example_per_turn(make_tokenizer):
+    """Each turn is labelled where the template shows it as at inference: with its thought, and earlier turns without."""
+    messages = [user("q"), assistant("a", thought="why"), user("why"), assistant("b", thought="so")]
+    tokenizer = make_tokenizer(chat_template=DROPS)
+    found = segment(messages, "chat", tokenizer=tokenizer)
+    first, second = found.examples()
+    assert [(int(kind), first.text[s:e]) for s, e, kind in first.spans] == [
+        (R, "<think>\nwhy\n</think>\n\n"),
+        (A, "a<|im_end|>"),
+    ]
+    assert [(int(kind), second.text[s:e]) for s, e, kind in second.spans] == [
+        (R, "<think>\nso\n</think>\n\n"),
+        (A, "b<|im_end|>"),
+    ]
+    assert "a<|im_end|>" in second.text and first.text + second.text == found.text
+    corpus = sad.encode_all([sad.Trajectory("t", messages=messages)], tokenizer)
+    assert corpus.ids == ["t", "t"] and len(corpus.examples) == 2
+    with pytest.raises(sad.InputError, match="expected messages that make one example, got 2 examples"):
+        encode(messages, tokenizer)
+
+
 def test_template_that_drops_or_rewrites_a_message_raises(spans_of):
     messages = [user("q"), assistant("a", thought="why"), user("why"), assistant("b", thought="so")]
     with pytest.raises(
         sad.InputError, match=r"messages\[1\]: expected its reasoning .* without 'why'\. .*drops or rewrites"
     ):
-        spans_of(messages, DROPS)
+        spans_of(messages, DROPS.replace("loop.last", "false"))
     with pytest.raises(sad.InputError, match=r"messages\[1\]: expected its text"):
         spans_of([user("q"), assistant("Loud")], KEEPS.replace("m.content or ''", "(m.content or '') | upper"))
     with pytest.raises(sad.InputError, match=r"messages\[1\]: expected its calls"):

@@ -127,7 +127,7 @@ def test_encode_all_counts_truncated_dropped_and_unparsed(tokenizer):
     )
     assert corpus.ids == ["a", "c", "e"]
     assert corpus.examples[0] == dict(zip(("input_ids", "span_ids"), encode(TEXT, tokenizer, max_length=60)[:2]))
-    assert (corpus.truncated, corpus.empty) == (int(encode(TEXT, tokenizer, max_length=60).truncated > 0), 2)
+    assert (corpus.truncated, corpus.empty) == (1 + int(encode(TEXT, tokenizer, max_length=60).truncated > 0), 2)  # "d" too
     assert [(name, item.line) for name, item in corpus.unparsed] == [("b", 1), ("c", 1)]
     assert corpus.summary().startswith("3 trajectories, ") and "2 without a supervised token dropped" in corpus.summary()
 

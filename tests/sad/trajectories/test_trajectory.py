@@ -140,3 +140,23 @@ def test_errors_name_the_trajectory():
         Trajectory("t", messages=[{"role": "user", "content": "x"}]).segmented()
     with pytest.raises(sad.InputError, match="trajectory 't', spans: expected ranges"):
         Trajectory("t", "x", spans=[Span(0, 2, Span.ACT)]).segmented()
+
+
+def test_prompts_are_not_labelled():
+    """`prompt_chars`, and the prompt of LangChain's ReAct agent, whose lines look like the model's."""
+    prompt = "Thought: write so\nAction: so\n"
+    cut = Trajectory("t", prompt + "Thought: a\n", format="react", prompt_chars=len(prompt))
+    assert cut.segmented().spans == [(len(prompt), len(prompt) + len("Thought: a\n"), Span.REASON)]
+    text = "Use the following format:\n\nThought: think\nAction: act\n\nBegin!\n\nQuestion: q\nThought: a\nFinal Answer: b\n"
+    found = Trajectory("t", text, format="react").segmented()
+    assert [text[s:e] for s, e, _ in found.spans] == ["Thought: a\n", "Final Answer: b\n"]
+    assert [(item.line, "taken for a prompt" in item.reason) for item in found.unparsed] == [(6, True)]
+    whole = Trajectory("t", text, format="react", prompt_chars=0).segmented()
+    assert len(whole.spans) == 4 and not whole.unparsed
+
+
+def test_a_prompt_longer_than_the_text_raises(tmp_path):
+    for chars in (9, -1, True, "3"):
+        (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Action: a"[:5], "prompt_chars": chars}), encoding="utf-8")
+        with pytest.raises(sad.InputError, match="key 'prompt_chars': expected a number of characters of the text"):
+            read_jsonl(tmp_path / "a.jsonl")

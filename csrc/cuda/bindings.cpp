@@ -1,11 +1,13 @@
 // The Python names of the CUDA kernels. Arguments are addresses and sizes: this file neither includes nor links PyTorch. No
 // function needs a GPU or a driver until a kernel is launched.
+#include <numeric>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "kernels.h"
 #include "launch_plan.h"
+#include "occupancy.h"
 #include "params_binding.h"
 #include "runtime.h"
 
@@ -72,11 +74,22 @@ int device_count() {
 
 #endif
 
-// Returns the launch plan for rows of one dtype on both sides, on a GPU with these properties.
-py::dict plan(int sms, int arch, std::int64_t l2_bytes, std::int64_t block_shared_bytes, std::int64_t sm_shared_bytes,
-              std::int64_t rows, std::int64_t vocab, int element_bytes, bool lean) {
+// Returns the launch plan for rows of one dtype on both sides, on a GPU with these properties. The model of `occupancy.h`
+// replaces the queries of the runtime.
+py::dict plan(int arch, std::int64_t l2_bytes, std::int64_t block_shared_bytes, std::int64_t sm_shared_bytes,
+              const std::vector<int>& gpc_sms, int sm_threads, int ptx_version, std::int64_t rows, std::int64_t vocab,
+              int element_bytes, bool lean) {
+    const int sms = std::accumulate(gpc_sms.begin(), gpc_sms.end(), 0);
     const Gpu gpu{sms, arch, l2_bytes, block_shared_bytes, sm_shared_bytes, 1024};
-    const LaunchPlan made = plan_rows(gpu, {rows, vocab, 16 / element_bytes, 2 * element_bytes, true, true, lean});
+    const auto model = [&](int registers) {
+        const OccupancyModel of{gpc_sms, sm_shared_bytes, sm_threads, registers, arch >= 90 && ptx_version >= 90};
+        return [of](const LaunchShape& shape) {
+            return of.blocks_at_once(shape.threads, static_cast<std::int64_t>(shape.shared_bytes), shape.cluster);
+        };
+    };
+    const int registers = lean ? 64 : 128;
+    const LaunchPlan made = plan_rows(gpu, {rows, vocab, 16 / element_bytes, 2 * element_bytes, true, true, lean},
+                                      {model(registers), model(registers), model(128)});
     const char* const strategies[] = {"resident", "streamed", "sliced"};
     py::dict found;
     found["strategy"] = strategies[static_cast<int>(made.strategy)];
@@ -105,15 +118,21 @@ PYBIND11_MODULE(_cuda, m) {
 #if defined(SAD_EMULATED)
     m.def(
         "set_emulated_gpu",
-        [](int sms, int arch, std::int64_t l2_bytes, std::int64_t block_shared_bytes, std::int64_t sm_shared_bytes) {
-            emulated_gpu() = {sms, arch, l2_bytes, block_shared_bytes, sm_shared_bytes, 64};
+        [](int arch, std::int64_t l2_bytes, std::int64_t block_shared_bytes, std::int64_t sm_shared_bytes,
+           const std::vector<int>& gpc_sms, int code_arch, int ptx_version) {
+            const int sms = std::accumulate(gpc_sms.begin(), gpc_sms.end(), 0);
+            const Gpu gpu{sms, arch, l2_bytes, block_shared_bytes, sm_shared_bytes, 64};
+            emulated_gpu() = {gpu, gpc_sms, code_arch, ptx_version};
         },
-        py::kw_only(), py::arg("sms"), py::arg("arch"), py::arg("l2_bytes"), py::arg("block_shared_bytes"),
-        py::arg("sm_shared_bytes"), "Sets the GPU properties that later launches are planned for.");
+        py::kw_only(), py::arg("arch"), py::arg("l2_bytes"), py::arg("block_shared_bytes"), py::arg("sm_shared_bytes"),
+        py::arg("gpc_sms"), py::arg("code_arch"), py::arg("ptx_version"),
+        "Sets the GPU that later launches are planned for, the architecture that the kernels behave as if compiled for, and "
+        "the architecture that the runtime reports for them.");
 #endif
-    m.def("plan", &plan, py::kw_only(), py::arg("sms"), py::arg("arch"), py::arg("l2_bytes"), py::arg("block_shared_bytes"),
-          py::arg("sm_shared_bytes"), py::arg("rows"), py::arg("vocab"), py::arg("element_bytes"), py::arg("lean"),
-          "Returns the launch plan of a call as a dict; see launch_plan.h.");
+    m.def("plan", &plan, py::kw_only(), py::arg("arch"), py::arg("l2_bytes"), py::arg("block_shared_bytes"),
+          py::arg("sm_shared_bytes"), py::arg("gpc_sms"), py::arg("sm_threads"), py::arg("ptx_version"), py::arg("rows"),
+          py::arg("vocab"), py::arg("element_bytes"), py::arg("lean"),
+          "Returns the launch plan of a call as a dict; see launch_plan.h and occupancy.h.");
     m.def("span_kl_scratch_bytes", &span_kl_scratch_bytes, WithoutGil(), py::arg("params"), py::arg("device"));
     m.def("span_kl", &bind_span_kl, WithoutGil(), py::arg("params"), py::arg("scratch"), py::arg("device"),
           py::arg("stream"));

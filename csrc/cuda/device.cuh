@@ -68,11 +68,17 @@ inline void wait_for_copies() {
     }
 }
 
-inline unsigned cluster_rank() { return emulation::here.rank; }
-inline unsigned cluster_blocks() { return static_cast<unsigned>(emulation::here.cluster->blocks.size()); }
-inline void cluster_sync() { emulation::here.cluster->barrier.arrive_and_wait(); }
+inline unsigned cluster_rank() { return emulation::code_has_clusters ? emulation::here.rank : 0; }
+inline unsigned cluster_blocks() {
+    return emulation::code_has_clusters ? static_cast<unsigned>(emulation::here.cluster->blocks.size()) : 1;
+}
+inline void cluster_sync() {
+    if (!emulation::code_has_clusters) return __syncthreads();
+    emulation::here.cluster->barrier.arrive_and_wait();
+}
 template <typename T>
 inline const T* shared_of(const T* mine, unsigned rank) {
+    if (!emulation::code_has_clusters) return mine;
     const auto offset = reinterpret_cast<const unsigned char*>(mine) - dynamic_shared();
     return reinterpret_cast<const T*>(emulation::here.cluster->blocks[rank]->shared.get() + offset);
 }

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -77,12 +78,18 @@ struct Place {
 
 inline thread_local Place here;
 
+// Whether the kernels behave as if compiled for sm_90 or newer. Older code regards every block as a cluster of its own.
+inline bool code_has_clusters = true;
+
+struct Trap {};
+
 inline void run(dim3 grid, unsigned threads, std::size_t shared_bytes, unsigned cluster_size,
                 const std::function<void()>& kernel) {
     Cluster cluster(threads * cluster_size);
     for (unsigned rank = 0; rank < cluster_size; ++rank) {
         cluster.blocks.push_back(std::make_unique<Block>(threads, shared_bytes));
     }
+    std::atomic<bool> trapped = false;
     std::vector<std::thread> team;
     for (unsigned rank = 0; rank < cluster_size; ++rank) {
         for (unsigned t = 0; t < threads; ++t) {
@@ -94,7 +101,11 @@ inline void run(dim3 grid, unsigned threads, std::size_t shared_bytes, unsigned 
                         if (t == 0) mine.fill_with_nan();
                         cluster.barrier.arrive_and_wait();
                         here.block = {first + rank, y, 0};
-                        kernel();
+                        try {
+                            kernel();
+                        } catch (const Trap&) {
+                            trapped = true;
+                        }
                         here.batches.assign(1, {});
                         cluster.barrier.arrive_and_wait();
                     }
@@ -103,6 +114,7 @@ inline void run(dim3 grid, unsigned threads, std::size_t shared_bytes, unsigned 
         }
     }
     for (std::thread& thread : team) thread.join();
+    if (trapped) throw std::runtime_error("the emulated kernel stopped in a trap");
 }
 
 template <typename T>
@@ -127,6 +139,9 @@ using std::max;
 using std::min;
 
 inline unsigned atomicOr(unsigned* p, unsigned bits) { return std::atomic_ref<unsigned>(*p).fetch_or(bits); }
+
+// Stops the launch. Every thread of the cluster must trap at the same place, because the others would wait in a barrier.
+[[noreturn]] inline void __trap() { throw sad::cuda::emulation::Trap{}; }
 
 inline void __syncthreads() { sad::cuda::emulation::here.mine->barrier.arrive_and_wait(); }
 

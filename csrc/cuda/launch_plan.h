@@ -1,5 +1,6 @@
-// Plans the launch of a kernel on the host: the strategy, the grid and the shared memory, from the properties of the GPU and
-// the sizes of the rows. Thresholds are derived, not measured.
+// Plans the launch of a kernel on the host: the strategy, the grid and the shared memory. A plan is computed from the
+// properties of the GPU, the sizes of the rows, and the number of blocks of a kernel that run at the same time. Thresholds
+// are derived, not measured.
 //
 //   resident  A pair of rows stays in shared memory between the passes, so L2 delivers every byte once. With e bytes per
 //             element, two passes over rows that are not resident move 5 V e bytes through L2 and 3 V e bytes from memory.
@@ -8,12 +9,19 @@
 //             blocks with their parts of a row fit an SM.
 //   streamed  Every pass reads the rows again. Later passes hit L2 if (rows in flight) x (half the bytes of a pair) is below
 //             0.7 of its size; half, because the blocks are at different stages. GPUs with GDDR memory have arithmetic to
-//             spare, so they leave up to half of their SMs idle to stay below that.
+//             spare, so they leave up to half of their SMs idle to stay below that. If even the smallest grid needs more
+//             than L2, later passes read memory anyway, and all SMs work.
 //   sliced    The rows are fewer than half of the blocks that run at a time. Each row is split into slices, one block each.
+//
+// A grid never has more blocks than run at the same time. Each block processes the rows in turn, so a few blocks that start
+// after the others would nearly double the time. In a grid with the same number of blocks on every SM, an SM processes at
+// most ceil(rows / SMs) rows.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <functional>
 
 #include "params.h"
 #include "runtime.h"
@@ -23,9 +31,11 @@ namespace sad::cuda {
 constexpr std::int64_t reduction_buffer_bytes = 2 * 33 * 32;  // sizeof(ReductionBuffer) in reductions.cuh
 constexpr std::int64_t reserved_shared_bytes = 1024;          // the system reserves them on an SM for each block
 constexpr std::int64_t short_row = 4096;  // columns; in a shorter row, 16 warps would have one or two groups per thread
+constexpr std::int64_t min_part = 2 * short_row;  // columns of a row per block of a cluster, unless larger parts do not fit
 constexpr std::int64_t min_sliced_columns = 16384;  // one block takes about 15 us; the launches of slicing take 3 us each
 constexpr std::int64_t max_slices = 64;
 constexpr double usable_l2_share = 0.7;
+constexpr double clear_gain = 0.9;  // more or larger clusters must save a tenth of the work, because they also wait more
 
 enum class Strategy { resident, streamed, sliced };
 
@@ -45,7 +55,27 @@ struct RowShape {
     bool two_blocks_fit;   // the kernel needs at most 64 registers: two blocks of 512 threads fit an SM
 };
 
-inline bool has_gddr(int arch) { return arch == 86 || arch == 89 || arch == 120; }
+// Returns how many blocks of a kernel run at the same time in launches of this shape, whatever its grid. 0 if the GPU cannot
+// run the shape: no clusters, no clusters in the code, or no place for a cluster in a part of a GPU.
+using BlocksAtOnce = std::function<std::int64_t(const LaunchShape&)>;
+
+// The kernels of one call that differ by strategy.
+struct RowKernels {
+    BlocksAtOnce resident, streamed, sliced;
+};
+
+// Returns whether memory is slow relative to the SMs: all GPUs but A100 and A30, Hopper, and Blackwell for data centers.
+inline bool has_gddr(int arch) { return arch != 80 && arch != 90 && arch / 10 != 10; }
+
+// Returns whether L2 is at least 5 / 3 as fast as memory, so that passes that hit L2 are not slower than resident rows.
+inline bool l2_keeps_up(int arch) { return arch < 90 || has_gddr(arch); }
+
+inline double bytes_in_flight(const RowShape& shape) { return shape.vocab * shape.pair_bytes / 2.0; }  // per row
+
+// Returns the blocks of a thread count for which an SM has registers.
+inline std::int64_t blocks_by_registers(const RowShape& shape, std::int64_t threads) {
+    return std::max<std::int64_t>(1, (shape.two_blocks_fit ? 1024 : 512) / threads);
+}
 
 // Returns the threads of a block with about four groups per thread: at least one warp, at most `most`.
 inline unsigned threads_for(std::int64_t groups, std::int64_t most) {
@@ -53,52 +83,68 @@ inline unsigned threads_for(std::int64_t groups, std::int64_t most) {
     return static_cast<unsigned>(std::min(warps * 32, most));
 }
 
-inline LaunchPlan streamed_plan(const Gpu& gpu, const RowShape& shape) {
+inline LaunchShape streamed_shape(const Gpu& gpu, const RowShape& shape, std::int64_t shared_bytes) {
     const std::int64_t threads = std::min(gpu.max_block_threads, shape.vocab <= short_row ? 128 : 512);
-    const std::int64_t blocks_per_sm = (shape.two_blocks_fit ? 1024 : 512) / std::min<std::int64_t>(threads, 512);
-    std::int64_t blocks = gpu.sms * std::max<std::int64_t>(blocks_per_sm, 1);
-    const auto rows_in_l2 =
-        static_cast<std::int64_t>(usable_l2_share * gpu.l2_bytes / (shape.vocab * shape.pair_bytes / 2.0));
-    if (shape.two_passes && rows_in_l2 < blocks) {
-        const std::int64_t least = has_gddr(gpu.arch) ? gpu.sms / 2 : gpu.sms;
-        blocks = std::max(rows_in_l2, std::max<std::int64_t>(least, 1));
-    }
-    blocks = std::min(blocks, std::max<std::int64_t>(shape.rows, 1));
-    const LaunchShape launch{static_cast<unsigned>(blocks), static_cast<unsigned>(threads), reduction_buffer_bytes, 1};
+    return {1, static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes), 1};
+}
+
+// Returns the grid of a streamed launch for any number of rows.
+inline std::int64_t streamed_grid(const Gpu& gpu, const RowShape& shape, const LaunchShape& launch,
+                                  const BlocksAtOnce& at_once) {
+    const std::int64_t most = std::min(gpu.sms * blocks_by_registers(shape, launch.threads), at_once(launch));
+    const auto rows_in_l2 = static_cast<std::int64_t>(usable_l2_share * gpu.l2_bytes / bytes_in_flight(shape));
+    const std::int64_t least = std::max(has_gddr(gpu.arch) ? gpu.sms / 2 : gpu.sms, 1);
+    const bool least_exceeds_l2 = least * bytes_in_flight(shape) > gpu.l2_bytes;
+    if (!shape.two_passes || rows_in_l2 >= most || least_exceeds_l2) return std::max<std::int64_t>(most, 1);
+    const std::int64_t whole_sms = rows_in_l2 < gpu.sms ? rows_in_l2 : rows_in_l2 / gpu.sms * gpu.sms;
+    return std::max<std::int64_t>(std::min(std::max(whole_sms, least), most), 1);
+}
+
+inline LaunchPlan streamed_plan(const Gpu& gpu, const RowShape& shape, const BlocksAtOnce& at_once,
+                                std::int64_t shared_bytes = reduction_buffer_bytes) {
+    LaunchShape launch = streamed_shape(gpu, shape, shared_bytes);
+    const std::int64_t blocks = streamed_grid(gpu, shape, launch, at_once);
+    launch.blocks = static_cast<unsigned>(std::min(blocks, std::max<std::int64_t>(shape.rows, 1)));
     return {Strategy::streamed, launch, 0, 1, shape.vocab};
 }
 
-// Sets `plan` and returns true, or returns false if the rows do not fit the largest cluster.
-inline bool resident_plan(const Gpu& gpu, const RowShape& shape, LaunchPlan& plan) {
+// Sets `plan` and returns true, or returns false if the rows do not fit the largest cluster. Two blocks per SM and small
+// clusters come first. Another plan replaces them if the SM with the most rows has clearly less to do.
+inline bool resident_plan(const Gpu& gpu, const RowShape& shape, const BlocksAtOnce& at_once, LaunchPlan& plan) {
     if (!shape.two_passes || !shape.teacher_aligned) return false;
-    const std::int64_t groups = shape.vocab / shape.group_columns;
-    const int largest_cluster = gpu.arch >= 90 ? 8 : 1;
+    const std::int64_t groups = shape.vocab / shape.group_columns, rows = std::max<std::int64_t>(shape.rows, 1);
+    const int largest_cluster = gpu.arch >= 90 && !l2_keeps_up(gpu.arch) ? 8 : 1;
+    bool found = false;
+    double least_work = 0.0;
     for (const int blocks_per_sm : {2, 1}) {
         if (blocks_per_sm == 2 && !shape.two_blocks_fit) continue;
         const std::int64_t room =
             std::min(gpu.block_shared_bytes, gpu.sm_shared_bytes / blocks_per_sm - reserved_shared_bytes);
         for (int cluster = 1; cluster <= largest_cluster; cluster *= 2) {
             const std::int64_t slots = (groups + cluster - 1) / cluster, bytes = reduction_buffer_bytes + 2 * 16 * slots;
-            if (bytes > room) continue;
+            if (bytes > room || (found && slots * shape.group_columns < min_part)) continue;
             const std::int64_t most_threads = shape.two_blocks_fit && blocks_per_sm == 1 ? 1024 : 512;
             const unsigned threads = threads_for(slots, std::min<std::int64_t>(most_threads, gpu.max_block_threads));
-            const std::int64_t by_registers = (shape.two_blocks_fit ? 1024 : 512) / threads;
-            const std::int64_t by_memory = gpu.sm_shared_bytes / (bytes + reserved_shared_bytes);
-            const std::int64_t blocks = gpu.sms * std::max<std::int64_t>(1, std::min(by_registers, by_memory));
-            const std::int64_t clusters =
-                std::min(std::max<std::int64_t>(blocks / cluster, 1), std::max<std::int64_t>(shape.rows, 1));
-            const LaunchShape launch{static_cast<unsigned>(clusters * cluster), threads, static_cast<std::size_t>(bytes),
-                                     static_cast<unsigned>(cluster)};
+            LaunchShape launch{1, threads, static_cast<std::size_t>(bytes), static_cast<unsigned>(cluster)};
+            const std::int64_t blocks = std::min(gpu.sms * blocks_by_registers(shape, threads), at_once(launch));
+            const std::int64_t clusters = blocks / cluster;
+            if (clusters == 0) continue;
+            // With n blocks on an SM, 1 / n of the clusters occupy every SM that clusters can occupy.
+            const std::int64_t blocks_on_sm = (blocks + gpu.sms - 1) / gpu.sms;
+            const double work = std::ceil(static_cast<double>(rows * blocks_on_sm) / clusters) * slots;
+            if (found && work >= clear_gain * least_work) continue;
+            found = true;
+            least_work = work;
+            launch.blocks = static_cast<unsigned>(std::min(clusters, rows) * cluster);
             plan = {Strategy::resident, launch, slots, 1, shape.vocab};
-            return true;
         }
     }
-    return false;
+    return found;
 }
 
 // Returns whether the rows in flight of a streamed launch exceed L2. Then even one resident block per SM is faster.
 inline bool exceeds_l2(const Gpu& gpu, const RowShape& shape, const LaunchPlan& streamed) {
-    return streamed.launch.blocks * (shape.vocab * shape.pair_bytes / 2.0) > usable_l2_share * gpu.l2_bytes;
+    return streamed.launch.blocks * bytes_in_flight(shape) > usable_l2_share * gpu.l2_bytes;
 }
 
 // Sets the number of slices and their columns. A slice is a multiple of what a block reads in one iteration.
@@ -110,33 +156,27 @@ inline void set_slices(LaunchPlan& plan, const RowShape& shape, std::int64_t blo
     plan.slices = (shape.vocab + plan.slice_columns - 1) / plan.slice_columns;
 }
 
-// Returns the number of blocks that the GPU runs at a time in a streamed launch.
-inline std::int64_t blocks_at_a_time(const Gpu& gpu, RowShape shape) {
-    shape.rows = INT64_MAX / 2;
-    return streamed_plan(gpu, shape).launch.blocks;
-}
-
 // Returns the plan for kernels that read whole rows more than once.
-inline LaunchPlan plan_rows(const Gpu& gpu, const RowShape& shape) {
-    const LaunchPlan streamed = streamed_plan(gpu, shape);
+inline LaunchPlan plan_rows(const Gpu& gpu, const RowShape& shape, const RowKernels& kernels) {
+    const LaunchPlan streamed = streamed_plan(gpu, shape, kernels.streamed);
     LaunchPlan sliced = streamed;
-    set_slices(sliced, shape, blocks_at_a_time(gpu, shape));
+    set_slices(sliced, shape, kernels.sliced(streamed.launch));
     if (sliced.slices > 1) {
         sliced.strategy = Strategy::sliced;
         sliced.launch.blocks = static_cast<unsigned>(shape.rows * sliced.slices);
         return sliced;
     }
     LaunchPlan resident;
-    if (!resident_plan(gpu, shape, resident)) return streamed;
+    if (!resident_plan(gpu, shape, kernels.resident, resident)) return streamed;
     const bool one_block_per_sm = resident.slots * 32 > gpu.sm_shared_bytes / 2;
-    return one_block_per_sm && gpu.arch < 90 && !exceeds_l2(gpu, shape, streamed) ? streamed : resident;
+    return one_block_per_sm && l2_keeps_up(gpu.arch) && !exceeds_l2(gpu, shape, streamed) ? streamed : resident;
 }
 
 // Returns the plan for kernels that read every row once: slices if there are few rows, and a persistent grid.
-inline LaunchPlan plan_one_pass(const Gpu& gpu, RowShape shape) {
+inline LaunchPlan plan_one_pass(const Gpu& gpu, RowShape shape, const BlocksAtOnce& at_once) {
     shape.two_passes = false;
-    const std::int64_t blocks = blocks_at_a_time(gpu, shape);
-    LaunchPlan plan = streamed_plan(gpu, shape);
+    LaunchPlan plan = streamed_plan(gpu, shape, at_once);
+    const std::int64_t blocks = streamed_grid(gpu, shape, plan.launch, at_once);
     set_slices(plan, shape, blocks);
     plan.launch.blocks = static_cast<unsigned>(std::min(blocks, std::max<std::int64_t>(shape.rows * plan.slices, 1)));
     return plan;

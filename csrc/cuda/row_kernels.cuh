@@ -68,6 +68,7 @@ struct ResidentGroups {
     __device__ __forceinline__ void set_next_row(const RowPair<S>& row) {
         next = row;
         const int per_block = groups_per_block(row.layout), rank = static_cast<int>(cluster_rank());
+        if (per_block > slots) __trap();  // launched in larger clusters than this code has
         next_begin = min(rank * per_block, row.layout.groups);
         next_count = min(per_block, row.layout.groups - next_begin);
     }

@@ -10,7 +10,14 @@ namespace {
 
 static_assert(sizeof(ReductionBuffer) == reduction_buffer_bytes);
 
-// The kernels and the scratch memory of one call. Sizes are in 4-byte words.
+template <typename Kernel>
+BlocksAtOnce on_device(int device, Kernel* kernel) {
+    return [=](const LaunchShape& shape) { return blocks_at_once(kernel, device, shape); };
+}
+
+Variant variant_of(bool lean_rows, bool stats) { return !lean_rows ? general : stats ? lean_stats : lean; }
+
+// The kernels and the scratch memory of one call. `device` is current. Sizes are in 4-byte words.
 struct SpanKlPlan {
     bool stats, teacher_aligned, grad_aligned, lean;
     bool gradient_only;      // the call has `state_given`
@@ -39,13 +46,20 @@ struct SpanKlPlan {
                        params.value && !params.lse_given,
                        teacher_aligned,
                        lean && !stats};
-        divergence = plan_rows(gpu(device), shape);
+        const KernelTable kernels = kernels_for(params.student.rows.dtype);
+        const Variant variant = variant_of(lean, stats);
+        const RowKernels of_rows{on_device(device, kernels.resident[variant]), on_device(device, kernels.streamed[variant]),
+                                 [&](const LaunchShape& launch) {
+                                     return std::min(blocks_at_once(kernels.slice_totals[stats], device, launch),
+                                                     blocks_at_once(kernels.slice_values[stats], device, launch));
+                                 }};
+        divergence = plan_rows(gpu(device), shape, of_rows);
         const bool sliced = divergence.strategy == Strategy::sliced;
         may_defer = lean && !sliced && !params.lse_given;
         shape.two_blocks_fit = false;
-        deferred = streamed_plan(gpu(device), shape);
+        deferred = streamed_plan(gpu(device), shape, on_device(device, kernels.streamed[general]));
         shape.two_blocks_fit = lean;
-        gradient = plan_one_pass(gpu(device), shape);
+        gradient = plan_one_pass(gpu(device), shape, on_device(device, kernels.gradient[lean]));
         separate_gradient = gradient_only || (sliced && params.grad.data && params.divergence != Divergence::forward);
         index_words = (params.rows + 2 + 3) / 4 * 4;
         slice_words = sliced && !gradient_only ? (stats ? 12 : 8) * params.rows * divergence.slices : 0;
@@ -54,7 +68,7 @@ struct SpanKlPlan {
 };
 
 void launch_whole_rows(const SpanKlPlan& plan, const KernelTable& kernels, LaunchArgs args, Stream stream) {
-    const Variant variant = !plan.lean ? general : plan.stats ? lean_stats : lean;
+    const Variant variant = variant_of(plan.lean, plan.stats);
     const bool resident = plan.divergence.strategy == Strategy::resident;
     launch(resident ? kernels.resident[variant] : kernels.streamed[variant], plan.divergence.launch, stream, args);
     if (!plan.may_defer) return;
@@ -74,6 +88,7 @@ void launch_slices(const SpanKlPlan& plan, const KernelTable& kernels, const Lau
 
 std::int64_t span_kl_scratch_bytes(const SpanKlParams& params, int device) {
     if (params.rows == 0) return 0;
+    const DeviceGuard guard(device);
     const SpanKlPlan plan(params, device);
     return 4 * (plan.index_words + plan.slice_words + plan.state_words);
 }
@@ -126,9 +141,11 @@ void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad,
     if (rows == 0) return;
     const DeviceGuard guard(device);
     const int element = size_of(grad.dtype);
-    const LaunchPlan plan = plan_one_pass(gpu(device), {rows, columns, 16 / element, 2 * element, false, true, true});
-    launch(kernels_for(grad.dtype).scale, plan.launch, stream, grad, kinds, factor, static_cast<int>(rows),
-           static_cast<int>(columns), static_cast<int>(plan.slices), static_cast<int>(plan.slice_columns));
+    const auto kernel = kernels_for(grad.dtype).scale;
+    const RowShape shape{rows, columns, 16 / element, 2 * element, false, true, true};
+    const LaunchPlan plan = plan_one_pass(gpu(device), shape, on_device(device, kernel));
+    launch(kernel, plan.launch, stream, grad, kinds, factor, static_cast<int>(rows), static_cast<int>(columns),
+           static_cast<int>(plan.slices), static_cast<int>(plan.slice_columns));
 }
 
 }  // namespace sad::cuda

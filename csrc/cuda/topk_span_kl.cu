@@ -47,11 +47,14 @@ void topk_span_kl(const TopkSpanKlParams& topk, void* scratch, int device, Strea
                         grad_aligned,
                         0};
     const auto launch_rows = [&](bool by_lean) {
-        LaunchPlan plan =
-            streamed_plan(properties, {params.rows, params.vocab, 16 / element, element, two_passes, true, by_lean});
-        args.window = static_cast<int>(window_columns(properties, params.vocab, by_lean ? 2 : 1));
-        plan.launch.shared_bytes = static_cast<std::size_t>(reduction_buffer_bytes + args.window / 8);
-        launch(kernels_for(params.student.rows.dtype).topk[by_lean], plan.launch, stream, args);
+        const auto kernel = kernels_for(params.student.rows.dtype).topk[by_lean];
+        const std::int64_t window = window_columns(properties, params.vocab, by_lean ? 2 : 1);
+        const LaunchPlan plan = streamed_plan(
+            properties, {params.rows, params.vocab, 16 / element, element, two_passes, true, by_lean},
+            [&](const LaunchShape& shape) { return blocks_at_once(kernel, device, shape); },
+            reduction_buffer_bytes + window / 8);
+        args.window = static_cast<int>(window);
+        launch(kernel, plan.launch, stream, args);
     };
     launch_rows(lean);
     if (lean && !gradient_only) {

@@ -107,6 +107,19 @@ def test_machines_on_which_cuda_cannot_run(monkeypatch, kernels, reason):
     cuda_device._no_device.cache_clear()
 
 
+@pytest.fixture
+def no_code(monkeypatch):
+    """Returns why kernels have no code for a GPU of a compute capability."""
+
+    def reason(kernels: Kernels, capability: tuple[int, int]) -> str | None:
+        monkeypatch.setattr(cuda_device, "load", lambda name: kernels)
+        cuda_device._no_code.cache_clear()
+        return cuda_device._no_code(capability)
+
+    yield reason
+    cuda_device._no_code.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("capability", "reason"),
     [
@@ -117,23 +130,39 @@ def test_machines_on_which_cuda_cannot_run(monkeypatch, kernels, reason):
         ((7, 5), "needs compute capability 8.0 or newer, this GPU has 7.5"),
     ],
 )
-def test_architectures_with_code(monkeypatch, capability, reason):
-    monkeypatch.setattr(cuda_device, "load", lambda name: Kernels())
-    cuda_device._no_code.cache_clear()
-    found = cuda_device._no_code(capability)
-    cuda_device._no_code.cache_clear()
+def test_architectures_with_code(no_code, capability, reason):
+    found = no_code(Kernels(), capability)
     assert found is None if reason is None else reason in found
 
 
-def test_an_architecture_without_code(monkeypatch):
-    monkeypatch.setattr(cuda_device, "load", lambda name: Kernels(architectures=["sm_86", "sm_90"]))
-    cuda_device._no_code.cache_clear()
+@pytest.mark.parametrize(
+    ("architecture", "runs_on", "not_on"),
+    [
+        ("sm_100a", (10, 0), (10, 3)),
+        ("compute_90a", (9, 0), (10, 0)),
+        ("sm_100f", (10, 3), (12, 0)),
+        ("compute_100f", (10, 3), (12, 0)),
+    ],
+)
+def test_code_for_one_architecture_or_family(no_code, architecture, runs_on, not_on):
+    kernels = Kernels(architectures=[architecture])
+    assert no_code(kernels, runs_on) is None
+    assert "reinstall with TORCH_CUDA_ARCH_LIST" in no_code(kernels, not_on)
+
+
+def test_ptx_of_a_toolkit_that_the_driver_does_not_know(no_code):
+    kernels = Kernels(driver=12040, runtime=12080)
+    assert no_code(kernels, (9, 0)) is None  # machine code
+    assert "made with CUDA 12.8, and the driver is for CUDA 12.4; update the driver" in no_code(kernels, (12, 0))
+
+
+def test_an_architecture_without_code(no_code):
+    kernels = Kernels(architectures=["sm_86", "sm_90"])
     for capability in ((8, 0), (10, 0)):
         wanted = ".".join(map(str, capability))
         assert f"this GPU has compute capability {wanted}; reinstall with TORCH_CUDA_ARCH_LIST={wanted}" in (
-            cuda_device._no_code(capability)
+            no_code(kernels, capability)
         )
-    cuda_device._no_code.cache_clear()
 
 
 def test_a_missing_emulation_library(monkeypatch):

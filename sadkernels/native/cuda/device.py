@@ -53,20 +53,33 @@ def _no_device() -> str | None:
 def _no_code(capability: tuple[int, int]) -> str | None:
     """Returns why this build has no code for a GPU of this compute capability, or None.
 
-    Machine code runs on GPUs of the same major version and the same or a newer minor version. PTX runs on all newer GPUs.
+    Machine code runs on GPUs of the same major version and the same or a newer minor version. PTX runs on all newer GPUs, if
+    the driver knows the PTX of the toolkit. Code for sm_90a runs on 9.0 alone, code for sm_100f on 10.0 and newer 10.x.
     """
-    built = load("cuda").architectures()
+    extension = load("cuda")
+    built, needs_driver = extension.architectures(), False
     for name in built:
-        kind, major, minor = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name).groups()
+        kind, major, minor, suffix = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name).groups()
         version = (int(major), int(minor))
-        if version <= capability and (kind == "compute" or version[0] == capability[0]):
+        if version > capability or (suffix == "a" and version != capability):
+            continue
+        if (kind == "sm" or suffix == "f") and version[0] != capability[0]:
+            continue
+        if kind == "sm" or extension.driver_version() >= extension.runtime_version():
             return None
+        needs_driver = True
     wanted = f"{capability[0]}.{capability[1]}"
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0 or newer, this GPU has {wanted}; use backend='reference'"
+    if needs_driver:
+        driver, runtime = _dotted(extension.driver_version()), _dotted(extension.runtime_version())
+        return (
+            f"it has only PTX for this GPU of compute capability {wanted}, made with CUDA {runtime}, and the driver is for "
+            f"CUDA {driver}; update the driver, reinstall with TORCH_CUDA_ARCH_LIST={wanted}, or use backend='auto'"
+        )
     return (
         f"it was built for {', '.join(built)} and this GPU has compute capability {wanted}; "
         f"reinstall with TORCH_CUDA_ARCH_LIST={wanted}, or use backend='auto'"
-        if capability >= (8, 0)
-        else f"it needs compute capability 8.0 or newer, this GPU has {wanted}; use backend='reference'"
     )
 
 

@@ -25,10 +25,12 @@ def emulated_backend(emulated_cuda) -> Backend:
     return Backend("cuda", torch.device("cpu"))
 
 
-def gpu(arch: int, block_kb: float, sm_kb: float, l2_bytes: int = 50 << 20, sms: int = 2) -> dict[str, int]:
-    """Returns the properties of a GPU, as `set_emulated_gpu` and `plan` take them."""
+def gpu(
+    arch: int, block_kb: float, sm_kb: float, l2_bytes: int = 50 << 20, gpc_sms: tuple[int, ...] = (2,)
+) -> dict[str, object]:
+    """Returns the properties of a GPU, as `set_emulated_gpu` and `plan` take them. `gpc_sms`: the SMs of each GPC."""
     shared = {"block_shared_bytes": int(block_kb * 1024), "sm_shared_bytes": int(sm_kb * 1024)}
-    return {"sms": sms, "arch": arch, "l2_bytes": l2_bytes, **shared}
+    return {"arch": arch, "l2_bytes": l2_bytes, **shared, "gpc_sms": list(gpc_sms)}
 
 
 DEFAULT_GPU = gpu(90, 227, 228)
@@ -36,7 +38,15 @@ DEFAULT_GPU = gpu(90, 227, 228)
 
 @pytest.fixture
 def set_gpu(emulated_backend):
-    """Sets the GPU that launches are planned for, until the test ends."""
+    """Sets the GPU that launches are planned for, until the test ends.
+
+    By default the kernels are compiled for sm_90. `code_arch`: The architecture that they behave as if compiled for.
+    `ptx_version`: The architecture that the runtime reports for them.
+    """
     kernels = extension.load("cuda")
-    yield lambda properties: kernels.set_emulated_gpu(**properties)
-    kernels.set_emulated_gpu(**DEFAULT_GPU)
+
+    def set_gpu(properties: dict[str, object], code_arch: int = 90, ptx_version: int | None = None) -> None:
+        kernels.set_emulated_gpu(**properties, code_arch=code_arch, ptx_version=ptx_version or code_arch)
+
+    yield set_gpu
+    set_gpu(DEFAULT_GPU)

@@ -9,14 +9,29 @@ from sadkernels.native import extension
 from tests.sadkernels.cuda.conftest import DEFAULT_GPU, gpu
 from tests.sadkernels.span_kl_cases import assert_close_to_truth, logits, run, truth
 
+EIGHT_SMALL = gpu(90, 6, 14, gpc_sms=(4,))
 GPUS = {  # with the strategy and the cluster size for rows of 3001 float32 columns
     "one block": (DEFAULT_GPU, "resident", 1),
     "cluster of 2": (gpu(90, 15, 32), "resident", 2),
     "cluster of 4": (gpu(90, 8.5, 20), "resident", 4),
-    "cluster of 8": (gpu(90, 6, 14), "resident", 8),
+    "cluster of 8": (EIGHT_SMALL, "resident", 8),
     "streamed": (gpu(80, 3, 4), "streamed", 1),
     "L2 exceeded": (gpu(86, 3, 4, l2_bytes=8 << 10), "streamed", 1),
 }
+
+
+def planned(properties: dict, rows: int, vocab: int = 3001, lean: bool = True, ptx_version: int = 90) -> dict:
+    return extension.load("cuda").plan(
+        **properties, sm_threads=2048, ptx_version=ptx_version, rows=rows, vocab=vocab, element_bytes=4, lean=lean
+    )
+
+
+def check_five_rows(backend, dtype=torch.float32, **options) -> None:
+    """Checks value and gradient of five rows of 3001 columns."""
+    student, teacher = logits(5, 3001, dtype), logits(5, 3001, dtype)
+    ids = torch.tensor([1, 0, 2, 2, 1])
+    got = run(student, teacher, ids, backend, **options)
+    assert_close_to_truth(got, truth(student, teacher, ids, **options), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -25,12 +40,9 @@ GPUS = {  # with the strategy and the cluster size for rows of 3001 float32 colu
 def test_whole_rows(emulated_backend, set_gpu, name, options, dtype):
     properties, strategy, cluster = GPUS[name]
     set_gpu(properties)
-    plan = extension.load("cuda").plan(**properties, rows=5, vocab=3001, element_bytes=4, lean=not options)
+    plan = planned(properties, 5, lean=not options)
     assert (plan["strategy"], plan["cluster"]) == (strategy, cluster)
-    student, teacher = logits(5, 3001, dtype), logits(5, 3001, dtype)
-    ids = torch.tensor([1, 0, 2, 2, 1])
-    got = run(student, teacher, ids, emulated_backend, **options)
-    assert_close_to_truth(got, truth(student, teacher, ids, **options), dtype)
+    check_five_rows(emulated_backend, dtype, **options)
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -54,9 +66,32 @@ def test_deferred_rows(emulated_backend, set_gpu, name):
 @pytest.mark.parametrize("options", [{}, {"divergence": "reverse_kl"}, {"reduction": "none"}], ids=str)
 def test_a_single_long_row(emulated_backend, set_gpu, options):
     """One row on 16 SMs is split into slices."""
-    properties = gpu(90, 227, 228, sms=16)
+    properties = gpu(90, 227, 228, gpc_sms=(16,))
     set_gpu(properties)
-    assert extension.load("cuda").plan(**properties, rows=1, vocab=40_000, element_bytes=4, lean=True)["slices"] > 1
+    assert planned(properties, 1, 40_000)["slices"] > 1
     student, teacher, ids = logits(1, 40_000), logits(1, 40_000), torch.tensor([2])
     got = run(student, teacher, ids, emulated_backend, **options)
     assert_close_to_truth(got, truth(student, teacher, ids, **options), torch.float32)
+
+
+def test_code_without_clusters_on_a_gpu_with_clusters(emulated_backend, set_gpu):
+    """The driver compiles PTX for sm_80 on an H100. This code regards every block as a cluster of its own."""
+    assert planned(EIGHT_SMALL, 5, ptx_version=80)["strategy"] == "streamed"
+    set_gpu(EIGHT_SMALL, code_arch=80)
+    check_five_rows(emulated_backend)
+
+
+def test_a_launch_in_clusters_that_the_code_does_not_have_stops(emulated_backend, set_gpu):
+    """The runtime reports code for sm_90 and the kernels behave as code for sm_80: an error instead of wrong numbers."""
+    set_gpu(EIGHT_SMALL, code_arch=80, ptx_version=90)
+    with pytest.raises(RuntimeError, match="trap"):
+        check_five_rows(emulated_backend)
+
+
+def test_no_place_for_a_cluster(emulated_backend, set_gpu):
+    """In a part of a GPU, no GPC may have the SMs of a cluster of 8, although all GPCs together have them."""
+    parts = EIGHT_SMALL | {"gpc_sms": [2, 2]}
+    assert planned(EIGHT_SMALL, 5)["cluster"] == 8
+    assert planned(parts, 5)["strategy"] == "streamed"
+    set_gpu(parts)
+    check_five_rows(emulated_backend)

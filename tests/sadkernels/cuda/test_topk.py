@@ -46,7 +46,7 @@ def test_rows_that_begin_anywhere(emulated_backend, dtype):
 
 def test_a_block_takes_row_after_row(emulated_backend, set_gpu):
     """A row does not see what the previous row left in shared memory."""
-    set_gpu(gpu(90, 227, 228, sms=1))
+    set_gpu(gpu(90, 227, 228, gpc_sms=(1,)))
     student, logprobs, ids = case(40, 300, 9)
     tensors = (logprobs, ids, 1 + torch.arange(40) % 2)
     got = run(sad.fused_topk_span_kl, student, tensors, emulated_backend)

@@ -169,6 +169,21 @@ def test_a_huge_learning_rate_does_not_rotate_the_good_checkpoint_away(trainer, 
     assert all(torch.isfinite(x).all() for x in saved.parameters())
 
 
+def test_parameters_that_are_not_finite_are_not_saved(trainer, tmp_path):
+    """The loss before the update was finite, so only the save can see it."""
+
+    class Overflow(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+            if state.global_step == 2:
+                poison(model, torch.inf)
+
+    made = trainer(**SAVING)
+    made.add_callback(Overflow())
+    with pytest.raises(NonFiniteError, match="a parameter of the student"):
+        made.train()
+    assert names(tmp_path / "run") == ["checkpoint-1"]
+
+
 def test_only_the_bad_row_is_named(trainer):
     """The fault is in one example: a token whose embedding in the teacher is NaN."""
     data = tiny.examples(4)

@@ -84,13 +84,13 @@ def _inputs(variant: Variant, n: int, gradient: bool, lse_given: bool = False) -
         config,
         _empty(n, V, dtype=student.dtype) if gradient else None,
         _empty(n) if gradient else None,
-        _empty(2, n) if lse_given else None,
+        _empty(4, n) if lse_given else None,
     )
 
 
 def _outputs(n: int, stats: bool, state: bool) -> Outputs:
     statistics = (_empty(2, n), _empty(2, n, dtype=torch.int32)) if stats else (None, None)
-    return Outputs(_empty(n), _empty(3, n) if state else None, *statistics)
+    return Outputs(_empty(n), _empty(5, n) if state else None, *statistics)
 
 
 _WHOLE, _SLICED = 4, 1  # rows; without a GPU the launcher splits one row of V columns into slices
@@ -100,7 +100,7 @@ def _whole(variant: Variant) -> list[Launch]:
     gradient = "backward" in variant.kernel
     inputs = _inputs(variant, _WHOLE, gradient, "given" in variant.kernel)
     if variant.kernel == "log_sum_exps":
-        return forward_launches(inputs, Outputs(state=_empty(2, _WHOLE)))
+        return forward_launches(inputs, Outputs(state=_empty(4, _WHOLE)))
     return forward_launches(inputs, _outputs(_WHOLE, "stats" in variant.kernel, not gradient))
 
 
@@ -111,7 +111,7 @@ def _sliced(variant: Variant) -> list[Launch]:
 
 
 def _backward(variant: Variant) -> list[Launch]:
-    return backward_launches(_inputs(variant, _WHOLE, True), _empty(3, _WHOLE))
+    return backward_launches(_inputs(variant, _WHOLE, True), _empty(5, _WHOLE))
 
 
 def _scale(variant: Variant) -> list[Launch]:
@@ -122,11 +122,11 @@ def _topk(variant: Variant) -> list[Launch]:
     n, k = _WHOLE, 64
     inputs = _inputs(variant, n, "backward" in variant.kernel)
     target = TopkTarget(_empty(n, k, dtype=torch.int32), _empty(n, k), _empty(n), _empty(n, dtype=torch.int32), 0.5)
-    values, state_given = TopkValues(_empty(n), _empty(2, n)), None
+    values, state_given = TopkValues(_empty(n), _empty(4, n)), None
     if "stats" in variant.kernel:
         values = values._replace(entropy=_empty(n), argmax=_empty(n, dtype=torch.int32))
     if variant.kernel == "top-k backward":
-        values, state_given = TopkValues(None, None), _empty(2, n)
+        values, state_given = TopkValues(None, None), _empty(4, n)
     backward = {"grad": inputs.grad, "weights": inputs.weights, "state_given": state_given}
     return topk_launches(inputs.student, target, inputs.kinds, inputs.config, values, **backward)
 

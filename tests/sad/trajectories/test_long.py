@@ -104,6 +104,15 @@ def test_turns_are_one_example_each_with_the_history_that_fits(tokenizer):
     assert short.examples == [{"input_ids": whole.input_ids, "span_ids": whole.span_ids}]
 
 
+def test_text_between_spans_separates_turns(tokenizer):
+    text = "go there\nthe room\nstop here\n"
+    own = Trajectory("t", text, spans=[Span(0, 9, Span.REASON), Span(9, 9, Span.ACT), Span(18, 28, Span.ACT)])
+    length = len(sad.encode(own, tokenizer).input_ids)
+    corpus = encode_all([own], tokenizer, max_length=length - 1, long="turns", say=print)
+    said = [[token for token, kind in zip(x["input_ids"], x["span_ids"]) if kind] for x in corpus.examples]
+    assert [tokenizer.decode(tokens) for tokens in said] == ["go there\n", "stop here\n"]
+
+
 def test_turns_of_a_chat(make_tokenizer):
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

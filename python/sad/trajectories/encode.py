@@ -95,7 +95,8 @@ class EncodedCorpus:
         """Adds the examples of a trajectory, and counts."""
         self.trajectories += 1
         self.unrolled += len(found.whole) > 1
-        self.split += len(found.examples) > len(found.whole)
+        lengths = [[len(x.input_ids) + x.truncated for x in examples] for examples in (found.whole, found.examples)]
+        self.split += lengths[0] != lengths[1]
         self.unparsed += [(trajectory.id, item) for item in found.segmentation.unparsed]
         before = [len(_supervised(whole.span_ids, self.observe)) for whole in found.whole]
         after = [len(_supervised(example.span_ids, self.observe)) for example in found.examples]

@@ -141,6 +141,8 @@ def test_what_is_cut_is_counted_before_anything_is_dropped(tokenizer):
         in corpus.summary()
     )
     assert "2 without a supervised token dropped, 1 of them cut before it" in corpus.summary()
+    window = encode_all([Trajectory("t", text)], tokenizer, max_length=len(whole.input_ids) - 5, long="window", say=print)
+    assert window.split == 1 and window.supervised_cut == 0 and corpus.split == 0
     [warning] = [line for line in said if "max_length" in line]
     assert "(100%)" in warning and "--long window" in warning
     with pytest.raises(sad.InputError, match=f"max_length: expected .* cuts all {supervised} supervised tokens"):

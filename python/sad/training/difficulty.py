@@ -45,10 +45,19 @@ class Measures(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The labels of a dataset's examples after truncation, and a hash of all tokens and labels."""
+    """The labels of a dataset's examples after truncation, a hash of all tokens and labels, and what truncation cuts.
+
+    Attributes:
+        span_ids: One array (T,) per example.
+        digest: Hash of the tokens and labels that remain.
+        supervised: Reasoning and action tokens before truncation.
+        supervised_cut: Those that are cut off.
+    """
 
     span_ids: list[NDArray[np.int8]]
     digest: str
+    supervised: int = 0
+    supervised_cut: int = 0
 
 
 def read_rows(dataset: Dataset, max_length: int | None) -> Rows:
@@ -63,16 +72,20 @@ def read_rows(dataset: Dataset, max_length: int | None) -> Rows:
     """
     labels: list[NDArray[np.int8]] = []
     digest = hashlib.sha256()
+    supervised = kept = 0
     for index in range(len(dataset)):
         example = dataset[index]
         tokens = np.asarray(example["input_ids"], dtype="<i8")[:max_length]
-        [row] = span_ids_of([example], max_length)
+        [whole] = span_ids_of([example])
+        row = whole[:max_length]
+        supervised += np.count_nonzero(is_supervised(whole))
+        kept += np.count_nonzero(is_supervised(row))
         if len(tokens) != len(row):
             where = f"span_ids of example {index}"
             raise InputError(where, f"{len(tokens)} ids, one per token", str(len(row)), "Encode it with `sad.encode`.")
         digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes() + row.tobytes())
         labels.append(row)
-    return Rows(labels, digest.hexdigest())
+    return Rows(labels, digest.hexdigest(), int(supervised), int(supervised - kept))
 
 
 def measure_dataset(

@@ -67,7 +67,10 @@ class LossFields:
 class BatchFields:
     """The tensors of a batch."""
 
-    max_length: int = _field(512, help="Maximum number of tokens per trajectory. Longer ones are truncated.")
+    max_length: int = _field(
+        512,
+        help="Maximum number of tokens per example. Longer trajectories are truncated, or split with --long of sad train.",
+    )
     pad_to_multiple_of: int | None = _field(None, help="Round the length of a batch up to a multiple of this number.")
 
 

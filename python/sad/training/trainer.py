@@ -28,6 +28,7 @@ from sad.training.finite import FiniteGuard
 from sad.training.losses import SpanLoss, live_loss
 from sad.training.metrics import MeanMeter, SpanMeter, Throughput, mean_loss, span_metrics, speed_metrics
 from sad.training.teacher import place_teacher, teacher_logits
+from sad.trajectories.encode import cut_warning
 from sad.trajectories.labels import span_ids_of
 from sad.trajectories.spans import is_supervised
 from sadkernels import backends
@@ -194,6 +195,8 @@ class SADTrainer(Trainer):
         if not self.args.curriculum or dataset is None or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
         rows = read_rows(dataset, self.args.max_length)
+        if (message := cut_warning(rows.supervised_cut, rows.supervised)) and self.is_world_process_zero():
+            warnings.warn(message, stacklevel=2)
         sources = {"teacher": self.teacher_model, "cache": self.teacher_cache}
         measures = measure_dataset(dataset, rows, self.args, self.accelerator, **sources)
         lengths = [len(row) for row in rows.span_ids]

@@ -43,6 +43,16 @@ class Encoded(NamedTuple):
     offsets: list[tuple[int, int]]
 
 
+def cut_warning(cut: int, supervised: int) -> str | None:
+    """Returns the warning about supervised tokens that are cut off; None if they are at most a tenth."""
+    if cut <= CUT_LIMIT * supervised:
+        return None
+    return (
+        f"max_length cuts {cut} of {supervised} supervised tokens ({cut / supervised:.0%}). Train on them with "
+        "long='window' or long='turns' of sad.encode_all (--long window), or raise max_length."
+    )
+
+
 @dataclass
 class EncodedCorpus:
     """Encoded trajectories for training, and counts of what was cut, dropped, refused and unparsed.
@@ -85,7 +95,8 @@ class EncodedCorpus:
         """Adds the examples of a trajectory, and counts."""
         self.trajectories += 1
         self.unrolled += len(found.whole) > 1
-        self.split += len(found.examples) > len(found.whole)
+        lengths = [[len(x.input_ids) + x.truncated for x in examples] for examples in (found.whole, found.examples)]
+        self.split += lengths[0] != lengths[1]
         self.unparsed += [(trajectory.id, item) for item in found.segmentation.unparsed]
         before = [len(_supervised(whole.span_ids, self.observe)) for whole in found.whole]
         after = [len(_supervised(example.span_ids, self.observe)) for example in found.examples]
@@ -126,13 +137,7 @@ class EncodedCorpus:
 
     def warnings(self) -> list[str]:
         """Returns what a user should know before the training: many supervised tokens cut, a kind without a token."""
-        found = []
-        if self.supervised_cut > CUT_LIMIT * self.supervised:
-            found.append(
-                f"max_length cuts {self.supervised_cut} of {self.supervised} supervised tokens "
-                f"({self.supervised_cut / self.supervised:.0%}). Train on them with long='window' or long='turns' "
-                "(--long window), or raise max_length."
-            )
+        found = [message] if (message := cut_warning(self.supervised_cut, self.supervised)) else []
         missing = [_NAMES[kind] for kind in supervised_kinds() if self.examples and not self.count(kind)]
         if missing:
             found.append(

@@ -25,7 +25,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "long_context": {
         "default": 0.25,
-        "help": "Least share of a window that is context before its first label, 0 to 1 (without 1).",
+        "help": "Least share of a window or turn that is context before its first label, from 0 to below 1.",
     },
     "long_head": {
         "default": 0,

@@ -229,3 +229,10 @@ def test_collated_entropies_ignore_padding(trainer):
         given = (data, difficulty.read_rows(data, 96), made.args, made.accelerator, made.teacher_model)
         sums.append(difficulty.teacher_entropy_sums(*given))
     torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-5)
+
+
+def test_a_dataset_that_max_length_cuts_is_a_warning(trainer):
+    data = [{"input_ids": [5] * 30, "span_ids": [0] * 10 + [1] * 10 + [2] * 10}] * 4
+    with pytest.warns(UserWarning, match=r"max_length cuts 48 of 80 supervised tokens \(60%\)"):
+        trainer(train=data, max_length=18, curriculum_gamma=0.0)._get_train_sampler()
+    assert difficulty.read_rows(data, 18)[2:] == (80, 48) and difficulty.read_rows(data, None)[2:] == (80, 0)

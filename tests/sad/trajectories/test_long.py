@@ -104,6 +104,15 @@ def test_turns_are_one_example_each_with_the_history_that_fits(tokenizer):
     assert short.examples == [{"input_ids": whole.input_ids, "span_ids": whole.span_ids}]
 
 
+def test_text_between_spans_separates_turns(tokenizer):
+    text = "go there\nthe room\nstop here\n"
+    own = Trajectory("t", text, spans=[Span(0, 9, Span.REASON), Span(9, 9, Span.ACT), Span(18, 28, Span.ACT)])
+    length = len(sad.encode(own, tokenizer).input_ids)
+    corpus = encode_all([own], tokenizer, max_length=length - 1, long="turns", say=print)
+    said = [[token for token, kind in zip(x["input_ids"], x["span_ids"]) if kind] for x in corpus.examples]
+    assert [tokenizer.decode(tokens) for tokens in said] == ["go there\n", "stop here\n"]
+
+
 def test_turns_of_a_chat(make_tokenizer):
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -132,6 +141,8 @@ def test_what_is_cut_is_counted_before_anything_is_dropped(tokenizer):
         in corpus.summary()
     )
     assert "2 without a supervised token dropped, 1 of them cut before it" in corpus.summary()
+    window = encode_all([Trajectory("t", text)], tokenizer, max_length=len(whole.input_ids) - 5, long="window", say=print)
+    assert window.split == 1 and window.supervised_cut == 0 and corpus.split == 0
     [warning] = [line for line in said if "max_length" in line]
     assert "(100%)" in warning and "--long window" in warning
     with pytest.raises(sad.InputError, match=f"max_length: expected .* cuts all {supervised} supervised tokens"):

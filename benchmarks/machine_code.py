@@ -43,18 +43,42 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
+_BRANCH = re.compile(r"\b(?:BRA|BSSY|CALL)\b.*`\((\.L_x_\d+)\)")
+_NEVER_FALLS_THROUGH = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:BRA\s+`|EXIT\b|RET\b)")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
+
+
+def _reached_without(avoided: int, lines: list[str], labels: dict[str, int]) -> set[int]:
+    """Returns the lines that the kernel reaches from its first instruction without the line `avoided`."""
+    reached: set[int] = set()
+    pending = [next(i for i, line in enumerate(lines) if _INSTRUCTION.search(line))]
+    while pending:
+        i = pending.pop()
+        if i == avoided or i in reached or i >= len(lines):
+            continue
+        reached.add(i)
+        if (found := _BRANCH.search(lines[i])) and found[1] in labels:
+            pending.append(labels[found[1]])
+        if not _NEVER_FALLS_THROUGH.search(lines[i]):
+            pending.append(i + 1)
+    return reached
+
+
 def innermost_loops(sass: str) -> list[list[str]]:
-    """Returns the instructions of every innermost loop, from its label to the branch back."""
+    """Returns the instructions of every innermost loop, from its label to the branch back.
+
+    A rare block is often at the end of the code and branches back too. It is no loop: the kernel reaches that branch without
+    the label.
+    """
     lines = sass.splitlines()
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.L_x_\d+):", line))}
     loops = []
     for end, line in enumerate(lines):
         begin = labels.get(m[1], end) if (m := re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) else end
-        if begin < end:
+        if begin < end and end not in _reached_without(begin, lines, labels):
             loops.append((begin, end))
     innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    instruction = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
-    return [[m[1] for line in lines[a : b + 1] if (m := instruction.search(line))] for a, b in innermost]
+    return [[m[1] for line in lines[a : b + 1] if (m := _INSTRUCTION.search(line))] for a, b in innermost]
 
 
 def _access_bits(instruction: str) -> int:

@@ -23,6 +23,7 @@ from harness import RESULTS, write_csv
 LOSSES = ("pytorch", "logits", "hidden")
 VOCABULARY, TOKENS, BATCH = 50257, 128, 8
 STUDENT, TEACHER = {"n_layer": 4, "n_embd": 256, "n_head": 4}, {"n_layer": 6, "n_embd": 512, "n_head": 8}
+RUN_SECONDS = 3600
 SUPERVISED = 0.4  # fraction of the tokens; the others stand for prompts and observations
 
 
@@ -117,7 +118,7 @@ def main() -> int:
     found = {}
     for name in LOSSES:
         command = [sys.executable, __file__, "--loss-from", name, "--steps", str(args.steps)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS)
         if done.returncode:
             raise SystemExit(f"{name}:\n{done.stderr[-3000:]}")
         found[name] = json.loads(done.stdout.splitlines()[-1])

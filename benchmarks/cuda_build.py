@@ -3,13 +3,14 @@
     python benchmarks/cuda_build.py [--arch 80 90] [--out FILE]
 
 Compiles each file of `csrc/cuda` with the flags of `setup.py`, once per architecture. Writes the assembler's report for
-every kernel (registers, spilled bytes, static shared memory, stack) and the build time of the file in seconds. Exits with 1
-if a kernel spills.
+every kernel (registers, spilled bytes, static shared memory, stack), the instructions per column of its passes over a row
+(see `hot_loops.py`) and the build time of the file in seconds. Exits with 1 if a kernel spills.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -21,18 +22,35 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness import RESULTS, write_csv
+from hot_loops import innermost_loops, per_column, run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import setup  # noqa: E402  for the path and the flags of nvcc
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+COMPILE_SECONDS = 600  # one file for one architecture takes about 10 seconds
 _KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
     r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.DOTALL,
 )
+
+
+def find_nvcc() -> str:
+    """Returns the path of nvcc."""
+    try:
+        return setup.find_nvcc()
+    except setup.Unavailable as reason:
+        raise SystemExit(str(reason)) from None
+
+
+@functools.cache
+def nvcc_version(nvcc: str) -> str:
+    """Returns the release of nvcc, such as "13.0"."""
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    return re.search(r"release (\d+\.\d+)", output)[1]
 
 
 def parse(report: str) -> Iterator[dict[str, object]]:
@@ -50,7 +68,8 @@ def parse(report: str) -> Iterator[dict[str, object]]:
 
 def short_names(mangled: list[str]) -> list[str]:
     """Returns demangled names, such as `gradient_kernel<Bfloat16, true>` for `_ZN3sad4cuda...`."""
-    done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    text = "\n".join(mangled)
+    done = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True, timeout=60)
     names = []
     for line in done.stdout.splitlines():
         line = re.sub(r"sad::(cuda::)?(\(anonymous namespace\)::)?", "", line.removeprefix("void "))
@@ -62,15 +81,24 @@ def compile_one(nvcc: str, source: Path, architecture: int) -> list[dict[str, ob
     """Returns the rows of the CSV file, one per kernel of `source`."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *setup.NVCC_FLAGS, *setup.gencode([f"sm_{architecture}"]), "-Xptxas=-v", "-c", str(source)]
-        done = subprocess.run([*command, "-o", f"{folder}/kernels.o"], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{source.name} for sm_{architecture} does not compile:\n{done.stderr}")
-    seconds = round(time.perf_counter() - began, 1)
-    where = {"file": source.name, "architecture": f"sm_{architecture}"}
+        cubin = Path(folder) / "kernels.cubin"
+        command = [nvcc, *setup.NVCC_FLAGS, *setup.gencode([f"sm_{architecture}"]), "-Xptxas=-v", "-cubin", str(source)]
+        done = subprocess.run([*command, "-o", cubin], capture_output=True, text=True, timeout=COMPILE_SECONDS)
+        if done.returncode:
+            raise SystemExit(f"{source.name} for sm_{architecture} does not compile:\n{done.stderr}")
+        seconds = round(time.perf_counter() - began, 1)
+        code = dict(re.findall(r"^\.text\.(\w+):(.*?)(?=^\.text\.|\Z)", run_tool("nvdisasm", "-c", cubin), re.M | re.S))
+    where = {"file": source.name, "architecture": f"sm_{architecture}", "compiler": f"nvcc {nvcc_version(nvcc)}"}
     rows = list(parse(done.stderr))
     names = short_names([row["kernel"] for row in rows])
-    return [where | row | {"kernel": name, "build_seconds": seconds} for row, name in zip(rows, names)]
+    work = [per_column(innermost_loops(code[row["kernel"]]), _bytes_per_column(name)) for row, name in zip(rows, names)]
+    return [where | row | {"kernel": name, **w, "build_seconds": seconds} for row, name, w in zip(rows, names, work)]
+
+
+def _bytes_per_column(name: str) -> int:
+    """Returns the bytes that a pass of a kernel reads per column: both sides, or the student alone."""
+    element = 4 if "<float" in name else 2
+    return element if name.startswith(("topk", "scale")) else 2 * element
 
 
 def main() -> int:
@@ -78,10 +106,7 @@ def main() -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, such as 80 90")
     parser.add_argument("--out", type=Path, default=RESULTS / "cuda_offline.csv")
     options = parser.parse_args()
-    try:
-        nvcc = setup.find_nvcc()
-    except setup.Unavailable as reason:
-        raise SystemExit(str(reason)) from None
+    nvcc = find_nvcc()
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     jobs = [(source, architecture) for architecture in options.arch for source in sources]
     rows: list[dict[str, object]] = []

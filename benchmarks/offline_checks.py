@@ -13,8 +13,8 @@ compiles this sample on every architecture:
     reverse_kl, jsd: forward_backward, backward    every tile, the dtypes in rotation
     all other kernels                              dtypes and tiles in rotation
 
-`--quick` compiles every kernel and divergence once, with the architectures in rotation too, and forward_backward of
-forward_kl on every architecture.
+`--quick` compiles every kernel and divergence once, with the architectures in rotation too, forward_backward of forward_kl
+on every architecture, and the hot kernels of `roofline.py` on one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ if os.environ.pop("TRITON_INTERPRET", None):
     print("TRITON_INTERPRET is ignored: these kernels are compiled", file=sys.stderr)
 
 import torch
+import triton
 from harness import RESULTS, write_csv
 from machine_code import TYPES, measure
+from roofline import HOT_TRITON, HotKernel
 
 from sadkernels.divergence import DIVERGENCES, DivergenceConfig, RowValues
 from sadkernels.tokens import Tokens
@@ -230,6 +232,7 @@ def variants(architectures: tuple[int, ...], quick: bool) -> Iterator[Variant]:
     if quick:
         for architecture in architectures:
             yield Variant("forward_backward", architecture, tile=1)
+        yield from (hot_variant(hot, architectures[len(architectures) // 2]) for hot in HOT_TRITON)
         cases = [case for i, case in enumerate(_cases()) if not case[2] or i % 3 == 0]
         for i, (kernel, divergence, capped) in enumerate(cases):
             yield _rotated(i, Variant(kernel, architectures[i % len(architectures)], divergence, capped))
@@ -245,6 +248,13 @@ def variants(architectures: tuple[int, ...], quick: bool) -> Iterator[Variant]:
                 yield from (every._replace(tile=tile) for tile in range(len(_tiles(every))))
 
 
+def hot_variant(hot: HotKernel, architecture: int) -> Variant:
+    """Returns the variant of a kernel of the roofline."""
+    dtype = {name: dtype for dtype, name in TYPES.items()}[hot.dtype]
+    variant = Variant(hot.kernel, architecture, hot.divergence, dtypes=(dtype, dtype))
+    return variant._replace(tile=[tile.name for tile in _tiles(variant)].index(hot.tile))
+
+
 def inspect(variant: Variant) -> dict[str, object]:
     """Compiles a variant and returns its row of the CSV."""
     compiled = launch(variant)
@@ -254,6 +264,7 @@ def inspect(variant: Variant) -> dict[str, object]:
         "capped": "both" if variant.capped else "",
         "student/teacher": "/".join(TYPES[x] for x in variant.dtypes),
         "architecture": f"sm_{variant.architecture}",
+        "compiler": f"Triton {triton.__version__}",
         "tile": compiled.tile.name if compiled.tile else "",
         "warps": compiled.options()["num_warps"],
         "columns_per_thread": compiled.tile.group if compiled.tile else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -38,3 +39,25 @@ def row_layout(x: Tensor) -> RowLayout | None:
 def with_row_layout(x: Tensor) -> Tensor:
     """`x` itself if its rows have a `RowLayout`, else a contiguous copy."""
     return x if x.is_contiguous() or row_layout(x) is not None else x.contiguous()
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements may have the same address: a stride is no larger than the extent of the smaller strides."""
+    if x.numel() == 0 or x.is_contiguous():
+        return False
+    dims = [(size, stride) for size, stride in zip(x.shape, x.stride()) if size > 1]
+    for at, (_, stride) in enumerate(dims):
+        if stride <= sum((n - 1) * s for i, (n, s) in enumerate(dims) if i != at and s <= stride):
+            return True
+    return False
+
+
+def gradient_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides for the gradient of `x` (..., V): those of `x`, so that rows of both begin equally far from a 16-byte border.
+
+    Contiguous strides if rows of `x` overlap, need more than two strides, or leave more than an eighth of the memory unused.
+    """
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
+    if x.numel() == 0 or extent > x.numel() * 9 // 8 or overlaps_itself(x) or row_layout(x) is None:
+        return torch.empty(x.shape, device="meta").stride()
+    return x.stride()

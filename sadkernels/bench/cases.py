@@ -87,6 +87,33 @@ class Case(NamedTuple):
         return supervised_row * self.supervised_rows + row * (self.rows - self.supervised_rows)
 
 
+def parse_case(text: str) -> Case:
+    """Reads a case such as "8192,50257,bf16,0.5", "8192,50257,bf16,0.5,h=768:1600" or "8192,50257,bf16,0.5,k=64".
+
+    The fields are rows, vocabulary columns, dtype (fp32, bf16, fp16), supervised fraction, and optionally the hidden sizes
+    of student and teacher and the top-k columns.
+
+    Raises:
+        ValueError: The text is not such a case.
+    """
+    expected = f"expected ROWS,VOCAB,DTYPE,SUPERVISED[,h=STUDENT:TEACHER][,k=K] such as 8192,50257,bf16,0.5, got {text!r}"
+    fields = text.split(",")
+    sizes, options = fields[:4], dict(field.partition("=")[::2] for field in fields[4:])
+    if len(sizes) < 4 or not set(options) <= {"h", "k"}:
+        raise ValueError(expected)
+    try:
+        hidden = tuple(int(size) for size in options["h"].split(":")) if "h" in options else None
+        case = _case(int(sizes[0]), int(sizes[1]), sizes[2], float(sizes[3]), hidden, int(options.get("k", 0)))
+    except (ValueError, KeyError):
+        raise ValueError(expected) from None
+    sizes_fit = min(case.rows, *(hidden or (1, 1))) >= 1 and case.vocab >= 2 and 0 <= case.k <= case.vocab
+    if not sizes_fit or len(hidden or (1, 1)) != 2:
+        raise ValueError(expected)
+    if not 0 < case.supervised <= 1 or not case.supervised_rows:
+        raise ValueError(f"expected a supervised fraction of at most 1 that is at least one row, got {text!r}")
+    return case
+
+
 def _case(rows: int, vocab: int, dtype: str, supervised: float, hidden: tuple[int, int] | None = None, k: int = 0) -> Case:
     dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
     return Case(rows, vocab, dtype, supervised, hidden, k)
@@ -110,18 +137,19 @@ CPU = [
     _case( 1024,  50257, "fp32", 0.2, (768, 1600)),
 ]
 GPU = [
-    _case( 4096, 151936, "bf16", 0.2),
-    _case( 4096, 151936, "bf16", 1.0),
-    _case( 4096, 128256, "bf16", 0.5),               # Llama 3
-    _case( 4096,  50257, "bf16", 2 / 3),
-    _case( 4096,  50257, "fp32", 2 / 3),
-    _case( 4096, 151936, "fp32", 0.5),
-    _case( 4096, 262144, "bf16", 0.5),               # Gemma 3
+    _case( 8192, 151936, "bf16", 0.2),
+    _case( 8192, 151936, "bf16", 1.0),
+    _case( 8192, 128256, "bf16", 0.5),               # Llama 3
+    _case( 8192,  50257, "bf16", 2 / 3),
+    _case( 8192,  50257, "fp32", 2 / 3),
+    _case( 8192, 151936, "fp32", 0.5),
+    _case( 8192, 262144, "bf16", 0.5),               # Gemma 3
     _case(16384,  32000, "bf16", 0.5),               # Llama 2
-    _case( 4096,  50257, "fp16", 2 / 3),
+    _case( 8192,  50257, "fp16", 2 / 3),
     _case(   16, 151936, "bf16", 1.0),               # fewer rows than the GPU has multiprocessors
-    _case( 4096, 151936, "bf16", 0.2, (896, 3584)),  # student Qwen2.5 0.5B, teacher Qwen2.5 7B
-    _case( 4096, 151936, "bf16", 1.0, (896, 3584)),
+    _case( 8192, 151936, "bf16", 0.2, (896, 3584)),  # student Qwen2.5 0.5B, teacher Qwen2.5 7B
+    _case( 8192, 151936, "bf16", 1.0, (896, 3584)),
+    _case( 8192, 128256, "bf16", 0.5, (4096, 4096)),  # both sides of the size of Llama 3 8B
 ]
 #           N      V       dtype   supervised  H_s, H_t  k
 TOPK_QUICK = [
@@ -138,14 +166,14 @@ TOPK_CPU = [
     _case( 1024,  50257, "fp32", 0.2, (768, 1600), 64),
 ]
 TOPK_GPU = [
-    _case( 4096, 151936, "bf16", 0.2, None, 64),
-    _case( 4096, 151936, "bf16", 1.0, None, 64),
-    _case( 4096,  50257, "bf16", 2 / 3, None, 64),
-    _case( 4096,  50257, "fp32", 2 / 3, None, 64),
-    _case( 4096, 262144, "bf16", 0.5, None, 64),
-    _case( 4096, 151936, "bf16", 1.0, None, 1024),
-    _case( 4096, 151936, "bf16", 0.2, (896, 3584), 64),
-    _case( 4096, 151936, "bf16", 1.0, (896, 3584), 64),
+    _case( 8192, 151936, "bf16", 0.2, None, 64),
+    _case( 8192, 151936, "bf16", 1.0, None, 64),
+    _case( 8192,  50257, "bf16", 2 / 3, None, 64),
+    _case( 8192,  50257, "fp32", 2 / 3, None, 64),
+    _case( 8192, 262144, "bf16", 0.5, None, 64),
+    _case( 8192, 151936, "bf16", 1.0, None, 1024),
+    _case( 8192, 151936, "bf16", 0.2, (896, 3584), 64),
+    _case( 8192, 151936, "bf16", 1.0, (896, 3584), 64),
 ]
 # fmt: on
 SWEEP = {

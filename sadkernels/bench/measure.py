@@ -6,7 +6,7 @@ import functools
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -30,20 +30,28 @@ _SHORT_CALL = 0.25
 
 
 class TimingConfig(NamedTuple):
-    """How long the timing of one case takes.
+    """How long the timing of one case takes, and which providers are timed together.
 
     Attributes:
         seconds: Approximate time of all rounds.
         min_rounds: Least number of rounds, even if they take longer.
         max_rounds: Largest number of rounds.
+        in_pairs: Whether each provider is checked and timed alone with the baseline, and its row is complete before the next
+            provider starts. Otherwise all providers are timed together. Default: True on a GPU, where a provider can end the
+            process.
     """
 
     seconds: float = 20.0
     min_rounds: int = 5
     max_rounds: int = 100
+    in_pairs: bool | None = None
 
 
 QUICK_TIMING = TimingConfig(1.0, 3, 30)
+
+
+class DeviceLost(RuntimeError):
+    """A provider left the GPU in a state in which this process cannot use it any more."""
 
 
 def measure_cases(
@@ -54,8 +62,11 @@ def measure_cases(
     quick: bool = False,
     config: TimingConfig | None = None,
     budget: float | None = None,
-) -> Iterator[list[Row]]:
-    """Measures the cases in order and yields the rows of each case as soon as it is complete.
+    done: Mapping[tuple[str, str, str], str] | None = None,
+) -> Iterator[Iterator[Row]]:
+    """Measures the cases in order. Yields for each case an iterator of its rows, in the order of `PROVIDERS`.
+
+    A row is measured when its iterator reaches it. Exhaust each iterator before the next one.
 
     Args:
         cases: The cases.
@@ -64,26 +75,49 @@ def measure_cases(
         quick: Whether to skip the slow providers that `only` does not name.
         config: The timing of one case. Default: `TimingConfig()`.
         budget: Seconds after which no further case starts. The remaining cases are reported as not run.
+        done: By op, case and provider, the status of the rows that exist already. They are left out.
+
+    Raises:
+        DeviceLost: After the row of the provider that caused it.
     """
+    done = done or {}
     if device.index is not None:
         torch.cuda.set_device(device)  # kernels are launched on the current device
     begin, bandwidth = time.monotonic(), None
     for case in cases:
         chosen = [provider for provider in PROVIDERS[case.op] if not only or provider.name in only]
+        missing = {provider.name for provider in chosen if (case.op, case.name, provider.name) not in done}
+        if not missing:
+            continue
         if budget is not None and time.monotonic() - begin > budget:
-            yield _not_run(case, device, chosen, f"not started within the budget of {budget:g} seconds")
+            reason = f"not started within the budget of {budget:g} seconds"
+            yield iter([_not_run(case, device, provider, reason) for provider in chosen if provider.name in missing])
             continue
         bandwidth = bandwidth or copy_bandwidth(device)
-        skipped = [provider for provider in chosen if quick and provider.slow and provider.name not in only]
-        measured = [provider for provider in chosen if provider not in skipped]
-        rows = measure_case(case, device, measured, bandwidth, config or TimingConfig())
-        for provider in skipped:
-            rows += _not_run(case, device, [provider], provider.slow)
-        order = {provider.name: place for place, provider in enumerate(chosen)}
-        yield sorted(rows, key=lambda row: order[row["provider"]])
+        again = {BASELINE} if done.get((case.op, case.name, BASELINE)) == OK else set()  # the others are compared with it
+        chosen = [provider for provider in chosen if provider.name in missing | again]
+        skipped = {x.name: x.slow for x in chosen if quick and x.slow and x.name not in only}
+        rows = measure_case(case, device, chosen, bandwidth, config or TimingConfig(), skipped=skipped)
+        yield (row for row in rows if row["provider"] in missing)
         gc.collect()  # once per case, because it takes a large part of a second
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def first_missing(
+    cases: Iterable[Case], only: Sequence[str], done: Mapping[tuple[str, str, str], str]
+) -> tuple[Case, Provider] | None:
+    """Returns the case and the provider that `measure_cases` would measure first, or None if no row is missing."""
+    for case in cases:
+        for provider in PROVIDERS[case.op]:
+            if (not only or provider.name in only) and (case.op, case.name, provider.name) not in done:
+                return case, provider
+    return None
+
+
+def ended_row(case: Case, provider: Provider, device: torch.device) -> Row:
+    """Returns the row of a provider that ended the process that measured it."""
+    return _blank(case, device, provider) | {"status": FAILED, "reason": "the process ended while this provider ran"}
 
 
 def measure_case(
@@ -93,55 +127,89 @@ def measure_case(
     copy_bytes_per_second: float,
     config: TimingConfig,
     make_problem: Callable[[Case, torch.device], Problem] = make_problem,
-) -> list[Row]:
-    """Measures one case and returns one row per provider, in their order; see `record.FIELDS`.
+    skipped: Mapping[str, str] | None = None,
+) -> Iterator[Row]:
+    """Measures one case and yields one row per provider, in their order; see `record.FIELDS`.
 
     Args:
         case: The case.
         device: The device.
-        providers: The providers. Speed-ups need `BASELINE` among them.
+        providers: The providers. Speed-ups need `BASELINE` among them, as the first one.
         copy_bytes_per_second: The device's copy bandwidth.
         config: The timing.
         make_problem: Makes the inputs.
-    """
-    rows = {provider.name: _blank(case, device, provider) for provider in providers}
-    runnable = []
-    for provider in providers:
-        needed = provider.bytes_needed(case) + case.input_bytes
-        if reason := provider.why_not(case, device) or _too_large(needed, device):
-            rows[provider.name] |= {"status": NOT_RUN, "reason": reason}
-        else:
-            runnable.append(provider)
-    if not runnable:
-        return list(rows.values())
+        skipped: By name of a provider, why it is not measured.
 
+    Raises:
+        DeviceLost: After the row of the provider that caused it.
+    """
+    rows, runnable = {}, []
+    for provider in providers:
+        reason = (skipped or {}).get(provider.name) or _why_not(provider, case, device)
+        rows[provider.name] = _not_run(case, device, provider, reason) if reason else _blank(case, device, provider)
+        runnable += [] if reason else [provider]
+    in_pairs = device.type == "cuda" if config.in_pairs is None else config.in_pairs
+    groups = [[provider] for provider in providers] if in_pairs else [providers]
+    if runnable:
+        config = config._replace(seconds=config.seconds / (len(runnable) if in_pairs else 1))
+        try:
+            run = _CaseRun(make_problem(case, device), copy_bytes_per_second, config)
+        except torch.OutOfMemoryError as error:
+            for provider in runnable:
+                rows[provider.name] |= {"status": NO_MEMORY, "reason": f"the inputs: {_first_line(error)}"}
+            runnable = []
+    for group in groups:
+        if measured := [provider for provider in group if provider in runnable]:
+            run.measure(measured, rows)
+        yield from (rows[provider.name] for provider in group)
+        if measured and run.failed and not _works(device):
+            raise DeviceLost(f"the GPU cannot be used after {', '.join(provider.name for provider in group)}")
+
+
+class _CaseRun:
+    """The inputs and the reference of one case, and the measurement of providers on them.
+
+    Attributes:
+        failed: Whether a provider failed.
+    """
+
+    def __init__(self, problem: Problem, copy_bytes_per_second: float, config: TimingConfig) -> None:
+        self._problem, self._reference = problem, problem.reference()
+        self._copy_bytes_per_second, self._config = copy_bytes_per_second, config
+        self._clock = clock_for(problem.device)
+        self._baseline: dict[str, TimedCall] = {}
+        self.failed = False
+
+    def measure(self, providers: Sequence[Provider], rows: dict[str, Row]) -> None:
+        """Checks the providers, times the correct ones together with the baseline, and completes their rows."""
+        calls, first = dict(self._baseline), {}
+        for provider in providers:
+            row = rows[provider.name]
+            row |= _check(self._problem, provider, self._reference)
+            self.failed |= row["status"] == FAILED
+            if row["status"] == OK:
+                call = _timed_call(self._problem, provider)
+                first[provider.name] = took = time_round_robin({provider.name: call}, self._clock, 1)[provider.name][0]
+                calls[provider.name] = call._replace(warmup=self._problem.device.type == "cpu" and took < _SHORT_CALL)
+        if not first:
+            return
+        config, expected = self._config, sum(first.values()) * len(calls) / len(first)
+        rounds = int(max(config.min_rounds, min(config.max_rounds, config.seconds / expected)))
+        timed = _time(self._problem.case, calls, self._clock, rounds, self._copy_bytes_per_second)
+        for provider in (provider for provider in providers if provider.name in first):
+            rows[provider.name] |= timed[provider.name] | _memory(self._problem, provider)
+        if BASELINE in first:
+            self._baseline = {BASELINE: calls[BASELINE]}
+
+
+def _works(device: torch.device) -> bool:
+    """Whether this process can still use the device. An illegal access makes every later call fail."""
     try:
-        problem = make_problem(case, device)
-        reference = problem.reference()
-    except torch.OutOfMemoryError as error:
-        for provider in runnable:
-            rows[provider.name] |= {"status": NO_MEMORY, "reason": f"the inputs: {_first_line(error)}"}
-        return list(rows.values())
-    clock = clock_for(device)
-    correct, calls, first = [], {}, {}
-    for provider in runnable:
-        rows[provider.name] |= _check(problem, provider, reference)
-        if rows[provider.name]["status"] == OK:
-            call = _timed_call(problem, provider)
-            first[provider.name] = took = time_round_robin({provider.name: call}, clock, 1)[provider.name][0]
-            calls[provider.name] = call._replace(warmup=device.type == "cpu" and took < _SHORT_CALL)
-            correct.append(provider)
-    if not correct:
-        return list(rows.values())
-    rounds = int(max(config.min_rounds, min(config.max_rounds, config.seconds / sum(first.values()))))
-    for name, columns in _time(case, calls, clock, rounds, copy_bytes_per_second).items():
-        rows[name] |= columns
-    for provider in correct:
-        problem.reset()
-        usage = measure_memory(functools.partial(provider.loss, problem), problem.backward, device)
-        if usage.peak is not None:
-            rows[provider.name] |= {"peak_extra_mb": _mib(usage.peak), "retained_mb": _mib(usage.retained)}
-    return list(rows.values())
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except Exception:
+        return False
+    return True
 
 
 def failed_backends(rows: Iterable[Row]) -> list[Row]:
@@ -191,6 +259,8 @@ def _check(problem: Problem, provider: Provider, reference: Reference) -> Row:
     try:
         loss = provider.loss(problem)
         problem.backward(loss)
+        if provider.is_bound:
+            return {"status": OK, "error": ""}
         error = problem.error(loss.detach(), reference)
     except (torch.OutOfMemoryError, MemoryError) as out_of_memory:
         return {"status": NO_MEMORY, "reason": _first_line(out_of_memory)}
@@ -203,8 +273,19 @@ def _check(problem: Problem, provider: Provider, reference: Reference) -> Row:
     return {"status": WRONG, "reason": reason, "error": f"{error:.1e}"}
 
 
-def _not_run(case: Case, device: torch.device, providers: Sequence[Provider], reason: str) -> list[Row]:
-    return [_blank(case, device, provider) | {"status": NOT_RUN, "reason": reason} for provider in providers]
+def _memory(problem: Problem, provider: Provider) -> Row:
+    """Measures the memory of one call and returns the columns, or none if the system cannot measure it."""
+    problem.reset()
+    usage = measure_memory(functools.partial(provider.loss, problem), problem.backward, problem.device)
+    return {} if usage.peak is None else {"peak_extra_mb": _mib(usage.peak), "retained_mb": _mib(usage.retained)}
+
+
+def _not_run(case: Case, device: torch.device, provider: Provider, reason: str) -> Row:
+    return _blank(case, device, provider) | {"status": NOT_RUN, "reason": reason}
+
+
+def _why_not(provider: Provider, case: Case, device: torch.device) -> str | None:
+    return provider.why_not(case, device) or _too_large(provider.bytes_needed(case) + case.input_bytes, device)
 
 
 def _blank(case: Case, device: torch.device, provider: Provider) -> Row:

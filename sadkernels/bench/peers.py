@@ -55,7 +55,12 @@ def liger_gathered(problem: Problem) -> Tensor:
     return _liger(problem, problem.span_ids.nonzero().squeeze(-1), None)
 
 
-def _liger(problem: Problem, rows: slice | Tensor, labels: Tensor | None) -> Tensor:
+def liger_float32(problem: LinearProblem) -> Tensor:
+    """Calls Liger-Kernel from hidden states, with the head's gradient summed in float32 as `sad` does."""
+    return _liger(problem, slice(None), torch.where(problem.span_ids > 0, 0, _IGNORED), torch.float32)
+
+
+def _liger(problem: Problem, rows: slice | Tensor, labels: Tensor | None, accum_dtype: torch.dtype | None = None) -> Tensor:
     """Calls its JSD at beta = 0, the forward KL. From logits it needs log-probabilities, made as in its docstring."""
     if isinstance(problem, LogitsProblem):
         from liger_kernel.transformers.jsd import LigerJSD
@@ -65,7 +70,8 @@ def _liger(problem: Problem, rows: slice | Tensor, labels: Tensor | None) -> Ten
     from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
 
     student, teacher = problem.student_hidden[rows], problem.teacher_hidden[rows]
-    return LigerFusedLinearJSD(jsd_beta=0.0)(student, problem.student_weight, teacher, problem.teacher_weight, labels)
+    loss = LigerFusedLinearJSD(jsd_beta=0.0, accum_dtype=accum_dtype)
+    return loss(student, problem.student_weight, teacher, problem.teacher_weight, labels)
 
 
 def trl(problem: LinearProblem) -> Tensor:

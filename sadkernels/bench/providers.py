@@ -13,7 +13,7 @@ from torch import Tensor
 from sadkernels import backends
 from sadkernels.bench import peers
 from sadkernels.bench.cases import LINEAR, LINEAR_TOPK, SPAN_KL, TOPK, Case
-from sadkernels.bench.problem import LogitsProblem, Problem
+from sadkernels.bench.problem import LinearProblem, LogitsProblem, Problem
 from sadkernels.ops.linear_span_kl import fused_linear_span_kl
 from sadkernels.ops.linear_topk_span_kl import fused_linear_topk_span_kl
 from sadkernels.ops.span_kl import fused_span_kl
@@ -33,6 +33,7 @@ class Provider(NamedTuple):
             is not tried on a CPU, where the system kills a process that needs too much memory.
         in_place: Whether it overwrites the student's logits.
         slow: Why quick runs skip it, in one line, or None if they do not.
+        is_bound: Whether it is a part of the work of every implementation, not a loss. It is timed without a check.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Provider(NamedTuple):
     logits_buffers: float = 6
     in_place: bool = False
     slow: str | None = None
+    is_bound: bool = False
 
     @property
     def is_sad(self) -> bool:
@@ -123,6 +125,32 @@ class _Compiled:
         return self._compiled(problem.student, problem.teacher, problem.span_ids)
 
 
+class _FourProducts(torch.autograd.Function):
+    """The matrix products of a loss from hidden states: the logits of both sides, the gradients of hidden states and head.
+
+    The student's logits stand for their own gradient, which has the same shape and dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: object, student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor
+    ) -> Tensor:
+        student, teacher = student_hidden @ student_weight.T, teacher_hidden @ teacher_weight.T
+        ctx.save_for_backward(student_hidden, student_weight, student)
+        return student[0, 0] + teacher[0, 0]
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, dlogits = ctx.saved_tensors
+        return dlogits @ weight, dlogits.T @ hidden, None, None
+
+
+def _four_products(problem: LinearProblem) -> Tensor:
+    """Runs the four matrix products on the supervised rows, each as a single product."""
+    student, teacher = problem.student_hidden[problem.supervised], problem.teacher_hidden[problem.supervised]
+    return _FourProducts.apply(student, problem.student_weight, teacher, problem.teacher_weight)
+
+
 # --- sad
 
 
@@ -138,8 +166,8 @@ class _Output(torch.autograd.Function):
         return gradient
 
 
-def _sad(problem: Problem, backend: str, in_place: bool = False) -> Tensor:
-    """Calls the public function for the problem's inputs. `in_place` needs logits."""
+def _sad(problem: Problem, backend: str, in_place: bool = False, stats: bool = False) -> Tensor:
+    """Calls the public function for the problem's inputs. `in_place` needs logits, `stats` the full teacher's."""
     if problem.case.k:
         teacher = problem.teacher_logprobs, problem.teacher_ids
     elif isinstance(problem, LogitsProblem):
@@ -149,6 +177,8 @@ def _sad(problem: Problem, backend: str, in_place: bool = False) -> Tensor:
     if isinstance(problem, LogitsProblem):
         fused = fused_topk_span_kl if problem.case.k else fused_span_kl
         student = _Output.apply(problem.student) if in_place else problem.student
+        if stats:
+            return fused_span_kl(student, *teacher, problem.span_ids, return_stats=True, backend=backend)[0]
         return fused(student, *teacher, problem.span_ids, inplace_backward=in_place, backend=backend)
     fused = fused_linear_topk_span_kl if problem.case.k else fused_linear_span_kl
     return fused(problem.student_hidden, problem.student_weight, *teacher, problem.span_ids, backend=backend)
@@ -163,8 +193,8 @@ def _why_not_backend(case: Case, device: torch.device, backend: str) -> str | No
     return backends.why_not(backend, TOPK if case.k else SPAN_KL, device, case.torch_dtype)
 
 
-def _sad_providers(in_place: bool) -> list[Provider]:
-    """Returns one provider per backend, and with `in_place` a second one that works in place."""
+def _sad_providers(in_place: bool, stats: bool = False) -> list[Provider]:
+    """Returns one provider per backend, and further ones that work in place (`in_place`) or return statistics (`stats`)."""
     providers = []
     for backend in backends.PACKAGES:
         name, loss = f"sad-{backend}", functools.partial(_sad, backend=backend)
@@ -174,8 +204,11 @@ def _sad_providers(in_place: bool) -> list[Provider]:
             continue
         providers.append(Provider(name, loss, why_not, logits_buffers=2))
         if in_place:
-            loss = functools.partial(loss, in_place=True)
-            providers.append(Provider(f"{name}-inplace", loss, why_not, logits_buffers=2, in_place=True))
+            in_place_loss = functools.partial(loss, in_place=True)
+            providers.append(Provider(f"{name}-inplace", in_place_loss, why_not, logits_buffers=2, in_place=True))
+        if stats:
+            with_stats = functools.partial(loss, stats=True)
+            providers.append(Provider(f"{name}-stats", with_stats, why_not, logits_buffers=2, slow="skipped in quick runs"))
     return providers
 
 
@@ -186,13 +219,15 @@ PROVIDERS: dict[str, list[Provider]] = {
         Provider("pytorch-compiled", _Compiled(), slow="skipped in quick runs: it compiles for many seconds"),
         Provider("liger", peers.liger, peers.why_not_liger, logits_buffers=9),
         Provider("liger-gathered", peers.liger_gathered, peers.why_not_liger, logits_buffers=11),
-        *_sad_providers(in_place=True),
+        *_sad_providers(in_place=True, stats=True),
     ],
     LINEAR: [
         Provider(BASELINE, _pytorch, logits_buffers=8),
         Provider("pytorch-gathered", _pytorch_gathered, logits_buffers=8),
+        Provider("matrix-products", _four_products, logits_buffers=2, is_bound=True),
         Provider("liger", peers.liger, peers.why_not_liger),
         Provider("liger-gathered", peers.liger_gathered, peers.why_not_liger),
+        Provider("liger-float32", peers.liger_float32, peers.why_not_liger),
         Provider("trl", peers.trl, peers.why_not_trl),
         *_sad_providers(in_place=False),
     ],

@@ -40,20 +40,32 @@ class CsvLog:
     """A CSV file that is complete after every row, so that an interrupted run leaves a valid file.
 
     Args:
-        path: The file. An existing file is overwritten; missing folders are created.
+        path: The file; missing folders are created.
         device: The device of the measurements.
+        append: Whether to keep the rows of an existing file. Otherwise the file is overwritten.
+
+    Attributes:
+        done: By op, case and provider, the status of every row that was kept.
 
     Raises:
         OSError: The file cannot be written.
+        ValueError: The file that is continued was not written by this class.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, append: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._machine = machine_info(device)
-        self._stream = open(path, "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._stream, [*FIELDS, *self._machine], restval="")
-        self._writer.writeheader()
-        self._stream.flush()
+        kept = read_csv(path) if append and path.exists() else []
+        self.done = {(row["op"], row["case"], row["provider"]): row["status"] for row in kept}
+        fields = [*FIELDS, *self._machine]
+        partial = path.with_name(f"{path.name}.partial")  # a kill while the kept rows are written must not lose them
+        with open(partial, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fields, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        partial.replace(path)
+        self._stream = open(path, "a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._stream, fields, restval="")
 
     def write(self, rows: Iterable[Row]) -> None:
         """Appends the rows and flushes each to the file."""
@@ -79,7 +91,7 @@ def write_csv(path: Path, rows: list[Mapping[str, object]]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Reads a file that `CsvLog` wrote.
+    """Reads the complete rows of a file that `CsvLog` wrote.
 
     Raises:
         ValueError: A column of `FIELDS` is missing.
@@ -90,7 +102,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         missing = [name for name in FIELDS if name not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(f"the columns {', '.join(missing)} are missing")
-        return list(reader)
+        return [row for row in reader if None not in row.values()]  # a killed run may leave a part of its last row
 
 
 @functools.cache
@@ -131,8 +143,8 @@ def _version(package: str) -> str:
 
 def _git(*words: str) -> str:
     try:
-        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=_ROOT).stdout.strip()
-    except OSError:  # git is not installed
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=_ROOT, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed, or waits for a lock
         return ""
 
 

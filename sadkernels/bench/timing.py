@@ -14,6 +14,10 @@ from typing import NamedTuple
 
 import torch
 
+_HEAD_START = 1.5e-3  # seconds; the host launches the kernels of one call in about 0.5 ms
+_MOST_WARM_CALLS = 20  # the queue of a stream holds about 1000 kernels
+_CALIBRATION_CYCLES = 10_000_000  # about 5 ms
+
 
 class TimedCall(NamedTuple):
     """A call to time.
@@ -41,19 +45,22 @@ class WallClock:
 class EventClock:
     """Measures a call in seconds between two events on the device's stream, with a cold L2 cache.
 
-    It first overwrites a buffer of several times the L2's size. This evicts the data of the previous call, and keeps the
-    device busy while the host launches the kernels of this call.
+    The device first overwrites a buffer of several times the L2's size, which evicts the data of the previous call. Then it
+    sleeps while the host queues the kernels of this call. Without the sleep, the time of a call of many short kernels would
+    be the time that the host needs to launch them.
     """
 
     def __init__(self, device: torch.device) -> None:
         size = max(256 << 20, 4 * torch.cuda.get_device_properties(device).L2_cache_size)
         self._flush = torch.empty(size, dtype=torch.uint8, device=device)
         self._device = device
+        self._between_events(lambda: torch.cuda._sleep(10 * _CALIBRATION_CYCLES))  # an idle GPU has a low clock at first
+        seconds = self._between_events(lambda: torch.cuda._sleep(_CALIBRATION_CYCLES))
+        self._cycles_per_second = _CALIBRATION_CYCLES / seconds
 
     def __call__(self, call: Callable[[], object]) -> float:
-        for _ in range(3):  # one pass empties the L2; three take longer than the host needs to launch one call
-            self._flush.zero_()
-        return self._between_events(call)
+        self._flush.zero_()
+        return self._between_events(call, _HEAD_START)
 
     def warm(self, timed: TimedCall, seconds: float) -> float:
         """Returns the mean seconds of back-to-back calls, without flushing the L2.
@@ -62,7 +69,7 @@ class EventClock:
             timed: The call. `prepare` runs once, before all calls.
             seconds: The expected time of one call; it sets the number of calls.
         """
-        count = max(3, min(100, round(20e-3 / max(seconds, 1e-6))))
+        count = max(3, min(_MOST_WARM_CALLS, round(20e-3 / max(seconds, 1e-6))))
         timed.prepare()
         timed.call()
 
@@ -70,11 +77,14 @@ class EventClock:
             for _ in range(count):
                 timed.call()
 
-        return self._between_events(calls) / count
+        return self._between_events(calls, _HEAD_START * count) / count
 
-    def _between_events(self, call: Callable[[], object]) -> float:
+    def _between_events(self, call: Callable[[], object], asleep: float = 0.0) -> float:
+        """Returns the seconds of a call that is queued while the device sleeps for `asleep` seconds."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.device(self._device):
+            if asleep:
+                torch.cuda._sleep(round(asleep * self._cycles_per_second))
             begin.record()
             call()
             end.record()

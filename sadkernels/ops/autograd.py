@@ -107,7 +107,7 @@ class LossOp(abc.ABC):
         """The weights of all rows."""
         return row_weights(x.tokens, o.loss, self.loss_dtype(x))
 
-    def fake_gradients(self, x: Any, wants: list[bool]) -> tuple[Tensor, ...]:
+    def fake_gradients(self, x: Any, o: Any, wants: list[bool]) -> tuple[Tensor, ...]:
         """Empty tensors with the shapes and dtypes of the gradients."""
         dtype = self.gradient_dtype(x)
         return tuple(
@@ -150,14 +150,14 @@ def register(op: LossOp) -> LossOp:
     def fake_with_grad(*arguments):
         x, o, wants = unpacked(arguments, after=1)
         results = fake_results(x.tokens.span_ids, o.loss, op.loss_dtype(x))
-        return *results, fake_weighted(x), *op.fake_gradients(x, wants)
+        return *results, fake_weighted(x), *op.fake_gradients(x, o, wants)
 
     def backward(*arguments):
         return _single(op.backward(*unpacked(arguments, between=2, after=1)))
 
     def fake_backward(*arguments):
-        x, _, _, _, wants = unpacked(arguments, between=2, after=1)
-        return _single(op.fake_gradients(x, wants))
+        x, o, _, _, wants = unpacked(arguments, between=2, after=1)
+        return _single(op.fake_gradients(x, o, wants))
 
     name, wants = op.name, "bool[] wants"
     _define(f"{name}({inputs}, {options}) -> ({results}, Tensor)", forward, fake_forward)

@@ -17,12 +17,15 @@ from sadkernels.ops import validate, vocab_parallel
 from sadkernels.ops.autograd import LossOp, Results, apply, register
 from sadkernels.ops.row_weights import LossOptions, RowWeights, loss_and_sums
 from sadkernels.ops.validate_tokens import check_tokens
-from sadkernels.row_layout import with_row_layout
+from sadkernels.row_layout import gradient_strides, with_row_layout
 from sadkernels.spans import SpanStats, span_stats
 from sadkernels.tokens import Tokens
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+_ALIGNING = ("triton", "cuda")  # backends that are fast if the rows of logits and gradient begin at equal addresses mod 16
 
 
 class LogitsOp(LossOp):
@@ -64,8 +67,17 @@ class LogitsOp(LossOp):
     def scale_(self, gradient: Tensor, weighted: Tensor, upstream: Tensor, o: Any) -> None:
         torch.ops.sad.scale_rows_(gradient, weighted, upstream, o.config.vocab_size, o.loss.backend)
 
+    def fake_gradients(self, x: Any, o: Any, wants: list[bool]) -> tuple[Tensor, ...]:
+        if not wants[0] or o.loss.backend not in _ALIGNING:
+            return super().fake_gradients(x, o, wants)
+        return (x.student.new_empty_strided(x.student.shape, gradient_strides(x.student)),)
+
     def _gradient_buffer(self, x: Any, o: Any) -> Tensor:
-        return x.student if o.loss.inplace else self.kernel(o).new_logits(x.student.shape, x.student)
+        if o.loss.inplace:
+            return x.student
+        if o.loss.backend in _ALIGNING:
+            return x.student.new_empty_strided(x.student.shape, gradient_strides(x.student))
+        return self.kernel(o).new_logits(x.student.shape, x.student)
 
     def _results(self, values: Any, target: Any, rows: RowWeights, x: Any, o: Any) -> Results:
         loss, sums = loss_and_sums(values.as_row_values(target), rows, o.loss)

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from sadkernels import backends
 from sadkernels.divergence import DIVERGENCES, DivergenceConfig
 from sadkernels.ops.row_weights import LossOptions
-from sadkernels.row_layout import row_layout
+from sadkernels.row_layout import overlaps_itself, row_layout
 from sadkernels.tokens import REDUCTIONS
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -104,24 +104,13 @@ def check_writable(student: Tensor, others: Sequence[Tensor]) -> None:
         remedy = "The gradient would overwrite the parameter: leave inplace_backward=False."
         fail(name, "student_logits that an operation computed, such as a model's", got, remedy)
     got = f"shape {tuple(student.shape)} with strides {student.stride()}"
-    if _overlaps_itself(student):
+    if overlaps_itself(student):
         fail(name, "student_logits whose rows do not overlap in memory", got, "Call `.contiguous()` first.")
     if row_layout(student) is None:
         fail(name, "student_logits with at most two strides between rows", got, "Call `.contiguous()` first.")
     if not torch.compiler.is_compiling() and any(_share_memory(student, x) for x in others):
         expected = "student_logits that share no memory with the teacher's tensors"
         fail(name, expected, "tensors that overlap in memory", "Pass a `.clone()` of the teacher's.")
-
-
-def _overlaps_itself(x: Tensor) -> bool:
-    """Whether two elements may have the same address: a stride is no larger than the extent of the smaller strides."""
-    if x.numel() == 0 or x.is_contiguous():
-        return False
-    dims = [(size, stride) for size, stride in zip(x.shape, x.stride()) if size > 1]
-    for at, (_, stride) in enumerate(dims):
-        if stride <= sum((n - 1) * s for i, (n, s) in enumerate(dims) if i != at and s <= stride):
-            return True
-    return False
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:

@@ -9,7 +9,7 @@ from sad.agents import metrics
 from sad.agents.episode import count_end_reasons
 from sad.errors import InputError
 from sad.trajectories.encode import encode_with_segmentation
-from sad.trajectories.spans import SpanKind
+from sad.trajectories.spans import SpanKind, supervised_kinds
 from sad.trajectories.trajectory import Trajectory
 
 
@@ -116,7 +116,7 @@ def _record(trajectory: Trajectory, tokenizer: Any) -> _Record:
         end=extra.get("end"),
         decoding=extra.get("decoding"),
         success=trajectory.success,
-        steps=sum(kind is not SpanKind.NONE for kind in kinds),
+        steps=sum(kind in supervised_kinds() for kind in kinds),
         actions=kinds.count(SpanKind.ACT),
         invalid_actions=extra.get("invalid_actions"),
         reasoning=[t for t, kind in zip(encoded.input_ids, encoded.span_ids) if kind == SpanKind.REASON],

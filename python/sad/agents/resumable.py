@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sad.errors import InputError
-from sad.trajectories.trajectory import Trajectory, json_line, read_jsonl, write_jsonl
+from sad.trajectories.read import read_jsonl
+from sad.trajectories.trajectory import Trajectory, json_line, write_jsonl
 
 
 class ResumableFile:

@@ -43,10 +43,13 @@ def command(options: BenchOptions) -> None:
         config = QUICK_TIMING if options.quick else TimingConfig()
         console.print(bench.machine_line(machine_info(device)))
         with log or nullcontext():
-            for group in measure_cases(cases, device, only=only, quick=options.quick, config=config):
+            for rows in measure_cases(cases, device, only=only, quick=options.quick, config=config):
+                group = []
+                for row in rows:
+                    group.append(row)
+                    if log is not None:
+                        log.write([row])
                 found += group
-                if log is not None:
-                    log.write(group)
                 if group:
                     show(group)
     for line in bench.reasons(found):

@@ -43,7 +43,8 @@ def command(options: EvalOptions) -> None:
     from sad.agents.evaluate import check_reference, evaluate
     from sad.cli.agents import check_new_file, load_agent, make_env, rollout_tasks
     from sad.errors import InputError
-    from sad.trajectories.trajectory import read_jsonl, write_jsonl
+    from sad.trajectories.read import read_jsonl
+    from sad.trajectories.trajectory import write_jsonl
 
     check_new_file(options.out)
     check_new_file(options.trajectories)

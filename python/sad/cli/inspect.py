@@ -1,4 +1,4 @@
-"""`sad inspect`: shows which tokens of a trajectory file are reasoning and which are actions."""
+"""`sad inspect`: shows which tokens of a trajectory file are reasoning, actions and observations."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,18 @@ from sad.options import option
 
 HTML_LIMIT = 100
 UNPARSED_LIMIT = {"terminal": 20, "html": 500}
+KINDS = ((1, "reason", "reasoning"), (2, "act", "action"), (3, "observe", "observation"))  # SpanKind, color, label
+TABLE_STYLES = {"reason": "blue", "act": "red", "observe": "color(65)"}
 
 
 @dataclass(frozen=True)
 class InspectOptions:
     """The options of `sad inspect`."""
 
-    file: Path = option(positional=True, help="Trajectories, one JSON object per line (.jsonl or .jsonl.gz).")
+    file: Path = option(
+        positional=True, help="Trajectories: a file (JSON Lines, JSON, parquet, gzipped or not) or a folder."
+    )
+    source: str = option("auto", help="Source of the file, such as sharegpt. Default: recognized by its keys.")
     format: str | None = option(
         None, flag="--format -f", help="Format of the texts. Default: the trajectory's own format, otherwise sad."
     )
@@ -34,7 +39,7 @@ class InspectOptions:
 
 @takes(InspectOptions)
 def command(options: InspectOptions) -> None:
-    """Show which tokens of a trajectory file are reasoning (blue) and which are actions (red).
+    """Show which tokens of a trajectory file are reasoning (blue), actions (red) and observations (grey-green).
 
     Prints the overlay of the first trajectories, the span lengths of all trajectories, and the lines that could not be
     parsed.
@@ -43,7 +48,7 @@ def command(options: InspectOptions) -> None:
     from sad.trajectories.encode import load_tokenizer
     from sad.trajectories.formats import get_format
     from sad.trajectories.inspection import inspect_trajectories
-    from sad.trajectories.trajectory import read_jsonl
+    from sad.trajectories.read import read_trajectories
 
     file, ids, page = options.file, options.id, options.html
     for flag, value, least in (("--limit", options.limit, 0), ("--max-length", options.max_length, 1)):
@@ -53,7 +58,8 @@ def command(options: InspectOptions) -> None:
         raise InputError(str(page), "a new file", "an existing one", "Choose another name, or remove the file.")
     if options.format is not None:
         get_format(options.format, "--format")
-    trajectories = read_jsonl(file)
+    recognized: list[str] = []
+    trajectories = read_trajectories(file, options.source, say=recognized.append)
     if ids:
         missing = set(ids) - {trajectory.id for trajectory in trajectories}
         if missing:
@@ -71,6 +77,7 @@ def command(options: InspectOptions) -> None:
         include_prefix=options.include_prefix,
         keep=max(in_terminal, on_page if page else 0),
     )
+    typer.echo(f"{file}: {'; '.join(recognized)}")
     _print(inspection, in_terminal)
     if page is not None:
         _write_page(inspection, on_page, options)
@@ -81,7 +88,7 @@ def _pieces(item):
     from sad.report.overlay import span_pieces, token_pieces
 
     if item.encoded is None:
-        return span_pieces(item.segmentation.text, item.segmentation.spans)
+        return span_pieces(item.segmentation.text, [*item.segmentation.spans, *item.segmentation.observations])
     _, span_ids, truncated, offsets = item.encoded
     return token_pieces(item.segmentation.text, offsets, span_ids, truncated=truncated)
 
@@ -89,12 +96,13 @@ def _pieces(item):
 def _summary(item) -> str:
     """Describes the spans and the tokens of one trajectory."""
     spans = [sum(span.kind == kind for span in item.segmentation.spans) for kind in (1, 2)]
-    words = f"{spans[0]} reasoning and {spans[1]} action spans"
+    words = f"{spans[0]} reasoning, {spans[1]} action and {len(item.segmentation.observations)} observation spans"
     if item.encoded is None:
         return f"{words}, {len(item.segmentation.text)} characters"
     ids = item.encoded.span_ids
     truncated = f", {item.encoded.truncated} tokens truncated" if item.encoded.truncated else ""
-    return f"{words}; {len(ids)} tokens: {ids.count(1)} reasoning, {ids.count(2)} action{truncated}"
+    counts = ", ".join(f"{ids.count(kind)} {label}" for kind, _, label in KINDS)
+    return f"{words}; {len(ids)} tokens: {counts}{truncated}"
 
 
 def _totals(inspection) -> str:
@@ -119,20 +127,16 @@ def _length_rows(inspection) -> list[dict]:
     return [
         {"name": name, "label": f"{label} {grouping}", "summary": summarize(lengths[kind])}
         for grouping, lengths in groupings
-        for kind, name, label in ((1, "reason", "reasoning"), (2, "act", "action"))
+        for kind, name, label in KINDS
     ]
 
 
 def _share_rows(inspection) -> list[dict]:
     from sad.trajectories.spans import SpanKind
 
-    kinds = (
-        (SpanKind.REASON, "reason", "reasoning"),
-        (SpanKind.ACT, "act", "action"),
-        (SpanKind.NONE, "none", "unsupervised"),
-    )
     return [
-        {"kind": kind, "name": name, "label": label, "share": inspection.lengths.share(kind)} for kind, name, label in kinds
+        {"kind": kind, "name": name, "label": label, "share": inspection.lengths.share(SpanKind(kind))}
+        for kind, name, label in (*KINDS, (0, "none", "other"))
     ]
 
 
@@ -153,10 +157,8 @@ def _print(inspection, limit: int) -> None:
         table.add_column(column, justify="right" if column else "left")
     for row in _length_rows(inspection):
         s = row["summary"]
-        style = "blue" if row["name"] == "reason" else "red"
-        table.add_row(
-            Text(row["label"], style=style), str(s.count), f"{s.mean:.1f}", f"{s.median:.1f}", f"{s.p95:.1f}", str(s.max)
-        )
+        label = Text(row["label"], style=TABLE_STYLES[row["name"]])
+        table.add_row(label, str(s.count), f"{s.mean:.1f}", f"{s.median:.1f}", f"{s.p95:.1f}", str(s.max))
     console.print(table)
     console.print(Text(_totals(inspection)), soft_wrap=True)
     console.print(Text(", ".join(f"{row['label']} {100 * row['share']:.1f} %" for row in _share_rows(inspection))))
@@ -185,7 +187,7 @@ def _write_page(inspection, limit: int, options: InspectOptions) -> None:
     ]
     charts = [
         {"name": name, "label": f"{label} spans", "bins": histogram(inspection.lengths.per_span[kind])}
-        for kind, name, label in ((1, "reason", "reasoning"), (2, "act", "action"))
+        for kind, name, label in KINDS
     ]
     page = inspect_page(
         title=options.file.name,

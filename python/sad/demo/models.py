@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from sad.demo.config import DecoderShape, TrainingConfig
 from sad.demo.optimizer import Muon
+from sad.trajectories.spans import is_supervised
 
 WARMUP = 0.05  # share of the steps
 Example = dict[str, list[int]]  # input_ids and span_ids, as `sad.encode_all` returns them
@@ -77,7 +78,7 @@ def imitation_loss(model: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor
         torch.tensor([example[key] + [0] * (length - len(example[key])) for example in batch])
         for key in ("input_ids", "span_ids")
     )
-    supervised = spans[:, 1:] > 0
+    supervised = is_supervised(spans[:, 1:])
     hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     logits = model.get_output_embeddings()(hidden[supervised])  # (N, V), supervised rows only
     losses = cross_entropy(logits.float(), ids[:, 1:][supervised], reduction="none")

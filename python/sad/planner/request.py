@@ -58,7 +58,11 @@ class PlanRequest:
     lora_target: str = option(
         "qv", help="Layers with adapters: qv (queries and values) or all (every linear layer).", group="Training"
     )
-    supervised_fraction: float = option(0.6, help="Fraction of the tokens that are reasoning or action.", group="Training")
+    supervised_fraction: float = option(
+        0.6,
+        help="Fraction of the tokens that are reasoning or action (or observation, with lambda_observe above 0).",
+        group="Training",
+    )
     teacher_bits: int = option(16, help="Bits per weight in the teacher's layers: 16, 8 or 4.", group="Teacher")
     top_k: int = option(64, help="Log-probabilities per token in a teacher cache.", group="Teacher")
 

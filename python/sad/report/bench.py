@@ -152,7 +152,7 @@ def _cells(row: Mapping[str, str]) -> list[str]:
         _number(row.get("peak_extra_mb") or ""),
         _number(row.get("retained_mb") or ""),
         f"{100 * float(fraction):.3g} %" if fraction else _MISSING,
-        row["error"],
+        row["error"] or _MISSING,
     ]
 
 

@@ -1,4 +1,4 @@
-"""The mask overlay (paper, section F.2): a trajectory's text with reasoning in blue and actions in red."""
+"""The mask overlay (paper, section F.2): a text with reasoning in blue, actions in red and observations in grey-green."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from sad.trajectories.spans import Span, SpanKind
 if TYPE_CHECKING:
     from rich.text import Text
 
-_MARKS = {SpanKind.NONE: " ", SpanKind.REASON: "R", SpanKind.ACT: "A"}
+_MARKS = {SpanKind.REASON: "R", SpanKind.ACT: "A", SpanKind.OBSERVE: "O"}
 _STYLES = {
     SpanKind.NONE: ("", "dim strike"),
     SpanKind.REASON: ("white on blue", "white on dark_blue"),
     SpanKind.ACT: ("white on red", "white on dark_red"),
+    SpanKind.OBSERVE: ("black on color(108)", "black on color(151)"),
 }
 
 
 class Piece(NamedTuple):
-    """A part of the text with one style: a supervised token, or the text between two supervised tokens.
+    """A part of the text with one style: a labelled token, or the text between two labelled tokens.
 
     Attributes:
         text: The text.
-        kind: Reasoning, action, or none.
-        shade: 0 or 1, alternating between supervised tokens to show where they end. Truncated text has kind none, shade 1.
+        kind: Reasoning, action, observation, or none.
+        shade: 0 or 1, alternating between labelled tokens to show where they end. Truncated text has kind none, shade 1.
     """
 
     text: str
@@ -35,14 +36,14 @@ class Piece(NamedTuple):
 def token_pieces(
     text: str, offsets: Sequence[tuple[int, int]], span_ids: Sequence[int], *, truncated: int = 0, eos: str = "<eos>"
 ) -> list[Piece]:
-    """Returns one piece per supervised token. Tokens that share a character (split into bytes) are one piece.
+    """Returns one piece per labelled token. Tokens that share a character (split into bytes) are one piece.
 
     Args:
         text: The tokenized text.
         offsets: (T,) character ranges of the tokens, in order.
         span_ids: (T,) span ids of the tokens.
         truncated: Number of tokens removed from the end.
-        eos: The text shown for a supervised token without characters.
+        eos: The text shown for a labelled token without characters.
     """
     pieces: list[Piece] = []
     shown = shade = 0
@@ -63,9 +64,9 @@ def token_pieces(
 
 
 def span_pieces(text: str, spans: Sequence[Span]) -> list[Piece]:
-    """Returns one piece per span, for a text without a tokenizer."""
+    """Returns one piece per span, for a text without a tokenizer. The spans are in any order and do not overlap."""
     pieces, shown = [], 0
-    for number, (start, end, kind) in enumerate(spans):
+    for number, (start, end, kind) in enumerate(sorted(spans)):
         pieces += [Piece(text[shown:start], SpanKind.NONE, 0), Piece(text[start:end], SpanKind(kind), number % 2)]
         shown = end
     pieces.append(Piece(text[shown:], SpanKind.NONE, 0))
@@ -73,7 +74,7 @@ def span_pieces(text: str, spans: Sequence[Span]) -> list[Piece]:
 
 
 def overlay_lines(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Splits the pieces into lines. A supervised line end is shown as an arrow."""
+    """Splits the pieces into lines. A labelled line end is shown as an arrow."""
     lines: list[list[Piece]] = [[]]
     for piece in pieces:
         first, *rest = piece.text.replace("\r\n", "\n").split("\n")
@@ -85,13 +86,16 @@ def overlay_lines(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def terminal_overlay(pieces: Sequence[Piece]) -> Text:
-    """Returns the overlay for a rich console. A margin with R (reasoning) and A (action) shows the kinds without colors."""
+    """Returns the overlay for a rich console.
+
+    A margin with R (reasoning), A (action) and O (observation) shows the kinds without colors.
+    """
     from rich.text import Text
 
     text = Text()
     for line in overlay_lines(pieces):
         kinds = {piece.kind for piece in line if piece.text}
-        margin = "".join(_MARKS[kind] for kind in (SpanKind.REASON, SpanKind.ACT) if kind in kinds)
+        margin = "".join(mark for kind, mark in _MARKS.items() if kind in kinds)
         text.append(f"{margin:>2} │ ", style="dim")
         for piece in line:
             text.append(piece.text, style=_STYLES[piece.kind][piece.shade])

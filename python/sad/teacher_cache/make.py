@@ -16,7 +16,7 @@ from sad.teacher_cache.options import CacheOptions
 from sad.teacher_cache.storage import CacheFolder
 from sad.teacher_cache.writer import CacheReport, read_shards, write_teacher_cache
 from sad.trajectories.encode import encode_all
-from sad.trajectories.trajectory import read_jsonl
+from sad.trajectories.read import read_trajectories
 
 
 def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> CacheReport:
@@ -43,8 +43,10 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
     tokenizer = _load_tokenizer(options)
     examples = []
     for path in options.data:
-        trajectories = read_jsonl(path)
-        corpus = encode_all(trajectories, tokenizer, format=options.format, max_length=options.max_length)
+        trajectories = read_trajectories(path, options.source, say=announce)
+        corpus = encode_all(
+            trajectories, tokenizer, format=options.format, max_length=options.max_length, observe=options.observe
+        )
         announce(f"{path}: read {len(trajectories)} trajectories; {corpus.summary()}")
         examples += corpus.examples
     if not examples:
@@ -60,6 +62,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         tokenizer=tokenizer_digest(tokenizer),
         teacher=model_digest(teacher),
         teacher_dtype=options.teacher_quantization or dtype,
+        observe=options.observe,
         teacher_name=folder.resolve().name,
     )
     report = write_teacher_cache(teacher, examples, options.out, metadata, batch_tokens=options.batch_tokens)

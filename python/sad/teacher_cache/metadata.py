@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from sad.errors import InputError
 from sad.teacher_cache.options import DTYPES
+from sad.trajectories.spans import is_supervised
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +36,7 @@ class CacheMetadata:
         teacher: `sad.model_parts.model_digest` of the teacher.
         teacher_dtype: Dtype of the teacher's weights.
         teacher_name: Name of the teacher for messages. It does not take part in comparisons.
+        observe: Whether the cache has rows of observation tokens, for a training with lambda_observe > 0.
 
     Raises:
         InputError: `dtype` or `top_k` is out of range.
@@ -47,6 +49,7 @@ class CacheMetadata:
     teacher: str
     teacher_dtype: str
     teacher_name: str = field(default="", compare=False)
+    observe: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -57,7 +60,10 @@ class CacheMetadata:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object that files store."""
-        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        if not self.observe:  # caches from before this field stay equal to new ones
+            del record["observe"]
+        return record
 
     def differences(self, other: CacheMetadata) -> tuple[str, str] | None:
         """Returns the differing fields in words, (own values, values of `other`); None if there are none."""
@@ -87,7 +93,8 @@ def metadata_from_json(file: str, record: Any) -> CacheMetadata:
         remedy = "Write the cache again, or use the version of sad that wrote it."
         raise InputError(file, f"version {VERSION} of the format", repr(record.get("version")), remedy)
     try:
-        return CacheMetadata(**{item.name: record[item.name] for item in dataclasses.fields(CacheMetadata)})
+        values = {"observe": False, **record}
+        return CacheMetadata(**{item.name: values[item.name] for item in dataclasses.fields(CacheMetadata)})
     except (KeyError, TypeError, InputError) as error:
         raise InputError(file, "the metadata of a teacher cache", str(error), "Write the cache again.") from error
 
@@ -108,10 +115,14 @@ def example_digest(input_ids: ArrayLike, span_ids: ArrayLike) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def supervised_rows(span_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Returns the positions of an example whose next token is reasoning or action, ascending: its rows in a cache."""
-    next_ids = np.asarray(span_ids, dtype=np.int8)[1:]
-    return np.flatnonzero((next_ids == 1) | (next_ids == 2))
+def supervised_rows(span_ids: Sequence[int] | np.ndarray, observe: bool = False) -> np.ndarray:
+    """Returns the positions of an example whose next token is supervised, ascending: its rows in a cache.
+
+    Args:
+        span_ids: (T,) labels.
+        observe: Whether observation tokens are supervised.
+    """
+    return np.flatnonzero(is_supervised(np.asarray(span_ids, dtype=np.int8)[1:], observe))
 
 
 def logit_columns(model: nn.Module) -> int:

@@ -24,12 +24,19 @@ class CacheOptions:
     """
 
     teacher: str = option(help="Folder of the teacher model.", group=_INPUT)
-    data: list[str] = option(help="Trajectories, JSON Lines (.gz too). May be repeated.", group=_INPUT)
+    data: list[str] = option(help="Trajectories: a file or a folder. May be repeated.", group=_INPUT)
     out: str = option(help="Folder of the cache, or a URL that fsspec can open.", group=_CACHE)
     top_k: int = option(64, help="Log-probabilities to store per supervised token.", group=_CACHE)
     dtype: str = option("uint16", help="Storage of the log-probabilities: uint16 or float32.", group=_CACHE)
     format: str | None = option(
         None, help="Format of the trajectories, such as alfworld. Default: each trajectory's own format.", group=_INPUT
+    )
+    source: str = option("auto", help="Source of the files, such as sharegpt. Default: recognized by keys.", group=_INPUT)
+    observe: bool = option(
+        False,
+        flag="--observe",
+        help="Store observation tokens too, for `sad train` with --lambda-observe above 0.",
+        group=_CACHE,
     )
     max_length: int = option(512, help="Tokens per trajectory; must equal --max-length of `sad train`.", group=_INPUT)
     vocab_size: int | None = option(

@@ -75,7 +75,7 @@ class TeacherCache:
     def read(self, input_ids: Sequence[int], span_ids: Sequence[int]) -> TeacherRows:
         """Returns the teacher's rows at the R supervised positions of an example, in ascending order.
 
-        A position is supervised if its next token is reasoning or action.
+        A position is supervised if its next token is reasoning or action. With `metadata.observe`, observations count too.
 
         Args:
             input_ids: (T,) token ids.
@@ -105,7 +105,7 @@ class TeacherCache:
         Raises:
             InputError: An example is not in the cache, or its rows are damaged.
         """
-        pairs = [(ids, kinds) for ids, kinds in zip(tokens, labels) if len(supervised_rows(kinds))]
+        pairs = [(ids, kinds) for ids, kinds in zip(tokens, labels) if len(self._rows_of(kinds))]
         return concatenate([no_rows(self.metadata.top_k), *(self.read(*pair) for pair in pairs)])
 
     def entropy_sums(self, dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> Tensor:
@@ -122,9 +122,12 @@ class TeacherCache:
         """
         sums = torch.zeros(len(dataset), dtype=torch.float64)
         for number, tokens, labels in _examples(dataset, max_length):
-            if len(supervised_rows(labels)):
+            if len(self._rows_of(labels)):
                 sums[number] = self._locate(tokens, labels)[2].entropy
         return sums
+
+    def _rows_of(self, span_ids: Sequence[int]) -> NDArray:
+        return supervised_rows(span_ids, self.metadata.observe)
 
     def _locate(self, input_ids: Sequence[int], span_ids: Sequence[int]) -> tuple[str, int, Entry]:
         """Returns the shard, the first row in it, and the entry of an example."""
@@ -149,7 +152,7 @@ class TeacherCache:
             raise InputError(name, "a dataset with a length, so that its examples can be checked", "an iterable one", remedy)
         missing = []
         for number, tokens, labels in _examples(dataset, max_length):
-            if len(supervised_rows(labels)) and example_digest(tokens, labels) not in self._locations:
+            if len(self._rows_of(labels)) and example_digest(tokens, labels) not in self._locations:
                 missing.append((number, len(tokens)))
         if missing:
             number, length = missing[0]
@@ -163,6 +166,25 @@ class TeacherCache:
             "be the same as in training, because the cache looks examples up by their tokens and labels."
         )
         return InputError(name, f"examples that are in the teacher cache {self.path!r}", got, remedy)
+
+    def check_observe(self, observe: bool) -> None:
+        """Checks that the cache has rows of observation tokens if the training needs them, and only then.
+
+        Args:
+            observe: Whether lambda_observe of the training is above 0.
+
+        Raises:
+            InputError: It does not.
+        """
+        if observe and not self.metadata.observe:
+            expected, got = "a cache with observation tokens, because lambda_observe is above 0", "one without them"
+            remedy = "Make another one with `sad cache --observe`, or set lambda_observe to 0."
+        elif self.metadata.observe and not observe:
+            expected, got = "a cache without observation tokens, because lambda_observe is 0", "one with them"
+            remedy = "Make another one without --observe, or set lambda_observe above 0."
+        else:
+            return
+        raise InputError("teacher_cache", expected, f"{got} in {self.path!r}", remedy)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Checks that the cache was made with the vocabulary of this tokenizer.

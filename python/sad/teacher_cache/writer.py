@@ -92,7 +92,9 @@ def write_teacher_cache(
             logits are NaN or infinite.
     """
     state, folder = PartialState(), CacheFolder(path)
-    by_digest = {example_digest(x["input_ids"], x["span_ids"]): x for x in examples if len(supervised_rows(x["span_ids"]))}
+    observe = metadata.observe
+    supervised = (x for x in examples if len(supervised_rows(x["span_ids"], observe)))
+    by_digest = {example_digest(x["input_ids"], x["span_ids"]): x for x in supervised}
     if not by_digest:
         raise InputError("data", "examples with reasoning or actions", "none", "Check the data with `sad inspect`.")
 
@@ -104,7 +106,7 @@ def write_teacher_cache(
     lengths = [len(by_digest[digest]["input_ids"]) for digest in digests]
     batches = batches_by_length(lengths, batch_tokens)[state.process_index :: state.num_processes]
     if batches:
-        runner = TeacherRunner(teacher, metadata.top_k, metadata.vocab_size)
+        runner = TeacherRunner(teacher, metadata.top_k, metadata.vocab_size, observe)
         named = [[(digests[i], by_digest[digests[i]]) for i in batch] for batch in batches]
         _write_shards(runner, named, folder, metadata, shard_size, show_progress and state.is_local_main_process)
     state.wait_for_everyone()
@@ -162,10 +164,11 @@ class TeacherRunner:
         model: A causal language model on its device.
         top_k: Columns per row.
         vocab_size: The softmax runs over the first `vocab_size` columns.
+        observe: Whether observation tokens are supervised.
     """
 
-    def __init__(self, model: nn.Module, top_k: int, vocab_size: int) -> None:
-        self._model, self._top_k, self._vocab_size = model.eval(), top_k, vocab_size
+    def __init__(self, model: nn.Module, top_k: int, vocab_size: int, observe: bool = False) -> None:
+        self._model, self._top_k, self._vocab_size, self._observe = model.eval(), top_k, vocab_size, observe
         try:
             self._parts = split_model(model)
         except ValueError as error:
@@ -184,7 +187,7 @@ class TeacherRunner:
         """
         device = self._model.device
         tokens, labels = ([example[name] for example in examples] for name in ("input_ids", "span_ids"))
-        batch = {name: x.to(device) for name, x in pad_batch(tokens, labels).items()}
+        batch = {name: x.to(device) for name, x in pad_batch(tokens, labels, observe=self._observe).items()}
         positions = batch.pop("loss_rows")
         del batch["span_ids"]
         if self._parts is None:
@@ -203,7 +206,7 @@ class TeacherRunner:
             raise InputError("teacher", "finite logits", "NaN or infinite logits", remedy)
         start = 0
         for example in examples:
-            stop = start + len(supervised_rows(example["span_ids"]))
+            stop = start + len(supervised_rows(example["span_ids"], self._observe))
             yield rows.part(slice(start, stop))
             start = stop
 
@@ -216,7 +219,7 @@ def _write_shards(
     shard_size: int,
     show: bool,
 ) -> None:
-    total = sum(len(supervised_rows(example["span_ids"])) for batch in batches for _, example in batch)
+    total = sum(len(supervised_rows(example["span_ids"], metadata.observe)) for batch in batches for _, example in batch)
     pending: list[tuple[str, TeacherRows]] = []
     size = 0
     with tqdm(total=total, desc="teacher", unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:

@@ -17,7 +17,7 @@ from sad.teacher_cache.reader import TeacherCache
 from sad.training.collator import SpanCollator, model_inputs
 from sad.training.config import SADConfig
 from sad.training.losses import LossOutput, loss_options, parts_of, warn_of_rounded_logits
-from sadkernels.spans import SpanKind
+from sad.trajectories.spans import supervised_kinds
 
 
 class CachedLoss:
@@ -50,6 +50,7 @@ class CachedLoss:
         if args.accelerator_config is not None and args.accelerator_config.dispatch_batches:
             remedy = "Leave dispatch_batches out: it splits batches without their loss_rows."
             raise InputError("accelerator_config", "no dispatch_batches with a teacher cache", "true", remedy)
+        cache.check_observe(args.observe)
         cache.check_columns(logit_columns(student))
         self._args, self._vocab_size = args, cache.metadata.vocab_size
         self._parts = parts_of("student", student, args)
@@ -107,6 +108,6 @@ def _scattered(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
 def _with_teacher_entropy(stats: SpanStats, inputs: Mapping[str, Tensor]) -> SpanStats:
     """Replaces the entropy of the top-k values by the entropy of the whole teacher, which the cache stores."""
     kinds = inputs["span_ids"].flatten()[inputs["loss_rows"] + 1]
-    parts = zip((SpanKind.REASON, SpanKind.ACT, SpanKind.OBSERVE), stats)
+    parts = zip(supervised_kinds(observe=True), stats)
     sums = ((part, torch.where(kinds == kind, inputs["teacher_entropy"], 0).sum()) for kind, part in parts)
     return SpanStats(*(part._replace(teacher_entropy_sum=x) for part, x in sums))

@@ -50,9 +50,10 @@ class RunOptions:
     lora_targets: str | None = option(
         None, group="Student", help="Layers with adapters, such as q_proj,v_proj. Default: all linear layers but the head."
     )
-    data: str | None = option(None, group="Data", help="Trajectories to train on, JSON Lines (.gz too). Required.")
+    data: str | None = option(None, group="Data", help="Trajectories to train on: a file or a folder. Required.")
     eval_data: str | None = option(None, group="Data", help="Trajectories to evaluate on, once per epoch by default.")
     format: str | None = option(None, group="Data", help="Format of the trajectories, if the file does not name it.")
+    source: str = option("auto", group="Data", help="Source of the files, such as sharegpt. Default: recognized by keys.")
 
     def check(self) -> None:
         """Checks the values without touching any file.

@@ -30,6 +30,8 @@ class SpanCollator:
         pad_to_multiple_of: Rounds the length of a batch up to a multiple of this number. Tensor cores prefer 8.
         max_length: Maximum number of tokens per example; longer ones are truncated. Default: no limit.
         teacher_cache: A `sad.TeacherCache` or its path. Its values are added to each batch.
+        observe: Whether observation tokens are supervised. It must be true for a training with lambda_observe > 0, and only
+            then.
 
     Raises:
         InputError: A number is out of range, or the cache does not exist.
@@ -42,13 +44,17 @@ class SpanCollator:
         pad_to_multiple_of: int | None = None,
         max_length: int | None = None,
         teacher_cache: TeacherCache | str | None = None,
+        observe: bool = False,
     ) -> None:
         bounds = {"pad_token_id": (pad_token_id, 0), "pad_to_multiple_of": (pad_to_multiple_of, 1)}
         for name, (value, least) in {**bounds, "max_length": (max_length, 1)}.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise InputError(name, f"a whole number >= {least}", repr(value), "Choose a value in that range.")
         self.pad_token_id, self.pad_to_multiple_of, self.max_length = pad_token_id, pad_to_multiple_of, max_length
+        self.observe = observe
         self.teacher_cache = None if teacher_cache is None else open_cache(teacher_cache)
+        if self.teacher_cache is not None:
+            self.teacher_cache.check_observe(observe)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collates one batch.
@@ -69,7 +75,8 @@ class SpanCollator:
         """
         rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
         labels = span_ids_of(examples, self.max_length)
-        batch = pad_batch(rows, labels, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
+        options = {"pad_token_id": self.pad_token_id, "pad_to_multiple_of": self.pad_to_multiple_of, "observe": self.observe}
+        batch = pad_batch(rows, labels, **options)
         if self.teacher_cache is not None:
             found = self.teacher_cache.read_all(rows, labels)
             batch |= {f"teacher_{name}": torch.from_numpy(getattr(found, name)) for name in ("ids", "logprobs", "entropy")}

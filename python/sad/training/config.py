@@ -66,8 +66,13 @@ class SADConfig(CurriculumFields, LossFields, BatchFields, TrainingArguments):
             raise InputError("label_smoothing_factor", "0", got, remedy)
         super().__post_init__()
 
+    @property
+    def observe(self) -> bool:
+        """Whether observation tokens are supervised."""
+        return self.lambda_observe > 0
+
     def _check_loss(self) -> None:
-        for name in ("lambda_reason", "lambda_act", "contrastive_weight"):
+        for name in ("lambda_reason", "lambda_act", "lambda_observe", "contrastive_weight"):
             self._check_number(name, "a number >= 0", lambda x: x >= 0)
         for name in ("temperature", "contrastive_temperature"):
             self._check_number(name, "a number > 0", lambda x: x > 0)
@@ -80,8 +85,9 @@ class SADConfig(CurriculumFields, LossFields, BatchFields, TrainingArguments):
         self._check_choice("divergence", DIVERGENCES)
         self._check_choice("backend", ("auto", *PACKAGES))
         self._check_choice("loss_from", LOSS_FROM)
-        if self.lambda_reason == self.lambda_act == 0:
-            raise InputError("lambda_act", "> 0 if lambda_reason is 0", "0", "Set one of the two weights above 0.")
+        if self.lambda_reason == self.lambda_act == self.lambda_observe == 0:
+            remedy = "Set one of the three weights above 0."
+            raise InputError("lambda_act", "> 0 if lambda_reason and lambda_observe are 0", "0", remedy)
         if self.loss_from == "logits":
             if self.contrastive_weight:
                 remedy = "Use loss_from='auto' or 'hidden', or contrastive_weight=0."

@@ -25,7 +25,7 @@ from sad.training.config import SADConfig
 from sad.training.teacher import teacher_logits, vocabulary_group
 from sad.trajectories.batching import batches_by_length
 from sad.trajectories.labels import span_ids_of
-from sadkernels.spans import SpanKind
+from sad.trajectories.spans import is_supervised, supervised_kinds
 
 FILE_NAME = "curriculum.json"
 Dataset = Sequence[Mapping[str, Any]]
@@ -35,8 +35,8 @@ class Measures(NamedTuple):
     """The terms of eq. 7, one entry per trajectory.
 
     Attributes:
-        reason_tokens: (n,) supervised reasoning tokens.
-        act_tokens: (n,) supervised action tokens.
+        reason_tokens: (n,) reasoning tokens that are predicted.
+        act_tokens: (n,) action tokens that are predicted.
         teacher_entropy: (n,) mean entropy of the teacher per supervised token, nats. None if it was not measured.
     """
 
@@ -103,7 +103,7 @@ def measure_dataset(
     path, digest, entropy = Path(args.output_dir, FILE_NAME), None, None
     if args.curriculum_gamma:
         digest = model_digest(teacher) if cache is None else cache.metadata.teacher
-    stored = load(path, rows.digest, digest)
+    stored = load(path, rows.digest, digest, args.observe)
     if stored is not None:
         return stored
     if digest is not None:
@@ -111,10 +111,10 @@ def measure_dataset(
             entropy = teacher_entropy_sums(dataset, rows, args, accelerator, teacher)
         else:
             entropy = cache.entropy_sums(dataset, args.max_length)
-    measures = measure(rows, entropy)
+    measures = measure(rows, entropy, args.observe)
     accelerator.wait_for_everyone()  # no process may find the file that a faster process has written
     if accelerator.is_main_process:
-        save(path, measures, rows.digest, digest)
+        save(path, measures, rows.digest, digest, args.observe)
     return measures
 
 
@@ -130,7 +130,7 @@ def teacher_entropy_sums(
     Returns:
         (n,) sums in nats, on the device, the same on every process.
     """
-    collator = SpanCollator(pad_to_multiple_of=args.pad_to_multiple_of, max_length=args.max_length)
+    collator = SpanCollator(pad_to_multiple_of=args.pad_to_multiple_of, max_length=args.max_length, observe=args.observe)
     batches = batches_by_length([len(row) for row in rows.span_ids], args.per_device_train_batch_size * args.max_length)
     parallelism = getattr(accelerator, "parallelism_config", None)
     replicas = 1 if parallelism is None else parallelism.tp_size  # processes with the same batches
@@ -142,27 +142,31 @@ def teacher_entropy_sums(
         batch = {name: x.to(device) for name, x in collator([dataset[i] for i in indices]).items()}
         logits = teacher_logits(teacher, model_inputs(batch), accelerator)
         options = {"shift": True, "reduction": "sum", "return_stats": True, "backend": args.backend}
+        options["lambda_observe"] = float(args.observe)  # with 0, observations are not read
         options["process_group"] = vocabulary_group(teacher, logits, accelerator)
         for index, row, labels in zip(indices, logits, batch["span_ids"]):
             _, stats = fused_span_kl(row, row, labels, **options)
-            sums[index] = (stats.reason.teacher_entropy_sum + stats.act.teacher_entropy_sum).to(sums.dtype)
+            sums[index] = sum(kind.teacher_entropy_sum for kind in stats).to(sums.dtype)
         del logits
     return accelerator.reduce(sums, reduction="sum") / replicas
 
 
-def measure(rows: Rows, entropy_sums: Tensor | None) -> Measures:
-    """Counts the supervised tokens and divides the entropy sums (n,) by them. The first token has no prediction."""
+def measure(rows: Rows, entropy_sums: Tensor | None, observe: bool = False) -> Measures:
+    """Counts the tokens and divides the entropy sums (n,) by the supervised ones. The first token has no prediction."""
     reason, act = (
-        np.asarray([np.count_nonzero(row[1:] == kind) for row in rows.span_ids], np.int64)
-        for kind in (SpanKind.REASON, SpanKind.ACT)
+        np.asarray([np.count_nonzero(row[1:] == kind) for row in rows.span_ids], np.int64) for kind in supervised_kinds()
     )
     if entropy_sums is None:
         return Measures(reason, act, None)
-    return Measures(reason, act, entropy_sums.double().cpu().numpy() / np.maximum(reason + act, 1))
+    tokens = np.asarray([np.count_nonzero(is_supervised(row[1:], observe)) for row in rows.span_ids], np.int64)
+    return Measures(reason, act, entropy_sums.double().cpu().numpy() / np.maximum(tokens, 1))
 
 
-def save(path: Path, measures: Measures, data: str, teacher: str | None) -> None:
-    """Writes the measures and the hashes of the data and the teacher. The file appears complete or not at all."""
+def save(path: Path, measures: Measures, data: str, teacher: str | None, observe: bool = False) -> None:
+    """Writes the measures, the hashes of the data and the teacher, and whether observations were supervised.
+
+    The file appears complete or not at all.
+    """
     entropy = measures.teacher_entropy
     record = {
         "data": data,
@@ -171,25 +175,28 @@ def save(path: Path, measures: Measures, data: str, teacher: str | None) -> None
         "act_tokens": measures.act_tokens.tolist(),
         "teacher_entropy": None if entropy is None else entropy.tolist(),
     }
+    if observe:
+        record["observe"] = True
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(record))
     os.replace(partial, path)
 
 
-def load(path: Path, data: str, teacher: str | None) -> Measures | None:
+def load(path: Path, data: str, teacher: str | None, observe: bool = False) -> Measures | None:
     """Reads a file of `save`.
 
     Args:
         path: The file.
         data: Hash of the current data.
         teacher: Hash of the current teacher; None if its entropy is not needed.
+        observe: Whether observations are supervised now, so that the entropy includes them.
 
     Returns:
         The measures, or None if there is no file, or the file lacks an entropy that is needed.
 
     Raises:
-        InputError: The file belongs to other data or to another teacher, or cannot be read.
+        InputError: The file belongs to other data or to another teacher, its entropy has other tokens, or it cannot be read.
     """
     try:
         record = json.loads(path.read_text())
@@ -210,4 +217,8 @@ def load(path: Path, data: str, teacher: str | None) -> Measures | None:
         if now is not None and measured_on[what] != now:
             remedy = f"Continue with the {what} of this run, or choose another output folder."
             raise InputError(str(path), f"difficulties measured with this {what}", f"those of another {what}", remedy)
+    if teacher is not None and record.get("observe", False) != observe:
+        weights = [f"lambda_observe {'above' if has else 'of'} 0" for has in (observe, not observe)]
+        remedy = "Continue with the lambda_observe of this run, or choose another output folder."
+        raise InputError(str(path), f"difficulties measured with {weights[0]}", f"those with {weights[1]}", remedy)
     return measures

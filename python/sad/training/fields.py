@@ -19,7 +19,10 @@ class LossFields:
     """The loss of a step."""
 
     lambda_reason: float = _field(1.0, help="Weight of the loss on reasoning tokens (paper eq. 6), >= 0.")
-    lambda_act: float = _field(1.0, help="Weight of the loss on action tokens (paper eq. 6), >= 0; not both 0.")
+    lambda_act: float = _field(1.0, help="Weight of the loss on action tokens (paper eq. 6), >= 0.")
+    lambda_observe: float = _field(
+        0.0, help="Weight of the loss on observation tokens, >= 0. 0: they have no loss. Not all three weights are 0."
+    )
     divergence: str = _field(
         "forward_kl", help="forward_kl: KL(teacher || student), the paper's; reverse_kl: KL(student || teacher); jsd."
     )

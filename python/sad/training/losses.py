@@ -27,7 +27,7 @@ from sad.training.collator import model_inputs
 from sad.training.config import SADConfig
 from sad.training.contrastive import directions, info_nce
 from sad.training.teacher import teacher_logits, vocabulary_group
-from sadkernels.spans import SpanKind
+from sad.trajectories.spans import supervised_kinds
 
 logger = logging.get_logger(__name__)
 
@@ -206,12 +206,13 @@ class HiddenLoss:
         self, span_ids: Tensor, columns: int, student: tuple[Tensor, Head], teacher: tuple[Tensor, Head]
     ) -> Tensor:
         """Returns the contrastive term of the kinds whose lambda is above 0."""
-        weights = {SpanKind.REASON: self._args.lambda_reason, SpanKind.ACT: self._args.lambda_act}
-        kinds = [kind for kind, weight in weights.items() if weight]
+        args = self._args
+        lambdas = (args.lambda_reason, args.lambda_act, args.lambda_observe)
+        kinds = [kind for kind, weight in zip(supervised_kinds(observe=True), lambdas) if weight]
         with torch.no_grad():
             theirs, present = directions(*teacher, span_ids, columns, kinds)
         ours, _ = directions(*student, span_ids, columns, kinds)
-        return info_nce(ours, theirs, present, self._args.contrastive_temperature)
+        return info_nce(ours, theirs, present, args.contrastive_temperature)
 
 
 def live_loss(args: SADConfig, student: nn.Module, teacher: nn.Module, *, rows_known: bool) -> LogitsLoss | HiddenLoss:
@@ -273,6 +274,7 @@ def loss_options(args: SADConfig, normalizer: Tensor | None) -> dict[str, Any]:
     return {
         "lambda_reason": args.lambda_reason,
         "lambda_act": args.lambda_act,
+        "lambda_observe": args.lambda_observe,
         "temperature": args.temperature,
         "normalizer": normalizer,
         "shift": True,

@@ -136,6 +136,8 @@ def span_metrics(sums: Tensor) -> dict[str, float]:
 def mean_loss(sums: Tensor, lambdas: Sequence[float]) -> Tensor:
     """Returns the loss per supervised token: (lambda_r L_cot + lambda_a L_act) / (n_r + n_a) (paper eq. 6).
 
+    With lambda_o > 0, lambda_o L_obs and n_o are added to the two sums. Without it the row of observations holds zeros.
+
     Args:
         sums: (3, 5) from `SpanMeter.take`.
         lambdas: The weights of reasoning tokens, action tokens and observation tokens.

@@ -25,7 +25,7 @@ from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.trainer import SADTrainer
 from sad.trajectories.encode import EncodedCorpus, encode_all
-from sad.trajectories.trajectory import read_jsonl
+from sad.trajectories.read import read_trajectories
 
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
@@ -60,9 +60,12 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
     for name in names:
         models.check_model_dir(name, getattr(options, name))
     config = make_config(values, options.out)
+    if cache is not None:
+        cache.check_observe(config.observe)
     main = config.process_index == 0
     announce = say if main else lambda message: None
-    files = {name: read_jsonl(path) for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
+    paths = {name: path for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
+    files = {name: read_trajectories(path, options.source, say=announce) for name, path in paths.items()}
     probes = [trajectory.text for trajectory in files["data"] if trajectory.text][:_PROBES]
     tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
@@ -71,7 +74,8 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         announce(f"{cache.path}: {cache}")
     corpora: dict[str, EncodedCorpus] = {}
     for name, trajectories in files.items():
-        corpora[name] = encode_all(trajectories, tokenizer, format=options.format, max_length=config.max_length)
+        encoding = {"format": options.format, "max_length": config.max_length, "observe": config.observe}
+        corpora[name] = encode_all(trajectories, tokenizer, **encoding)
         announce(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
         if not corpora[name].examples:
             remedy = "Check the spans with `sad inspect`; --format names the format of the file."

@@ -23,6 +23,8 @@ from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.losses import SpanLoss, live_loss
 from sad.training.metrics import MeanMeter, SpanMeter, Throughput, mean_loss, span_metrics, speed_metrics
 from sad.training.teacher import place_teacher, teacher_logits
+from sad.trajectories.labels import span_ids_of
+from sad.trajectories.spans import is_supervised
 from sadkernels import backends
 from sadkernels.spans import SpanKind
 
@@ -34,6 +36,8 @@ class SADTrainer(Trainer):
 
         L = (lambda_r sum_r KL(p_T || p_S) + lambda_a sum_a KL(p_T || p_S)) / (n_r + n_a)         (paper eqs. 4 to 6)
 
+    With lambda_observe > 0 the observations are a third kind: lambda_o sum_o KL and n_o are added to the two sums.
+
     The counts n_r + n_a are those of the whole optimizer step, over all accumulated batches and all processes. So neither
     accumulation nor the number of processes changes the gradient. Everything else is `transformers.Trainer`.
 
@@ -42,7 +46,8 @@ class SADTrainer(Trainer):
         teacher_model: A causal language model with the student's tokenizer. Its head may have another number of columns. The
             trainer puts it into eval mode and moves it to the training device, unless it was loaded with a device map.
         args: A `sad.SADConfig`.
-        train_dataset: Indexable; mappings with `input_ids` and `span_ids`, such as `sad.encode_all` returns.
+        train_dataset: Indexable; mappings with `input_ids` and `span_ids`, such as `sad.encode_all` returns. With
+            lambda_observe > 0 the labels must include observations (`sad.encode_all(..., observe=True)`).
         eval_dataset: A dataset of the same form, or a dict of them.
         data_collator: Default: `sad.SpanCollator` with the lengths in `args`. With a cache it must be a `SpanCollator` that
             reads the cache.
@@ -76,8 +81,9 @@ class SADTrainer(Trainer):
         _check(model, teacher_model, args, teacher_cache)
         self.teacher_cache = None if teacher_cache is None else open_cache(teacher_cache)
         if data_collator is None:
-            lengths = {"pad_to_multiple_of": args.pad_to_multiple_of, "max_length": args.max_length}
-            data_collator = SpanCollator(**lengths, teacher_cache=self.teacher_cache)
+            options = {"pad_to_multiple_of": args.pad_to_multiple_of, "max_length": args.max_length, "observe": args.observe}
+            data_collator = SpanCollator(**options, teacher_cache=self.teacher_cache)
+        _check_observations(args, train_dataset, data_collator)
         self._span_loss: SpanLoss
         if self.teacher_cache is None:
             self._span_loss = live_loss(args, model, teacher_model, rows_known=hasattr(train_dataset, "__len__"))
@@ -119,7 +125,7 @@ class SADTrainer(Trainer):
         rows = [batch["span_ids"][..., 1:] for batch in batch_samples]
         if not rows:
             return None
-        count = sum(((row == SpanKind.REASON) | (row == SpanKind.ACT)).sum() for row in rows).to(device)
+        count = sum(is_supervised(row, self.args.observe).sum() for row in rows).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count / self.get_tp_size()  # tensor-parallel processes share each batch
@@ -193,7 +199,7 @@ class SADTrainer(Trainer):
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums = self._sums("eval")
-        loss = mean_loss(sums, (self.args.lambda_reason, self.args.lambda_act, 0.0))
+        loss = mean_loss(sums, (self.args.lambda_reason, self.args.lambda_act, self.args.lambda_observe))
         output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
         output.metrics.update({f"{metric_key_prefix}_{name}": x for name, x in span_metrics(sums).items()})
         return output
@@ -255,3 +261,17 @@ def _check(model: nn.Module, teacher_model: nn.Module | None, args: object, teac
     except backends.BackendUnavailableError as error:
         got = f"{args.backend!r} ({error})"
         raise InputError("backend", "one that runs here", got, "Use backend='auto'.") from error
+
+
+def _check_observations(args: SADConfig, dataset: Dataset | None, collator: Callable) -> None:
+    """Checks that the collator supervises observations exactly if the loss does, and that the data have any."""
+    if isinstance(collator, SpanCollator) and collator.observe != args.observe:
+        expected = f"SpanCollator(observe={args.observe}), because lambda_observe is {args.lambda_observe}"
+        raise InputError("data_collator", expected, f"observe={collator.observe}", "Leave it out, or change one of the two.")
+    if not args.observe or dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
+        return
+    labels = (span_ids_of([dataset[index]], args.max_length)[0] for index in range(len(dataset)))
+    if not any((row == SpanKind.OBSERVE).any() for row in labels):
+        expected = f"observation tokens (span id 3), because lambda_observe is {args.lambda_observe}"
+        remedy = "Encode with sad.encode_all(..., observe=True) and check with `sad inspect`, or set lambda_observe to 0."
+        raise InputError("train_dataset", expected, "none", remedy)

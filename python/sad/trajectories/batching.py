@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sad.errors import InputError
-from sadkernels.spans import SpanKind
+from sad.trajectories.spans import is_supervised
 
 
 def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -39,6 +39,7 @@ def pad_batch(
     *,
     pad_token_id: int = 0,
     pad_to_multiple_of: int | None = None,
+    observe: bool = False,
 ) -> dict[str, Tensor]:
     """Pads B examples on the right. Padding has attention mask 0 and span id 0.
 
@@ -47,10 +48,11 @@ def pad_batch(
         labels: B sequences of span ids, each as long as its tokens.
         pad_token_id: Token id of the padding.
         pad_to_multiple_of: Rounds the padded length T up to a multiple of this number.
+        observe: Whether observation tokens are supervised.
 
     Returns:
         `input_ids` (B, T) int64, `attention_mask` (B, T) int64, `span_ids` (B, T) int8 and `loss_rows` (M,) int64: the
-        positions in the flattened batch whose next token is a reasoning or an action token, ascending.
+        positions in the flattened batch whose next token is supervised, ascending.
 
     Raises:
         InputError: An example does not have one label per token.
@@ -69,6 +71,6 @@ def pad_batch(
         span_ids[row, : len(ids)] = kinds
         attention_mask[row, : len(ids)] = 1
     next_ids = np.pad(span_ids[:, 1:], ((0, 0), (0, 1)))
-    loss_rows = np.flatnonzero((next_ids == SpanKind.REASON) | (next_ids == SpanKind.ACT)).astype(np.int64)
+    loss_rows = np.flatnonzero(is_supervised(next_ids, observe)).astype(np.int64)
     arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "span_ids": span_ids, "loss_rows": loss_rows}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,213 +1,330 @@
-"""Segments chat messages: renders them with a tokenizer's chat template and finds the assistant's text in the result.
-
-The whole conversation is rendered once, because templates treat a message by its position (some drop the reasoning of
-earlier turns). An assistant turn is the text between the header and the end mark of the template; a probe conversation
-reveals both. Inside the turn, the parts of the message are searched in order.
-"""
+"""Segments chat messages: renders them with a tokenizer's chat template and labels the assistant's turns in the result."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.formats import ChatFormat, Format, get_format
-from sad.trajectories.lines import Unparsed, segment_lines
-from sad.trajectories.messages import Part, check_messages, content_text, message_parts
+from sad.trajectories.content import Piece, spans_of, split_content
+from sad.trajectories.formats import ChatFormat
+from sad.trajectories.lines import Unparsed
+from sad.trajectories.messages import Message
+from sad.trajectories.normalize import normalize_messages, normalize_tools, parsed
+from sad.trajectories.rendering import Region, Renderer, possible_forms, prepare
 from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BLANKS = re.compile(r"\s*")
-_REST_OF_LINE = re.compile(r"[^\S\n]*\n?")
-
-
-class _TurnMarks(NamedTuple):
-    """The text that a template writes before and after an assistant turn; empty if unknown."""
-
-    header: str
-    end: str
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        remedy = "Set tokenizer.chat_template, or render the messages yourself and pass text."
-        raise InputError("tokenizer", "a tokenizer with a chat template", "one without", remedy)
-    try:
-        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
-    except Exception as error:  # a template can raise any exception: jinja2's errors, KeyError, TypeError
-        remedy = "Check the roles, their order, and that the template knows the messages' keys."
-        got = f"{type(error).__name__}: {error}"
-        raise InputError("messages", "messages that the tokenizer's chat template accepts", got, remedy) from error
-
-
-def _common_prefix(a: str, b: str) -> str:
-    length = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    return a[:length]
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Returns the special tokens that can end a turn. Some templates write the BOS before the next turn: not included."""
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return [token for token in special if token != tokenizer.bos_token or token == tokenizer.eos_token]
-
-
-def _probe_turn_marks(tokenizer: PreTrainedTokenizerBase) -> _TurnMarks:
-    """Finds the header and the end mark of an assistant turn from two rendered probe conversations."""
-    ask, reply = {"role": "user", "content": "sadprobeuser"}, {"role": "assistant", "content": "sadprobereply"}
-    try:
-        asked = _render(tokenizer, [ask], None).rpartition("sadprobeuser")[2]
-        prompted = _render(tokenizer, [ask], None, add_generation_prompt=True).rpartition("sadprobeuser")[2]
-        rendered = _render(tokenizer, [ask, reply, ask, reply], None)
-        _, before, between, _, after = re.split("sadprobeuser|sadprobereply", rendered)
-    except (InputError, ValueError):  # the template rejects or changes the probe
-        return _TurnMarks("", "")
-    header = before.removeprefix(asked)
-    if prompted.removeprefix(asked):  # a generation prompt can continue into the turn (`<think>`)
-        header = _common_prefix(header, prompted.removeprefix(asked))
-    end = _common_prefix(between, after).strip()
-    if not end:  # the template writes no end mark after the last turn: the first special token after the other turn
-        end = min((token for token in _special_tokens(tokenizer) if token in between), key=between.index, default="")
-    return _TurnMarks(header if header.strip() else "", end)
-
-
-class _FoundPart(NamedTuple):
-    """A part and its range of characters in the rendered text."""
-
-    part: Part
-    start: int
-    end: int
-
-
-def _find_parts(text: str, parts: list[Part], begin: int, limit: int, where: str) -> list[_FoundPart]:
-    """Finds the parts in text[begin:limit], in order.
-
-    Raises:
-        InputError: The rendered text does not contain a part as it was written.
-    """
-    found = []
-    for part in parts:
-        start = None
-        for fragment in part.fragments:
-            at = text.find(fragment, begin, limit)
-            if at < 0:
-                shown = fragment if len(fragment) <= 60 else fragment[:60] + "..."
-                remedy = (
-                    "The chat template drops or rewrites it; some templates drop the reasoning of earlier turns. Set a "
-                    "tokenizer.chat_template that keeps it."
-                )
-                raise InputError(where, f"its {part.role} in the rendered text", f"a turn without {shown!r}", remedy)
-            start, begin = (at if start is None else start), at + len(fragment)
-        found.append(_FoundPart(part, start, begin))
-    return found
+_CLOSING_MARK = re.compile(r"\s*(<(?:\||[^|<>]{1,40}\|)[^<>\s]{0,40}>)")
 
 
 @dataclass
-class _Turn:
-    """Labels one assistant turn and leaves no gap between its parts.
+class ChatSegmentation:
+    """A rendered conversation and its labels.
 
     Args:
-        text: The rendered conversation.
-        fmt: The format of the messages.
-        begin: Index from which the turn can start.
-        limit: Index before which the turn ends.
-        has_header: Whether the template's header was found, so that the turn starts at `begin`.
-        end_mark: The usual end mark of the template, or "".
-        marks: The end mark and all special tokens that can end a turn.
-        include_prefix: Whether spans include the tags before reasoning and calls.
-        spans: Filled by `label`.
-        unparsed: Filled by `label`.
+        text: The text; with several examples, their texts one after the other.
+        spans: Reasoning and action spans.
+        observations: Spans of what the environment wrote after the model's first turn.
+        unparsed: Places that do not fit.
+        starts: Where each example starts in the text. A template that drops earlier thoughts needs several examples.
     """
 
-    text: str
-    fmt: ChatFormat
-    begin: int
-    limit: int
-    has_header: bool
-    end_mark: str
-    marks: frozenset[str]
-    include_prefix: bool
+    text: str = ""
     spans: list[Span] = field(default_factory=list)
+    observations: list[Span] = field(default_factory=list)
     unparsed: list[Unparsed] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
 
-    def label(self, parts: list[_FoundPart]) -> int:
-        """Fills `spans` and `unparsed`; returns the index at which the turn ends."""
-        after = self.begin
-        for number, found in enumerate(parts):
-            start = self._start(found, after, first=number == 0)
-            after = self._end(found, last=number == len(parts) - 1)
-            if found.part.role == "text" and self._label_by_prefixes(found, after):
-                continue
-            calls_follow = any(later.part.role == "calls" for later in parts[number + 1 :])
-            thought = found.part.role == "reasoning" or (found.part.role == "text" and calls_follow)
-            self.spans.append(Span(start, after, SpanKind.REASON if thought else SpanKind.ACT))
-        return after
+    def add(self, other: ChatSegmentation) -> None:
+        """Appends an example."""
+        at, line = len(self.text), self.text.count("\n")
+        self.starts.append(at)
+        self.text += other.text
+        self.spans += [Span(s + at, e + at, kind) for s, e, kind in other.spans]
+        self.observations += [Span(s + at, e + at, kind) for s, e, kind in other.observations]
+        self.unparsed += [item._replace(line=item.line + line) for item in other.unparsed]
 
-    def _start(self, found: _FoundPart, after: int, first: bool) -> int:
-        """Returns the start of a part's span; the previous part ends at `after`."""
-        lead = self.text[after : found.start]
-        if found.part.role == "reasoning":
-            openings = "|".join(re.escape(opening) for opening, _ in self.fmt.think_tags)
-            tag = re.search(rf"(?:{openings})\s*\Z", lead)
-        elif found.part.role == "calls":
-            tag = re.search(rf"(?:{'|'.join(map(re.escape, self.fmt.call_openers))})\s*", lead)
-        else:  # the template, not the model, writes text before the first visible text, such as an empty think block
-            return found.start if first or not self.include_prefix else after
-        if tag:
-            return after + (tag.start() if self.include_prefix else tag.end())
-        in_turn = self.has_header or not first  # all of `lead` is inside this turn
-        return after + len(lead) - len(lead.lstrip()) if in_turn and self.include_prefix else found.start
 
-    def _end(self, found: _FoundPart, last: bool) -> int:
-        """Returns the end of a part's span, after a closing think tag and blanks, or after the end of the turn."""
-        closings = "|".join(re.escape(closing) for _, closing in self.fmt.think_tags)
-        closed = re.compile(rf"(?:\s*(?:{closings}))?").match(self.text, found.end).end()
-        if not last:
-            return _BLANKS.match(self.text, closed).end()
-        return self._end_of_turn(closed, search=found.part.role == "calls")
+class _Found(NamedTuple):
+    """A part of an assistant message in the rendered text; pieces and lines are relative to `start`."""
 
-    def _end_of_turn(self, after: int, search: bool) -> int:
-        """Returns the index after the end mark of the turn.
+    role: str
+    start: int
+    end: int
+    pieces: Sequence[Piece] = ()
+    unparsed: Sequence[Unparsed] = ()
 
-        A turn can end with a mark other than the usual one (tool calls often have their own), or with several special
-        tokens. Without a mark the turn ends with its line.
+
+class _Loss(NamedTuple):
+    """A part of a message that the rendered text does not hold."""
+
+    message: Message
+    part: str
+    fragment: str
+
+    def error(self, own_text: str) -> InputError:
+        """Returns the error; `own_text` is the rendering that ends with this message."""
+        fragment = self.fragment if len(self.fragment) <= 60 else self.fragment[:60] + "..."
+        squeezed, within = "".join(self.fragment.split()).casefold(), "".join(own_text.split()).casefold()
+        if squeezed in within:
+            cause = "The chat template rewrites it."
+        elif self.message.role == "assistant":
+            cause = f"The chat template drops or rewrites it: it has no place for the {self.part} of such a message."
+        else:
+            cause = f"The chat template drops it: it has no place for a message of role {self.message.role!r} here."
+        remedy = f"{cause} Set a tokenizer.chat_template that keeps it, or move it to another message."
+        where = f"{self.message.where}"
+        return InputError(where, f"its {self.part} in the rendered text", f"a rendering without {fragment!r}", remedy)
+
+
+@dataclass
+class _Conversation:
+    """One conversation in one form.
+
+    Args:
+        renderer: Renders the messages.
+        fmt: The tags and line formats.
+        include_prefix: Whether spans include tags and prefixes.
+    """
+
+    renderer: Renderer
+    fmt: ChatFormat
+    include_prefix: bool
+
+    @property
+    def messages(self) -> list[Message]:
+        return self.renderer.messages
+
+    def label(self, count: int, numbers: set[int]) -> tuple[ChatSegmentation, list[_Loss], set[int]]:
+        """Labels one example: the rendering of the first `count` messages.
 
         Args:
-            after: Index after the last known character of the turn.
-            search: Whether to search for the mark. For tool calls the text between `after` and the mark is not known. False
-                expects the mark at `after`.
+            count: Number of messages.
+            numbers: The assistant messages to label.
+
+        Returns:
+            The example, the parts that its text lacks, and the messages that are labelled.
         """
-        marks = "|".join(map(re.escape, sorted(self.marks, key=len, reverse=True)))
-        at = _BLANKS.match(self.text, after, self.limit).end()
-        pattern = re.compile(marks)
-        first = (pattern.search if search else pattern.match)(self.text, at, self.limit) if marks else None
-        if first is None:
-            return _REST_OF_LINE.match(self.text, after).end()
-        run = re.compile(rf"(?:(?:{marks})\s*)+").match(self.text, first.start(), self.limit).group()
-        usual = run.find(self.end_mark) if self.end_mark else -1
-        return first.start() + usual + len(self.end_mark) if usual >= 0 else first.end()
-
-    def _label_by_prefixes(self, found: _FoundPart, end: int) -> bool:
-        """Labels visible text that begins with a prefix of a line format; returns whether it does."""
-        visible = self.text[found.start : found.end]
-        for fmt in map(get_format, self.fmt.text_formats):
-            if not isinstance(fmt, Format) or not _begins_with_prefix(visible, fmt):
+        text = self.renderer.render(count)
+        example, losses, done, regions = ChatSegmentation(text), [], set(), []
+        after = 0
+        for number, message in enumerate(self.messages[:count]):
+            if message.role != "assistant" or number not in numbers:
                 continue
-            spans, unparsed = segment_lines(visible, fmt, self.include_prefix)
-            for span in spans:
-                stop = end if span.end == len(visible) else span.end + found.start
-                self.spans.append(Span(span.start + found.start, stop, span.kind))
-            line = self.text.count("\n", 0, found.start)
-            self.unparsed += [item._replace(line=item.line + line) for item in unparsed]
-            return True
-        return False
+            region = self.renderer.find_turn(text, number, after)
+            found = self._find_parts(text, message, region) if region else None
+            if found is None:
+                losses.append(self._assistant_loss(number))
+                continue
+            done.add(number)
+            regions.append((number, region))
+            after = region.end
+            if not found:
+                line = text.count("\n", 0, region.start) + 1
+                example.unparsed.append(Unparsed(line, "", f"{message.where} of the assistant is empty"))
+            elif message.trained:
+                self._label_turn(example, found, region)
+        losses += self._label_observations(example, regions, count)
+        return example, losses, done
+
+    def _assistant_loss(self, number: int) -> _Loss:
+        """Returns the first part of an assistant message that its own rendering lacks, else the first part."""
+        message = self.messages[number]
+        parts = [("reasoning", message.reasoning.strip()), ("text", message.content.strip())]
+        parts += [("calls", call.name) for call in message.calls]
+        parts = [part for part in parts if part[1]] or [("text", "")]
+        own = self.own_text(message)
+        return _Loss(message, *next((part for part in parts if part[1] not in own), parts[0]))
+
+    def own_text(self, message: Message) -> str:
+        """Returns what the template writes for a message: its turn, or all the text if the turn is not found."""
+        number = next(n for n, other in enumerate(self.messages) if other is message)
+        try:
+            text = self.renderer.render(number + 1)
+            region = self.renderer.find_turn(text, number, 0) if message.role == "assistant" else None
+        except InputError:
+            return ""
+        return text[region.start : region.end] if region else text
+
+    def _find_parts(self, text: str, message: Message, region: Region) -> list[_Found] | None:
+        """Returns the parts of a message in its turn, in the order of the text; None if one is missing."""
+        content = message.content.strip()
+        whole = [("reasoning", message.reasoning.strip()), ("text", content)]
+        inner = [("reasoning", message.reasoning.strip()), *self._visible_parts(content, bool(message.reasoning))]
+        for parts in (whole, inner):
+            parts = [part for part in parts if part[1]] + [("calls", call.name) for call in message.calls]
+            found = self._find_in_order(text, parts, region)
+            if found is None and message.calls:  # some templates write the calls first
+                calls = len(message.calls)
+                found = self._find_in_order(text, parts[-calls:] + parts[:-calls], region)
+            if found is not None:
+                return [self._with_pieces(text, message, item) for item in self._join_calls(found)]
+        return None
+
+    def _visible_parts(self, content: str, apart: bool) -> Iterator[tuple[str, str]]:
+        """Yields the thoughts and the visible text of a content whose think tags the template rewrites."""
+        split = split_content(content, self.fmt, calls_follow=False, thoughts_apart=apart)
+        start = 0
+        for piece in split.pieces:
+            opened = next((tags for tags in self.fmt.think_tags if content.startswith(tags[0], piece.start)), None)
+            closes = next((tags for tags in self.fmt.think_tags if content.endswith(tags[1], 0, piece.end)), None)
+            tags = opened or closes
+            stripped = content[piece.start : piece.end].strip()
+            closes_here = tags is not None and stripped.endswith(tags[1])
+            if piece.kind is SpanKind.REASON and (opened or closes_here):
+                yield "text", content[start : piece.start].strip()
+                yield "reasoning", stripped.removeprefix(tags[0]).removesuffix(tags[1]).strip()
+                start = piece.end
+        yield "text", content[start:].strip()
+
+    def _find_in_order(self, text: str, parts: list[tuple[str, str]], region: Region) -> list[_Found] | None:
+        found: list[_Found] = []
+        cursor = region.start
+        for number, (role, fragment) in enumerate(parts):
+            last_text = role == "text" and number == len(parts) - 1
+            at = text.rfind(fragment, cursor, region.end) if last_text else self._find(text, fragment, cursor, region.end)
+            if at < 0:
+                return None
+            found.append(_Found(role, at, at + len(fragment)))
+            cursor = at + len(fragment)
+        return found
+
+    def _find(self, text: str, fragment: str, start: int, end: int) -> int:
+        """Finds a fragment, preferably where it does not begin inside of a word of the template."""
+        at = first = text.find(fragment, start, end)
+        for _ in range(50):
+            if at < 0 or at == start or not (text[at - 1].isalnum() and fragment[0].isalnum()):
+                return at if at >= 0 else first
+            at = text.find(fragment, at + 1, end)
+        return first
+
+    def _join_calls(self, found: list[_Found]) -> list[_Found]:
+        joined: list[_Found] = []
+        for item in found:
+            if joined and item.role == joined[-1].role == "calls":
+                joined[-1] = joined[-1]._replace(end=item.end)
+            else:
+                joined.append(item)
+        return joined
+
+    def _with_pieces(self, text: str, message: Message, found: _Found) -> _Found:
+        if found.role != "text":
+            return found
+        content = text[found.start : found.end]
+        if message.spans is not None and content == message.content.strip():
+            lead = len(message.content) - len(message.content.lstrip())
+            moved = [(max(0, s - lead), min(len(content), e - lead), kind) for s, e, kind in message.spans]
+            return found._replace(pieces=[Piece(s, e, kind, s) for s, e, kind in moved if s < e])
+        apart = bool(message.reasoning) or content != message.content.strip()
+        split = split_content(content, self.fmt, calls_follow=bool(message.calls), thoughts_apart=apart)
+        return found._replace(pieces=split.pieces, unparsed=split.unparsed)
+
+    def _label_turn(self, example: ChatSegmentation, parts: list[_Found], region: Region) -> None:
+        """Adds the spans of a turn, without a gap between its parts."""
+        text, after = example.text, region.start
+        for number, found in enumerate(parts):
+            start = self._start(text, found, after, first=number == 0, region=region)
+            after = region.end if number == len(parts) - 1 else self._end(text, found, region)
+            if found.role == "text":
+                self._label_text(example, found, start, after)
+            else:
+                kind = SpanKind.REASON if found.role == "reasoning" else SpanKind.ACT
+                example.spans.append(Span(start, after, kind))
+
+    def _label_text(self, example: ChatSegmentation, found: _Found, start: int, end: int) -> None:
+        """Adds the spans of a message's visible text, whose part of the turn is [start, end)."""
+        at = found.start
+        pieces = [Piece(p.start + at, p.end + at, p.kind, p.content + at) for p in found.pieces]
+        if pieces and pieces[0].kind is not SpanKind.NONE and pieces[0].start == at:
+            opened = pieces[0].content > at
+            pieces[0] = pieces[0]._replace(start=start, content=pieces[0].content if opened else start)
+        if pieces and pieces[-1].kind is not SpanKind.NONE:
+            pieces[-1] = pieces[-1]._replace(end=end)
+        example.spans += spans_of(pieces, self.include_prefix)
+        example.observations += [Span(p.start, p.end, SpanKind.OBSERVE) for p in pieces if p.kind is SpanKind.NONE]
+        line = example.text.count("\n", 0, at) if found.unparsed else 0
+        example.unparsed += [item._replace(line=item.line + line) for item in found.unparsed]
+
+    def _start(self, text: str, found: _Found, after: int, first: bool, region: Region) -> int:
+        """Returns the start of a part's span; the previous part ends at `after`."""
+        lead = text[after : found.start]
+        if found.role == "reasoning":
+            openings = "|".join(re.escape(opening) for opening, _ in self.fmt.think_tags)
+            tag = re.search(rf"(?:{openings})\s*\Z", lead)
+        elif found.role == "calls":
+            tag = re.search(rf"(?:{'|'.join(map(re.escape, self.fmt.call_openers))})\s*", lead)
+        else:
+            tag = None
+        if tag:
+            return after + (tag.start() if self.include_prefix else tag.end())
+        empty = first and any(closing in lead for _, closing in self.fmt.think_tags)  # the template writes an empty thought
+        if empty or not self.include_prefix or (first and not region.has_header):
+            return found.start
+        return after + len(lead) - len(lead.lstrip())
+
+    def _end(self, text: str, found: _Found, region: Region) -> int:
+        """Returns the end of a part that is not the last: after its closing tag or mark, and blanks."""
+        closings = "|".join(re.escape(closing) for _, closing in self.fmt.think_tags)
+        end = re.compile(rf"(?:\s*(?:{closings}))?").match(text, found.end, region.end).end()
+        if end == found.end and self.renderer.specials is not None:
+            mark = _CLOSING_MARK.match(text, found.end, region.end)
+            closes = mark and not mark[1].startswith("<|tool") and "begin" not in mark[1] and "start" not in mark[1]
+            if closes and self.renderer.specials.fullmatch(mark[1]):
+                end = mark.end()
+        return end + len(text[end : region.end]) - len(text[end : region.end].lstrip())
+
+    def _label_observations(self, example: ChatSegmentation, regions: list[tuple[int, Region]], count: int) -> list[_Loss]:
+        """Adds the contents of user and tool messages after a turn as observations; returns what the text lacks."""
+        text, losses = example.text, []
+        ends = {number: region.end for number, region in regions}
+        starts = {number: region.start for number, region in regions}
+        limits, next_turn = [len(text)] * count, len(text)
+        for number in reversed(range(count)):
+            limits[number] = next_turn
+            next_turn = starts.get(number, next_turn)
+        cursor, spoke = 0, False
+        for number, message in enumerate(self.messages[:count]):
+            if message.role == "assistant":
+                if number in ends:
+                    cursor, spoke = ends[number], True
+                continue
+            limit = limits[number]
+            span = _find_content(text, message.content.strip(), cursor, limit) if message.content.strip() else None
+            if span is not None:
+                cursor = span.end
+                if spoke and message.role != "system":
+                    example.observations.append(span)
+            elif message.content.strip() and _find_content(text, message.content.strip(), 0, len(text)) is None:
+                losses.append(_Loss(message, "text", message.content.strip()))
+        example.observations.sort()
+        return losses
 
 
-def _begins_with_prefix(text: str, fmt: Format) -> bool:
-    return any(fmt.patterns[key].match(text) for key in ("reason", "act"))
+def _find_content(text: str, content: str, start: int, end: int) -> Span | None:
+    """Finds the content of a message as it is, as a JSON string, or as JSON that the template has written anew."""
+    for form in _written_forms(content):
+        at = text.find(form, start, end)
+        if at >= 0:
+            return Span(at, at + len(form), SpanKind.OBSERVE)
+    return None
+
+
+def _written_forms(content: str) -> Iterator[str]:
+    yield content
+    yield json.dumps(content, ensure_ascii=False)[1:-1]
+    yield json.dumps(content)[1:-1]
+    value = parsed(content) if content[0] in "[{" else None
+    if value is not None:
+        yield json.dumps(value, ensure_ascii=False)
+        yield json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        yield json.dumps(value, ensure_ascii=False, indent=2)
+        yield json.dumps(value, ensure_ascii=False, indent=4)
 
 
 def segment_chat(
@@ -215,38 +332,73 @@ def segment_chat(
     fmt: ChatFormat,
     tokenizer: PreTrainedTokenizerBase,
     include_prefix: bool,
-    tools: Sequence[dict[str, Any]] | None,
-) -> tuple[str, list[Span], list[Unparsed]]:
-    """Returns the rendered text, its spans in order, and the assistant messages without content.
+    tools: Any,
+) -> ChatSegmentation:
+    """Renders the messages and labels the assistant's turns.
+
+    If the template drops thoughts of earlier turns, the result holds several examples: each ends with a turn, and its
+    context is what the template shows at inference.
 
     Raises:
-        InputError: The messages are malformed, or the template rejects, drops or rewrites one.
+        InputError: The messages are malformed, or the template rejects or drops one. The error names the message.
     """
-    messages = check_messages(messages)
-    text = _render(tokenizer, messages, tools)
-    header, end_mark = _probe_turn_marks(tokenizer)
-    marks = frozenset({end_mark, *_special_tokens(tokenizer)} - {""})
-    spans: list[Span] = []
-    unparsed: list[Unparsed] = []
-    cursor = 0
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if message["role"] != "assistant":
-            content = content_text(message).strip()
-            at = text.find(content, cursor)  # not found if the template rewrites it (JSON of a tool result)
-            cursor = at + len(content) if at >= 0 else cursor
+    normal = normalize_messages(messages)
+    tools = normalize_tools(tools)
+    first: _Loss | InputError | None = None
+    own_text = ""
+    for form in possible_forms(normal):
+        conversation = _Conversation(Renderer(tokenizer, prepare(normal, form), form, tools), fmt, include_prefix)
+        try:
+            result, losses = _examples(conversation)
+        except InputError as error:
+            first = first or error
             continue
-        parts = message_parts(message, fmt, where)
-        if not parts:
-            unparsed.append(Unparsed(text.count("\n", 0, cursor) + 1, "", f"{where} of the assistant is empty"))
-        at = text.find(header, cursor)
-        begin = at + len(header) if at >= 0 else cursor
-        next_header = text.find(header, begin) if header else -1
-        limit = next_header if next_header >= 0 else len(text)
-        mark = text.find(end_mark, begin, limit) if end_mark else -1
-        found = _find_parts(text, parts, begin, mark if mark >= 0 else limit, where)
-        turn = _Turn(text, fmt, begin, limit, bool(header) and at >= 0, end_mark, marks, include_prefix)
-        cursor = turn.label(found)
-        spans += turn.spans
-        unparsed += turn.unparsed
-    return text, spans, unparsed
+        if not losses:
+            return _with_reports(result, normal, tools)
+        if first is None or isinstance(first, InputError):
+            first = losses[0]
+            own_text = conversation.own_text(first.message)
+    raise first if isinstance(first, InputError) else first.error(own_text)
+
+
+def _examples(conversation: _Conversation) -> tuple[ChatSegmentation, list[_Loss]]:
+    """Returns one example, or several if the text of the whole conversation lacks parts of earlier turns."""
+    messages = conversation.messages
+    turns = {number for number, message in enumerate(messages) if message.role == "assistant"}
+    whole, losses, done = conversation.label(len(messages), turns)
+    result = ChatSegmentation()
+    if not losses or any(loss.message.role != "assistant" for loss in losses):
+        result.add(whole)
+        return result, losses
+    pending = {number for number in turns if messages[number].trained}
+    if not pending:
+        result.add(whole)
+    examples: list[ChatSegmentation] = []
+    missing: list[_Loss] = []
+    while pending:
+        last = max(pending)
+        example, losses, done = conversation.label(last + 1, pending)
+        if last not in done:
+            missing += [loss for loss in losses if loss.message is messages[last]]
+        pending -= done | {last}
+        examples.append(example)
+    for example in reversed(examples):
+        result.add(example)
+    return result, missing[::-1]
+
+
+def _with_reports(result: ChatSegmentation, messages: list[Message], tools: Any) -> ChatSegmentation:
+    """Adds what is not wrong, but should be known: no assistant message, tools that the text lacks."""
+    if not any(message.role == "assistant" for message in messages):
+        result.unparsed.append(Unparsed(1, "", "the conversation has no assistant message: nothing to train on"))
+    elif not any(message.trained for message in messages if message.role == "assistant"):
+        result.unparsed.append(Unparsed(1, "", "all assistant messages are excluded from training by their keys"))
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else {}
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str) and name not in result.text:
+            result.unparsed.append(
+                Unparsed(1, "", f"the chat template does not write the tools: {name!r} is not in the text")
+            )
+            break
+    return result

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sad.errors import InputError
 from sad.trajectories.formats import ChatFormat, Format
 from sad.trajectories.segment import Segmentation, Unparsed
-from sad.trajectories.spans import SpanKind, span_ids_from_offsets
+from sad.trajectories.spans import SpanKind, span_ids_from_offsets, supervised_kinds
 from sad.trajectories.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Encoded(NamedTuple):
 
     Args:
         input_ids: (T,) token ids.
-        span_ids: (T,) labels: 0 none, 1 reason, 2 act.
+        span_ids: (T,) labels: 0 none, 1 reason, 2 act, 3 observe.
         truncated: Number of tokens that were cut off at the end.
         offsets: (T,) half-open character ranges of the tokens in the text.
     """
@@ -37,11 +37,13 @@ class EncodedCorpus:
     """Encoded trajectories for training, and counts of what was cut, dropped and unparsed.
 
     Args:
-        examples: One dict (input_ids, span_ids) per trajectory that has a supervised token.
+        examples: One dict (input_ids, span_ids) per example that has a supervised token. A trajectory is one example, or
+            several if its chat template drops thoughts of earlier turns.
         ids: The trajectory id of each example.
-        truncated: Number of examples that were cut to the maximum length.
+        truncated: Number of examples that were cut to the maximum length, including the dropped ones.
         tokens_cut: Number of tokens cut off from these examples.
-        empty: Number of trajectories that were dropped because they have no supervised token after truncation.
+        empty: Number of examples that were dropped because they have no supervised token after truncation.
+        observe: Whether observation tokens are labelled and supervised.
         unparsed: (trajectory id, `Unparsed`) for every place that does not fit its format.
     """
 
@@ -51,15 +53,22 @@ class EncodedCorpus:
     tokens_cut: int = 0
     empty: int = 0
     unparsed: list[tuple[str, Unparsed]] = field(default_factory=list)
+    observe: bool = False
 
     def summary(self) -> str:
         """Returns one line for a log."""
         tokens = sum(len(example["input_ids"]) for example in self.examples)
-        kinds = [sum(example["span_ids"].count(kind) for example in self.examples) for kind in SpanKind]
+        names = {SpanKind.REASON: "reasoning", SpanKind.ACT: "action", SpanKind.OBSERVE: "observation"}
+        counts = {
+            names[kind]: sum(example["span_ids"].count(kind) for example in self.examples)
+            for kind in supervised_kinds(self.observe)
+        }
+        counts["unsupervised"] = tokens - sum(counts.values())
         return (
-            f"{len(self.examples)} trajectories, {tokens} tokens: {kinds[1]} reasoning, {kinds[2]} action, {kinds[0]} "
-            f"unsupervised; {self.truncated} truncated ({self.tokens_cut} tokens cut), {self.empty} without a supervised "
-            f"token dropped, {len(self.unparsed)} places not parsed"
+            f"{len(self.examples)} trajectories, {tokens} tokens: "
+            f"{', '.join(f'{count} {name}' for name, count in counts.items())}; "
+            f"{self.truncated} truncated ({self.tokens_cut} tokens cut), {self.empty} without a supervised token dropped, "
+            f"{len(self.unparsed)} places not parsed"
         )
 
 
@@ -97,14 +106,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _eos_kind(segmentation: Segmentation) -> SpanKind:
     """Returns the kind of an EOS after the text: the kind of the last span if it ends the text without a line terminator."""
-    text, spans, _ = segmentation
+    text, spans = segmentation.text, segmentation.spans
     if spans and spans[-1].end == len(text) and not text.endswith(("\n", "\r")):
         return spans[-1].kind
     return SpanKind.NONE
 
 
 def _tokenize(
-    segmentation: Segmentation, tokenizer: PreTrainedTokenizerBase, rendered: bool, add_eos: bool
+    segmentation: Segmentation,
+    tokenizer: PreTrainedTokenizerBase,
+    rendered: bool,
+    add_eos: bool,
+    observe: bool,
+    from_text: bool = False,
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Returns token ids, labels and offsets of the whole text.
 
@@ -113,15 +127,22 @@ def _tokenize(
         tokenizer: A fast tokenizer.
         rendered: Whether a chat template rendered the text. Then the text contains all special tokens already.
         add_eos: Whether to append the EOS.
+        observe: Whether to label observations.
+        from_text: Whether another program rendered the text. It may lack the BOS.
     """
-    batch = tokenizer(
-        segmentation.text, return_offsets_mapping=True, add_special_tokens=not rendered, truncation=False, verbose=False
-    )
+    text, bos = segmentation.text, tokenizer.bos_token
+    add = (from_text or not rendered) and not (bos and text.startswith(bos))
+    batch = tokenizer(text, return_offsets_mapping=True, add_special_tokens=add, truncation=False, verbose=False)
     ids, offsets = list(batch["input_ids"]), [tuple(offset) for offset in batch["offset_mapping"]]
     labels = span_ids_from_offsets(offsets, segmentation.spans).tolist()
+    if observe and segmentation.observations:  # a token that touches a span of the model keeps its label
+        observed = span_ids_from_offsets(offsets, segmentation.observations).tolist()
+        labels = [own or other for own, other in zip(labels, observed)]
     eos = tokenizer.eos_token_id
     if not rendered and eos is not None:
         appended = bool(ids) and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]  # by the tokenizer itself
+        if ids and ids[-1] == eos and not appended:  # the text itself ends with the EOS
+            return ids, labels, offsets
         if add_eos and not appended:
             end = len(segmentation.text)
             ids, labels, offsets = [*ids, eos], [*labels, 0], [*offsets, (end, end)]
@@ -138,6 +159,7 @@ def encode(
     max_length: int | None = None,
     add_eos: bool = True,
     include_prefix: bool = True,
+    observe: bool = False,
 ) -> Encoded:
     """Tokenizes a whole trajectory once and labels its tokens (sections D.2 and F.1 of the paper).
 
@@ -149,6 +171,9 @@ def encode(
         add_eos: Whether to append the EOS token. Its label is that of the last span if this span ends the text without a
             line terminator, and 0 otherwise. Rendered messages get no EOS, because their template ends the turns.
         include_prefix: As in `sad.segment`.
+        observe: Whether to label observations with 3, for a training with lambda_observe > 0. The labels 1 and 2 stay the
+            same: a token that touches a span of the model has its label. Observations in the trajectory's own `spans` are
+            always labelled.
 
     Returns:
         `Encoded`. A BOS that the tokenizer adds has label 0.
@@ -160,9 +185,20 @@ def encode(
         trajectory = Trajectory(text=trajectory)
     elif not isinstance(trajectory, Trajectory):
         trajectory = Trajectory(messages=list(trajectory))
-    return encode_with_segmentation(
-        trajectory, tokenizer, format=format, max_length=max_length, add_eos=add_eos, include_prefix=include_prefix
-    )[0]
+    examples, _ = encode_examples(
+        trajectory,
+        tokenizer,
+        format=format,
+        max_length=max_length,
+        add_eos=add_eos,
+        include_prefix=include_prefix,
+        observe=observe,
+    )
+    if len(examples) > 1:
+        got = f"{len(examples)} examples, because the chat template drops thoughts of earlier turns"
+        remedy = "Use sad.encode_all, which returns all examples, or a tokenizer.chat_template that keeps the thoughts."
+        raise InputError(f"trajectory {trajectory.id!r}", "messages that make one example", got, remedy)
+    return examples[0]
 
 
 def encode_with_segmentation(
@@ -173,16 +209,56 @@ def encode_with_segmentation(
     max_length: int | None = None,
     add_eos: bool = True,
     include_prefix: bool = True,
+    observe: bool = False,
 ) -> tuple[Encoded, Segmentation]:
-    """Returns the result of `encode` and the segmentation that it is made from."""
+    """Returns the encoded trajectory and the segmentation that it is made from.
+
+    If the trajectory needs several examples, they stand one after the other in both; `max_length` cuts each of them.
+    """
+    examples, segmentation = encode_examples(
+        trajectory,
+        tokenizer,
+        format=format,
+        max_length=max_length,
+        add_eos=add_eos,
+        include_prefix=include_prefix,
+        observe=observe,
+    )
+    joined = Encoded([], [], sum(example.truncated for example in examples), [])
+    for start, example in zip(segmentation.starts, examples):
+        joined.input_ids.extend(example.input_ids)
+        joined.span_ids.extend(example.span_ids)
+        joined.offsets.extend((begin + start, end + start) for begin, end in example.offsets)
+    return joined, segmentation
+
+
+def encode_examples(
+    trajectory: Trajectory,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    format: str | Format | ChatFormat | None = None,
+    max_length: int | None = None,
+    add_eos: bool = True,
+    include_prefix: bool = True,
+    observe: bool = False,
+) -> tuple[list[Encoded], Segmentation]:
+    """Returns the training examples of a trajectory and the segmentation that they are made from.
+
+    A trajectory is one example, or several if its chat template drops thoughts of earlier turns. Arguments as in `encode`.
+    """
     check_tokenizer(tokenizer)
     if max_length is not None and max_length < 1:
         raise InputError("max_length", "at least 1", str(max_length), "Pass the model's sequence length, or None.")
     segmentation = trajectory.segmented(format, include_prefix, tokenizer)
-    rendered = trajectory.spans is None and isinstance(trajectory.resolve_format(format), ChatFormat)
-    ids, labels, offsets = _tokenize(segmentation, tokenizer, rendered, add_eos)
-    kept = len(ids) if max_length is None else min(max_length, len(ids))
-    return Encoded(ids[:kept], labels[:kept], len(ids) - kept, offsets[:kept]), segmentation
+    chat = trajectory.spans is None and isinstance(trajectory.resolve_format(format), ChatFormat)
+    from_text = chat and trajectory.messages is None
+    observe = observe or trajectory.spans is not None
+    examples = []
+    for part in segmentation.examples():
+        ids, labels, offsets = _tokenize(part, tokenizer, chat, add_eos, observe, from_text)
+        kept = len(ids) if max_length is None else min(max_length, len(ids))
+        examples.append(Encoded(ids[:kept], labels[:kept], len(ids) - kept, offsets[:kept]))
+    return examples, segmentation
 
 
 def encode_all(
@@ -193,6 +269,7 @@ def encode_all(
     max_length: int | None = None,
     add_eos: bool = True,
     include_prefix: bool = True,
+    observe: bool = False,
 ) -> EncodedCorpus:
     """Encodes a training set with `encode`. Drops trajectories without a supervised token, and counts what it drops.
 
@@ -203,21 +280,30 @@ def encode_all(
         max_length: Maximum number of tokens per trajectory, including the EOS.
         add_eos: Whether to append the EOS token, as in `encode`.
         include_prefix: As in `sad.segment`.
+        observe: Whether to label observations, as in `encode`. If so, they are supervised.
 
     Raises:
         InputError: As in `encode`; the message names the trajectory.
     """
-    corpus = EncodedCorpus()
+    corpus = EncodedCorpus(observe=observe)
+    supervised = set(supervised_kinds(observe))
     for trajectory in trajectories:
-        encoded, segmentation = encode_with_segmentation(
-            trajectory, tokenizer, format=format, max_length=max_length, add_eos=add_eos, include_prefix=include_prefix
+        examples, segmentation = encode_examples(
+            trajectory,
+            tokenizer,
+            format=format,
+            max_length=max_length,
+            add_eos=add_eos,
+            include_prefix=include_prefix,
+            observe=observe,
         )
         corpus.unparsed += [(trajectory.id, item) for item in segmentation.unparsed]
-        if not any(encoded.span_ids):
-            corpus.empty += 1
-            continue
-        corpus.examples.append({"input_ids": encoded.input_ids, "span_ids": encoded.span_ids})
-        corpus.ids.append(trajectory.id)
-        corpus.truncated += encoded.truncated > 0
-        corpus.tokens_cut += encoded.truncated
+        for encoded in examples:
+            corpus.truncated += encoded.truncated > 0
+            corpus.tokens_cut += encoded.truncated
+            if supervised.isdisjoint(encoded.span_ids):
+                corpus.empty += 1
+                continue
+            corpus.examples.append({"input_ids": encoded.input_ids, "span_ids": encoded.span_ids})
+            corpus.ids.append(trajectory.id)
     return corpus

@@ -24,6 +24,8 @@ class Format:
         reason: Prefix of a thought.
         act: Prefix of an action.
         environment: Prefix of an observation, a question or a note. None if the format does not mark them.
+        context: Start of a line that the environment wrote and that is not an observation, such as a question or the task.
+            None if all lines of the environment after the model's first span are observations.
         unprefixed: Who wrote the lines without a prefix.
             "environment": always the environment.
             "thought": the environment, but a thought continues up to the prefix of its action.
@@ -45,15 +47,16 @@ class Format:
     inline: bool = False
     ignore_case: bool = True
     suspect: str | None = None
+    context: str | None = None
     patterns: dict[str, re.Pattern[str]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.unprefixed not in ("environment", "thought", "model"):
             remedy = "Set it to the author of lines without a prefix."
             raise InputError("Format.unprefixed", "'environment', 'thought' or 'model'", repr(self.unprefixed), remedy)
-        for key in ("environment", "reason", "act", "suspect"):
+        for key in ("environment", "context", "reason", "act", "suspect"):
             source = getattr(self, key)
-            if source is None and key in ("environment", "suspect"):
+            if source is None and key in ("environment", "context", "suspect"):
                 continue
             where = f"Format({self.name!r}).{key}"
             try:
@@ -77,6 +80,10 @@ class ChatFormat:
         call_openers: Strings that templates write before tool calls.
         text_formats: Names of the line formats for visible text that begins with one of their prefixes; the first match
             is used. Other visible text is reasoning if tool calls follow in the same message, and an action otherwise.
+        environment_tags: Names of paired tags in an assistant message that enclose what the environment inserted.
+        reason_tags: Names of paired tags that enclose a thought.
+        action_tags: Names of paired tags that enclose an action.
+        text_tags: Names of paired tags that are ordinary text, such as HTML. Any other pair is reported.
     """
 
     name: str
@@ -84,6 +91,25 @@ class ChatFormat:
     think_tags: tuple[tuple[str, str], ...] = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
     call_openers: tuple[str, ...] = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<function_call>", "<tool_calls>")
     text_formats: tuple[str, ...] = ("sad", "react")
+    environment_tags: tuple[str, ...] = (
+        *("information", "result", "interpreter", "tool_response", "tool_result", "observation", "tool_output"),
+        *("search_result", "search_results", "execution_result", "function_results"),
+    )
+    reason_tags: tuple[str, ...] = (
+        *("thought", "thoughts", "thinking", "reasoning", "reason", "plan", "analysis", "reflection", "scratchpad"),
+        *("rationale", "inner_monologue"),
+    )
+    action_tags: tuple[str, ...] = (
+        *("action", "answer", "code", "search", "tool_call", "tool_calls", "function", "function_call", "function_calls"),
+        *("execute_bash", "execute_ipython", "execute_browse", "python", "bash", "tool", "invoke", "command", "finish"),
+        *("query", "use_mcp_tool", "tool_use", "final_answer", "click", "solution"),
+    )
+    text_tags: tuple[str, ...] = (
+        *("a", "b", "i", "u", "s", "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "div", "span", "table", "tr"),
+        *("td", "th", "thead", "tbody", "html", "head", "body", "title", "script", "style", "pre", "em", "strong", "br"),
+        *("details", "summary", "blockquote", "section", "header", "footer", "nav", "main", "form", "label", "button"),
+        *("svg", "img", "sub", "sup", "kbd", "del", "dl", "dt", "dd", "article", "select", "option", "textarea", "template"),
+    )
 
 
 _FORMATS: dict[str, Format | ChatFormat] = {}
@@ -138,6 +164,7 @@ for _format in (
         environment=r"Observation[ \t]?:",
         unprefixed="thought",
         suspect=r"(?:Thought|Think|Act)(?:[ \t]?\d+)?[ \t]?:|>[ \t]?think:",
+        context=r"Your task is to\b",
     ),
     # ReAct with a prefix on every observation, numbered or not. KnowAgent's `ActionPath` lists the actions so far.
     Format(
@@ -147,6 +174,7 @@ for _format in (
         environment=r"(?:Observation|ActionPath|Question)(?P<label>[ \t]?\d+)?[ \t]?:",
         unprefixed="model",
         suspect=r"Reasoning[ \t]?:|>[ \t]?think:",
+        context=r"(?:ActionPath|Question)(?:[ \t]?\d+)?[ \t]?:",
     ),
     # ReAct on ALFWorld: the model writes after the prompt sign, the environment writes all other lines.
     Format(
@@ -155,6 +183,7 @@ for _format in (
         act=r">",
         environment=r">[ \t]*ActionPath\b",
         suspect=r"(?:think|Thought|Action|Reasoning)[ \t]?:",
+        context=r">[ \t]*ActionPath\b|Your task is to\b",
     ),
     # ReAct on WebShop: a thought is an action named think. The harness, not the model, writes `Action: reset` to open an
     # episode. Other lines that begin with `Action:` are reported and not labelled, because product texts contain them.
@@ -164,6 +193,7 @@ for _format in (
         act=r"(?P<label>Action:[ \t]*)(?=\w+\[)|(?=(?:search|click)\[)",
         environment=r"(?P<label>Observation:)|Action:[ \t]*reset[ \t]*(?=[\r\n]|$)",
         suspect=r"Action:",
+        context=r"Action:[ \t]*reset\b",
     ),
     # Equation 3 of the paper: a marker before each part, on one line or on many.
     Format(

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from sad.trajectories.encode import Encoded, encode_with_segmentation
 from sad.trajectories.formats import ChatFormat, Format
 from sad.trajectories.segment import Segmentation, Unparsed
-from sad.trajectories.spans import Span, SpanKind
+from sad.trajectories.spans import Span, SpanKind, supervised_kinds
 from sad.trajectories.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MODEL_KINDS = (SpanKind.REASON, SpanKind.ACT)
+MODEL_KINDS = supervised_kinds()
+LABELLED_KINDS = supervised_kinds(observe=True)
 
 
 class LengthSummary(NamedTuple):
@@ -69,12 +70,13 @@ def tokens_per_span(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], s
     Args:
         spans: Sorted spans that do not overlap.
         offsets: (T,) character ranges of the tokens.
-        span_ids: (T,) labels of the tokens. A labelled token of zero width (an EOS) belongs to the last span.
+        span_ids: (T,) labels of the tokens. Labels of kinds that no span has are ignored. A labelled token of zero width (an
+            EOS) belongs to the last span.
     """
     counts = [0] * len(spans)
-    ends = [span.end for span in spans]
+    ends, kinds = [span.end for span in spans], {span.kind for span in spans} - {SpanKind.NONE}
     for (begin, end), kind in zip(offsets, span_ids):
-        if not kind:
+        if kind not in kinds:
             continue
         best, most = len(spans) - 1, 0
         for number in range(bisect_right(ends, begin), len(spans)):
@@ -102,14 +104,14 @@ class SpanLengths:
     unit: str
     trajectories: int = 0
     total: int = 0
-    per_span: dict[SpanKind, list[int]] = field(default_factory=lambda: {kind: [] for kind in MODEL_KINDS})
-    per_trajectory: dict[SpanKind, list[int]] = field(default_factory=lambda: {kind: [] for kind in MODEL_KINDS})
+    per_span: dict[SpanKind, list[int]] = field(default_factory=lambda: {kind: [] for kind in LABELLED_KINDS})
+    per_trajectory: dict[SpanKind, list[int]] = field(default_factory=lambda: {kind: [] for kind in LABELLED_KINDS})
 
     def add(self, total: int, spans: Sequence[Span], lengths: Sequence[int]) -> None:
         """Adds one trajectory: its length, its spans and their lengths. Skips spans of length 0, which were cut off."""
         self.trajectories += 1
         self.total += total
-        for kind in MODEL_KINDS:
+        for kind in LABELLED_KINDS:
             own = [length for span, length in zip(spans, lengths) if span.kind == kind and length]
             self.per_span[kind] += own
             if own:
@@ -117,8 +119,8 @@ class SpanLengths:
 
     def share(self, kind: SpanKind) -> float:
         """Returns the fraction (0 to 1) of the total length that has this kind."""
-        supervised = {key: sum(lengths) for key, lengths in self.per_span.items()}
-        part = self.total - sum(supervised.values()) if kind is SpanKind.NONE else supervised[kind]
+        labelled = {key: sum(lengths) for key, lengths in self.per_span.items()}
+        part = self.total - sum(labelled.values()) if kind is SpanKind.NONE else labelled[kind]
         return part / self.total if self.total else 0.0
 
 
@@ -166,6 +168,8 @@ def inspect_trajectories(
 ) -> Inspection:
     """Segments trajectories as training does, encodes them if a tokenizer is given, and measures their spans.
 
+    Observations are labelled and measured too, although only a training with lambda_observe > 0 uses them.
+
     Args:
         trajectories: Trajectories, for example from `sad.read_jsonl`.
         tokenizer: The fast tokenizer of the student. Without one, lengths are in characters.
@@ -181,16 +185,19 @@ def inspect_trajectories(
     for trajectory in trajectories:
         if tokenizer is None:
             segmentation, encoded = trajectory.segmented(format, include_prefix), None
-            lengths = [span.end - span.start for span in segmentation.spans]
-            found.lengths.add(len(segmentation.text), segmentation.spans, lengths)
+            spans = [*segmentation.spans, *segmentation.observations]
+            lengths = [span.end - span.start for span in spans]
+            found.lengths.add(len(segmentation.text), spans, lengths)
         else:
             encoded, segmentation = encode_with_segmentation(
-                trajectory, tokenizer, format=format, max_length=max_length, include_prefix=include_prefix
+                trajectory, tokenizer, format=format, max_length=max_length, include_prefix=include_prefix, observe=True
             )
-            lengths = tokens_per_span(segmentation.spans, encoded.offsets, encoded.span_ids)
-            found.lengths.add(len(encoded.input_ids), segmentation.spans, lengths)
+            groups = (segmentation.spans, segmentation.observations)
+            lengths = [n for group in groups for n in tokens_per_span(group, encoded.offsets, encoded.span_ids)]
+            spans = [span for group in groups for span in group]
+            found.lengths.add(len(encoded.input_ids), spans, lengths)
             found.truncated += encoded.truncated > 0
-        reason, act = (any(n and s.kind is kind for s, n in zip(segmentation.spans, lengths)) for kind in MODEL_KINDS)
+        reason, act = (any(n and s.kind is kind for s, n in zip(spans, lengths)) for kind in MODEL_KINDS)
         found.with_reason += reason
         found.with_act += act
         found.with_both += reason and act

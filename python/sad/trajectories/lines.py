@@ -23,6 +23,14 @@ class Unparsed(NamedTuple):
     reason: str
 
 
+class LineSpans(NamedTuple):
+    """What the model wrote, the observations, and the lines that do not fit the format, in the order of the text."""
+
+    spans: list[Span]
+    observations: list[Span]
+    unparsed: list[Unparsed]
+
+
 @dataclass
 class _Piece:
     """A line, or the part of a line between two inline prefixes.
@@ -87,10 +95,11 @@ class _SpanBuilder:
     def __init__(self, text: str, fmt: Format, include_prefix: bool) -> None:
         self.text, self.fmt, self.include_prefix = text, fmt, include_prefix
         self.spans: list[Span] = []
+        self.observations: list[Span] = []
         self.unparsed: list[Unparsed] = []
 
     def add(self, head: _Piece | None, rest: list[_Piece], next_kind: SpanKind | None) -> None:
-        """Adds the span of a prefixed piece, if it is one.
+        """Adds the span of a prefixed piece, if the model wrote it, and the observation that is in it or follows it.
 
         Args:
             head: The piece with the prefix; None before the first prefix of the text.
@@ -99,8 +108,10 @@ class _SpanBuilder:
         """
         if head is None or head.kind is SpanKind.NONE:
             self._report_suspects(rest)
+            if head is not None:
+                self._observe([head, *rest])
             return
-        end = head.end
+        end, answer = head.end, []
         if rest and _continues(self.fmt, head.kind, next_kind):
             end = rest[-1].end
         elif rest and (self.fmt.unprefixed == "model" or _continues(self.fmt, head.kind, SpanKind.ACT)):
@@ -108,24 +119,52 @@ class _SpanBuilder:
             self._report(rest[0], f"{len(rest)} unprefixed line(s) after {after}: author unknown, not labelled")
         else:
             self._report_suspects(rest)
+            answer = rest
         content = _CONTENT.search(self.text, head.content, end)
         if content is None:
             self._report(head, "a prefix with nothing after it: not labelled")
-            return
-        self.spans.append(Span(head.begin if self.include_prefix else content.start(), end, head.kind))
+        else:
+            self.spans.append(Span(head.begin if self.include_prefix else content.start(), end, head.kind))
+        self._observe(answer)
+
+    def _observe(self, pieces: list[_Piece]) -> None:
+        """Adds the observations in pieces that the environment wrote. What precedes the model's first span is the prompt.
+
+        A suspect line, whose author is unclear, and a line of the context, such as a question, end an observation. If lines
+        without a prefix belong to the author of the line before, they belong to the context too.
+        """
+        run: list[_Piece] = []
+        for piece in pieces if self.spans else []:
+            context = self._matches("context", piece)
+            if context or (piece.kind is None and self._matches("suspect", piece)):
+                self._add_observation(run)
+                run = []
+                if context and self.fmt.unprefixed == "model":
+                    return
+            else:
+                run.append(piece)
+        self._add_observation(run)
+
+    def _add_observation(self, run: list[_Piece]) -> None:
+        if run and (content := _CONTENT.search(self.text, run[0].content, run[-1].end)):
+            start = run[0].begin if self.include_prefix else content.start()
+            self.observations.append(Span(start, run[-1].end, SpanKind.OBSERVE))
+
+    def _matches(self, key: str, piece: _Piece) -> bool:
+        pattern = self.fmt.patterns.get(key)
+        return pattern is not None and pattern.match(self.text, piece.begin, piece.end) is not None
 
     def _report(self, piece: _Piece, reason: str) -> None:
         self.unparsed.append(Unparsed(piece.line, self.text[piece.begin : piece.end].rstrip(), reason))
 
     def _report_suspects(self, pieces: list[_Piece]) -> None:
-        if suspect := self.fmt.patterns.get("suspect"):
-            for piece in pieces:
-                if suspect.match(self.text, piece.begin, piece.end):
-                    self._report(piece, f"looks like a prefix, but not one of format {self.fmt.name!r}")
+        for piece in pieces:
+            if self._matches("suspect", piece):
+                self._report(piece, f"looks like a prefix, but not one of format {self.fmt.name!r}")
 
 
-def segment_lines(text: str, fmt: Format, include_prefix: bool) -> tuple[list[Span], list[Unparsed]]:
-    """Returns the spans of a text and the lines that do not fit the format, both in the order of the text.
+def segment_lines(text: str, fmt: Format, include_prefix: bool) -> LineSpans:
+    """Returns the spans of a text, the observations in it, and the lines that do not fit the format.
 
     The time is linear in the length of the text.
     """
@@ -143,4 +182,4 @@ def segment_lines(text: str, fmt: Format, include_prefix: bool) -> tuple[list[Sp
         first = text.lstrip().split("\n", 1)[0].rstrip()
         builder.unparsed.append(Unparsed(1, first, f"no reasoning and no action found with format {fmt.name!r}"))
     builder.unparsed.sort(key=lambda item: item.line)
-    return builder.spans, builder.unparsed
+    return LineSpans(builder.spans, builder.observations, builder.unparsed)

@@ -1,24 +1,23 @@
-"""Checks chat messages and splits an assistant message into reasoning, visible text and tool calls."""
+"""Messages of a conversation in one form, and the forms in which chat templates accept them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.formats import ChatFormat
+from sad.trajectories.spans import Span
 
 
-class Part(NamedTuple):
-    """One part of an assistant message.
-
-    Args:
-        role: "reasoning", "text" or "calls".
-        fragments: Strings that the rendered text must contain for this part, in this order.
-    """
-
-    role: str
-    fragments: tuple[str, ...]
+def shown(value: Any, limit: int = 80) -> str:
+    """Returns the start of a value's `repr`, for an error message."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:
@@ -28,53 +27,111 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
         InputError: The messages are not a non-empty list of dicts with a role. The error names the message.
     """
     remedy = 'Write [{"role": "user", "content": "..."}, {"role": "assistant", ...}].'
-    if not isinstance(messages, Sequence) or not messages:
-        raise InputError("messages", "a list of messages", repr(messages)[:80], remedy)
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
+        raise InputError("messages", "a list of messages", shown(messages), remedy)
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InputError(f"messages[{number}]", "an object with a role", repr(message)[:80], remedy)
+            raise InputError(f"messages[{number}]", "an object with a role", shown(message), remedy)
     return list(messages)
 
 
-def content_text(message: dict[str, Any]) -> str:
-    """Returns the content of a message as one string; joins a list of typed parts."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+class Call(NamedTuple):
+    """A tool call.
+
+    Args:
+        name: Name of the tool.
+        arguments: An object, or a string that does not hold a JSON object.
+        id: The id that the tool message refers to; "" if unknown.
+    """
+
+    name: str
+    arguments: Any
+    id: str = ""
 
 
-def _split_thoughts(content: str, fmt: ChatFormat) -> Iterator[Part]:
-    """Yields reasoning (inside think tags) and visible text. A missing tag counts as if it stood at the content's edge."""
-    for opening, closing in fmt.think_tags:
-        if opening not in content and closing not in content:
-            continue
-        while content:
-            before, closed, after = content.partition(closing)
-            visible, opened, inside = before.partition(opening)
-            if closed and not opened:
-                visible, inside = "", before
-            yield Part("text", (visible.strip(),))
-            yield Part("reasoning", (inside.strip(),))
-            content = after
-        return
-    yield Part("text", (content.strip(),))
+class Form(NamedTuple):
+    """One way to write messages for a chat template.
+
+    Args:
+        reasoning_key: The key of the reasoning.
+        json_arguments: Whether the arguments of a call are a JSON string, not an object.
+        split_thoughts: Whether a think block that opens the content moves to the reasoning.
+        merge_system: Whether all system messages become one, at the start.
+        tools_as_users: Whether messages of tools have the role "user".
+        null_content: Whether the content of a message that has only calls is null, not "".
+        typed_content: Whether the content is a list with one text part.
+    """
+
+    reasoning_key: str = "reasoning_content"
+    json_arguments: bool = False
+    split_thoughts: bool = False
+    merge_system: bool = False
+    tools_as_users: bool = False
+    null_content: bool = False
+    typed_content: bool = False
 
 
-def _call_names(message: dict[str, Any], where: str) -> tuple[str, ...]:
-    """Returns the names of the called tools, in order."""
-    calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
-    try:
-        return tuple((call.get("function") or call)["name"] for call in calls)
-    except (AttributeError, KeyError, TypeError):
-        remedy = 'Write {"type": "function", "function": {"name": ..., "arguments": ...}}.'
-        raise InputError(f"{where}.tool_calls", "calls with a name", repr(calls)[:80], remedy) from None
+@dataclass
+class Message:
+    """One message of a conversation.
+
+    Args:
+        number: Index of the message in the trajectory, for error messages.
+        role: "system", "user", "assistant" or "tool".
+        content: The text.
+        reasoning: The thoughts that the source keeps apart from the content.
+        calls: The tool calls, in order.
+        trained: Whether the student learns the message. False for demonstrations and prompts.
+        spans: Spans in `content` that the source states; None if it states none.
+        keys: The other keys, such as `name` and `tool_call_id`.
+    """
+
+    number: int
+    role: str
+    content: str = ""
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
+    trained: bool = True
+    spans: list[Span] | None = None
+    keys: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """The location of the message in error messages."""
+        return f"messages[{self.number}]"
+
+    def as_dict(self, form: Form) -> dict[str, Any]:
+        """Returns the dict that a chat template reads."""
+        written: dict[str, Any] = {**self.keys, "role": self.role, "content": self.content}
+        if self.role == "tool" and form.tools_as_users:
+            written["role"] = "user"
+        if self.reasoning:
+            written[form.reasoning_key] = self.reasoning
+        if form.null_content and self.calls and not self.content:
+            written["content"] = None
+        elif form.typed_content:
+            written["content"] = [{"type": "text", "text": self.content}]
+        if self.calls:
+            written["tool_calls"] = [_call_dict(call, form) for call in self.calls]
+        return written
 
 
-def message_parts(message: dict[str, Any], fmt: ChatFormat, where: str) -> list[Part]:
-    """Returns the non-empty parts of an assistant message, in the order in which templates write them."""
-    reasoning = next((message[key] for key in fmt.reasoning_keys if isinstance(message.get(key), str)), "")
-    parts = [Part("reasoning", (reasoning.strip(),)), *_split_thoughts(content_text(message), fmt)]
-    parts = [part for part in parts if part.fragments[0]]
-    names = _call_names(message, where)
-    return [*parts, Part("calls", names)] if names else parts
+def _call_dict(call: Call, form: Form) -> dict[str, Any]:
+    arguments = call.arguments
+    if form.json_arguments and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    written = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return {"id": call.id, **written} if call.id else written
+
+
+THINK_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
+
+
+def leading_thought(message: Message) -> Message:
+    """Returns a message whose think block, if one opens the content, stands in `reasoning`; otherwise the message itself."""
+    content = message.content.lstrip()
+    for opening, closing in THINK_TAGS:
+        inside, closed, rest = content.removeprefix(opening).partition(closing)
+        if message.role == "assistant" and not message.reasoning and content.startswith(opening) and closed:
+            return replace(message, reasoning=inside.strip(), content=rest.lstrip(), spans=None)
+    return message

@@ -6,8 +6,9 @@ This module imports PyTorch only to make labels, so that reading and segmenting 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from operator import index
-from typing import TYPE_CHECKING, NamedTuple
+from functools import reduce
+from operator import index, or_
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
 from sadkernels.spans import SpanKind
@@ -21,8 +22,8 @@ __all__ = ["Span", "SpanKind", "span_ids_from_offsets"]
 class Span(NamedTuple):
     """The characters `start` to `end` (half-open) of a text, and their kind.
 
-    The kind selects the loss of the tokens. `Span.NONE`, `Span.REASON` and `Span.ACT` equal the ids 0, 1 and 2 in label
-    tensors.
+    The kind selects the loss of the tokens. `Span.NONE`, `Span.REASON`, `Span.ACT` and `Span.OBSERVE` equal the ids 0, 1, 2
+    and 3 in label tensors. The model wrote reasoning and actions, the environment wrote observations.
     """
 
     start: int
@@ -32,6 +33,29 @@ class Span(NamedTuple):
     NONE = SpanKind.NONE
     REASON = SpanKind.REASON
     ACT = SpanKind.ACT
+    OBSERVE = SpanKind.OBSERVE
+
+
+def supervised_kinds(observe: bool = False) -> tuple[SpanKind, ...]:
+    """Returns the kinds whose tokens have a loss: reasoning and actions, and observations with `observe`.
+
+    A training sets `observe` if lambda_observe > 0.
+    """
+    model = (SpanKind.REASON, SpanKind.ACT)
+    return (*model, SpanKind.OBSERVE) if observe else model
+
+
+def is_supervised(span_ids: Any, observe: bool = False) -> Any:
+    """Returns which tokens have a loss.
+
+    Args:
+        span_ids: Labels, an array or a tensor of any shape.
+        observe: Whether observations have a loss.
+
+    Returns:
+        Bools of the same type and shape.
+    """
+    return reduce(or_, (span_ids == kind for kind in supervised_kinds(observe)))
 
 
 def _offsets(offsets: Iterable) -> Tensor:
@@ -95,7 +119,7 @@ def span_ids_from_offsets(
         backend: "auto", "reference", "cpu", "triton" or "cuda". A backend that is named never falls back to another.
 
     Returns:
-        uint8 (T,) or (B, T): 0 none, 1 reason, 2 act. With `masks`, m_r and m_a as bool tensors of this shape.
+        uint8 (T,) or (B, T): 0 none, 1 reason, 2 act, 3 observe. With `masks`, m_r and m_a as bool tensors of this shape.
 
     Raises:
         ValueError: Spans overlap or are not ranges, lists are ragged or contain None, or shapes do not match. The message

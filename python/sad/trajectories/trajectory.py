@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from sad.errors import InputError
 from sad.trajectories.formats import ChatFormat, Format, get_format
-from sad.trajectories.messages import check_messages
-from sad.trajectories.segment import Segmentation, segment
+from sad.trajectories.messages import check_messages, shown
+from sad.trajectories.normalize import first_of
+from sad.trajectories.rendered import find_dialect
+from sad.trajectories.segment import Segmentation, Unparsed, segment
 from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:
@@ -29,11 +31,12 @@ class Trajectory:
         text: The whole transcript. A trajectory has `text` or `messages`.
         messages: A conversation (dicts with role and content) for a chat format.
         format: The format of the transcript, a name in `sad.formats()`. None means "chat" for a trajectory that has only
-            messages, and "sad" otherwise.
-        spans: Reasoning and action spans in `text`. They replace the format.
+            messages and for text with the marks of a chat template, and "sad" otherwise.
+        spans: Reasoning and action spans in `text`, and observations (`Span.OBSERVE`). They replace the format.
         env: The name of the environment.
         task: The task of the episode.
         success: Whether the agent solved the task.
+        prompt_chars: Number of characters at the start of `text` that are a prompt. Nothing in it is labelled.
         extra: All other keys of the trajectory's line in a file.
     """
 
@@ -45,6 +48,7 @@ class Trajectory:
     env: str | None = None
     task: str | None = None
     success: bool | None = None
+    prompt_chars: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def resolve_format(self, format: str | Format | ChatFormat | None = None) -> Format | ChatFormat:
@@ -53,7 +57,8 @@ class Trajectory:
         Raises:
             InputError: The format is not registered.
         """
-        default = "chat" if self.text is None and self.messages is not None else "sad"
+        chat = find_dialect(self.text) if isinstance(self.text, str) else self.messages is not None
+        default = "chat" if chat else "sad"
         return get_format(format or self.format or default, f"format of trajectory {self.id!r}")
 
     def segmented(
@@ -73,18 +78,45 @@ class Trajectory:
             InputError: As in `sad.segment`; the message names the trajectory.
         """
         if self.spans is not None and self.text is not None:
-            return Segmentation(self.text, _checked_spans(self.spans, self.text, f"trajectory {self.id!r}"), [])
+            own = _checked_spans(self.spans, self.text, f"trajectory {self.id!r}")
+            observations = [span for span in own if span.kind is SpanKind.OBSERVE]
+            return Segmentation(self.text, [span for span in own if span.kind is not SpanKind.OBSERVE], [], observations)
         fmt = self.resolve_format(format)
-        content = self.messages if isinstance(fmt, ChatFormat) else self.text
+        content = self.messages if isinstance(fmt, ChatFormat) and self.messages is not None else self.text
+        instructions = _format_instructions(content) if isinstance(fmt, Format) and self.prompt_chars is None else 0
         try:
-            tools = self.extra.get("tools")
-            return segment(content, fmt, include_prefix=include_prefix, tokenizer=tokenizer, tools=tools)
+            found = segment(
+                content,
+                fmt,
+                include_prefix=include_prefix,
+                tokenizer=tokenizer,
+                tools=first_of(self.extra, "tools", "functions"),
+                prompt_chars=self.prompt_chars or instructions,
+            )
         except InputError as error:
             where = f"trajectory {self.id!r}, {error.where}"
             raise InputError(where, error.expected, error.got, error.remedy) from error
+        if instructions:
+            line = content.count("\n", 0, instructions)
+            reason = "the format instructions up to here are taken for a prompt: not labelled (prompt_chars: 0 labels them)"
+            found.unparsed.insert(0, Unparsed(max(line, 1), "Begin!", reason))
+        return found
 
 
-_FIELDS = tuple(item.name for item in fields(Trajectory) if item.name != "extra")
+_INSTRUCTIONS, _BEGIN, _INSTRUCTIONS_LENGTH = "the following format", "\nBegin!", 8000
+
+
+def _format_instructions(text: Any) -> int:
+    """Returns the number of characters of a ReAct prompt ("Use the following format: ... Begin!") that opens a text.
+
+    Its lines look like the model's (`Thought: you should always think about what to do`).
+    """
+    start = text.find(_INSTRUCTIONS, 0, _INSTRUCTIONS_LENGTH) if isinstance(text, str) else -1
+    begin = text.find(_BEGIN, start, start + _INSTRUCTIONS_LENGTH) if start >= 0 else -1
+    return text.find("\n", begin + 1) + 1 or len(text) if begin >= 0 else 0
+
+
+FIELDS = tuple(item.name for item in fields(Trajectory) if item.name != "extra")
 _TYPES = {"text": (str, "a string"), "format": (str, "a string"), "env": (str, "a string"), "task": (str, "a string")}
 _TYPES["success"] = (bool, "true or false")
 
@@ -95,8 +127,8 @@ def _checked_spans(spans: Any, text: str, where: str) -> list[Span]:
     remedy = 'Write [[0, 12, "reason"], [12, 30, "act"]], character ranges that do not overlap.'
     try:
         read = sorted(Span(int(b), int(e), names[k] if isinstance(k, str) else SpanKind(k)) for b, e, k in spans)
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{where}, spans", "a list of [start, end, kind]", repr(spans)[:80], remedy) from None
+    except (KeyError, OverflowError, TypeError, ValueError):
+        raise InputError(f"{where}, spans", "a list of [start, end, kind]", shown(spans), remedy) from None
     previous = 0
     for span in read:
         if not previous <= span.start <= span.end <= len(text):
@@ -106,74 +138,54 @@ def _checked_spans(spans: Any, text: str, where: str) -> list[Span]:
     return read
 
 
-def _from_line(line: bytes, where: str, default_id: str) -> Trajectory:
-    """Parses one line of a file. `where` is the location for error messages."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        shown = line.strip().decode("utf-8", "replace")
-        got = f"{shown[:60]!r}{'...' if len(shown) > 60 else ''} ({error})"
-        raise InputError(where, "one JSON object per line", got, "Fix or remove the line.") from None
+def from_record(record: Any, where: str = "record", *, check: bool = True) -> Trajectory:
+    """Returns the trajectory of a JSON object: its keys are the fields, all other keys go to `extra`.
+
+    Args:
+        record: The object. It is not changed.
+        where: Its location for error messages.
+        check: Whether to check that there are messages or text.
+
+    Raises:
+        InputError: A field has the wrong type, or the object has neither messages nor text.
+    """
     if not isinstance(record, dict):
         raise InputError(where, "a JSON object", type(record).__name__, "Write one trajectory as one object per line.")
-    known = {key: record.pop(key) for key in _FIELDS if record.get(key) is not None}
+    extra = {key: value for key, value in record.items() if key not in FIELDS}
+    known = {key: record[key] for key in FIELDS if record.get(key) is not None}
     for key, (kind, name) in _TYPES.items():
         if key in known and not isinstance(known[key], kind):
-            raise InputError(f"{where}, key {key!r}", name, repr(known[key])[:80], "Fix the value or rename the key.")
-    known["id"] = str(known.get("id", default_id))
+            raise InputError(f"{where}, key {key!r}", name, shown(known[key]), "Fix the value or rename the key.")
+    known["id"] = str(known.get("id", ""))
     if "messages" in known:
         try:
             check_messages(known["messages"])
         except InputError as error:
             raise InputError(f"{where}, {error.where}", error.expected, error.got, error.remedy) from None
-    elif "text" not in known:
-        got = f"an object with {', '.join(map(repr, record)) or 'no keys'}"
-        raise InputError(where, "a trajectory with 'text' or 'messages'", got, "Rename the key that holds the transcript.")
+    elif "text" not in known and check:
+        got = f"an object with {', '.join(map(repr, extra))[:300] or 'no keys'}"
+        remedy = "Rename the key that holds the transcript, or name the source (see `sad.sources()`)."
+        raise InputError(where, "a trajectory with 'text' or 'messages'", got, remedy)
     try:
         known.get("text", "").encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{where}, key 'text'", "valid Unicode", str(error), "Remove the lone surrogate.") from None
+    chars = known.get("prompt_chars", 0)
+    if isinstance(chars, bool) or not isinstance(chars, int) or not 0 <= chars <= len(known.get("text", "")):
+        got = f"{shown(chars)} of a text of {len(known.get('text', ''))} characters"
+        remedy = "Count the characters of the prompt at the start of the text."
+        raise InputError(f"{where}, key 'prompt_chars'", "a number of characters of the text", got, remedy)
     if "spans" in known:
         known["spans"] = _checked_spans(known["spans"], known.get("text", ""), where)
-    return Trajectory(**known, extra={key: value for key, value in record.items() if key not in _FIELDS})
-
-
-def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> list[Trajectory]:
-    """Reads trajectories from a JSON Lines file, one object per line. Skips blank lines.
-
-    Args:
-        path: The file; a name that ends in `.gz` is decompressed. Keys are the fields of `Trajectory`; all other keys go to
-            `extra`. A missing id becomes `<file name>:<line>`.
-        limit: Maximum number of trajectories to read. None reads all.
-
-    Raises:
-        InputError: The file is missing or unreadable, or a line is not a trajectory. The message names file and line.
-    """
-    path = Path(path)
-    trajectories: list[Trajectory] = []
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if limit is not None and len(trajectories) >= limit:
-                    break
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    trajectories.append(_from_line(line, where, f"{path.name}:{number}"))
-    except FileNotFoundError:
-        raise InputError(str(path), "a file of trajectories", "no such file", "Check the path.") from None
-    except (OSError, EOFError) as error:  # BadGzipFile is an OSError; a truncated archive raises EOFError
-        raise InputError(str(path), "a readable JSON Lines file (.gz: gzipped)", str(error), "Check the file.") from None
-    return trajectories
+    return Trajectory(**known, extra=extra)
 
 
 def _record(trajectory: Trajectory) -> dict[str, Any]:
     """Returns the JSON object of a trajectory: the fields that are not None, then the extra keys."""
-    record = {key: getattr(trajectory, key) for key in _FIELDS if getattr(trajectory, key) is not None}
+    record = {key: getattr(trajectory, key) for key in FIELDS if getattr(trajectory, key) is not None}
     if trajectory.spans is not None:
         record["spans"] = [[start, end, SpanKind(kind).name.lower()] for start, end, kind in trajectory.spans]
-    return record | {key: value for key, value in trajectory.extra.items() if key not in _FIELDS}
+    return record | {key: value for key, value in trajectory.extra.items() if key not in FIELDS}
 
 
 def json_line(trajectory: Trajectory) -> bytes:

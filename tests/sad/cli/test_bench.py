@@ -33,7 +33,7 @@ def test_quick_run(bench, tmp_path):
     assert result.exit_code == 0, result.output
     assert "6 x 20 float32, 50 % supervised" in result.output and "H 3 and 4" in result.output
     assert "sad-cpu-inplace" in result.output and "1.00 x" in result.output
-    assert "liger, liger-gathered: its Triton kernels need a GPU\n" in result.output
+    assert "liger, liger-gathered, liger-float32: its Triton kernels need a GPU\n" in result.output
     rows = read_csv(tmp_path / "run.csv")
     assert len(rows) == sum(len(PROVIDERS[op]) for op in ("span_kl", "linear_span_kl"))
     again = bench("--from", "run.csv")

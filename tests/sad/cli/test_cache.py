@@ -50,6 +50,22 @@ def test_a_student_learns_from_it_without_the_teacher(sad, folder, cache, tmp_pa
     assert code == 0, stderr
 
 
+def test_observations(sad, folder, tmp_path):  # noqa: F811
+    data = ["--data", folder / "data.jsonl", "--format", "sad"]
+    made = ["--teacher", folder / "teacher", "--out", tmp_path / "cache", "--max-length", "96", "--use-cpu", "--observe"]
+    code, stdout, stderr = sad("cache", *made, *data)
+    assert code == 0, stderr
+    assert " observation, " in stdout and f"{TeacherCache(tmp_path / 'cache').rows} supervised tokens" in stdout
+    paths = ["--teacher-cache", tmp_path / "cache", "--student", folder / "student", *data]
+    code, _, stderr = sad("train", *paths, "--out", tmp_path / "run", *FAST)
+    assert code == 2 and "set lambda_observe above 0" in stderr and not (tmp_path / "run").exists()
+    code, _, stderr = sad("train", *paths, "--out", tmp_path / "run", "--lambda-observe", "0.5", *FAST)
+    assert code == 0, stderr
+    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(log["loss_observe"] > 0 and log["tokens_observe"] > 0 for log in logs if "loss" in log)
+    assert "lambda_observe: 0.5" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_a_second_command_reports_the_whole(sad, folder, cache):  # noqa: F811
     code, stdout, stderr = sad(
         "cache",
@@ -81,7 +97,9 @@ def test_a_second_command_reports_the_whole(sad, folder, cache):  # noqa: F811
         ("cache", ["--format", "markers"], "sad inspect"),
         ("train", ["--teacher", "nowhere"], "teacher_cache: expected no teacher"),
         ("train", ["--student", "stranger"], "tokenizer of the teacher cache"),
+        ("cache", ["--observe"], "observe True, got observe False"),
         ("train", ["--temperature", "2"], "temperature"),
+        ("train", ["--lambda-observe", "0.5"], "`sad cache --observe`"),
         ("train", ["--max-length", "20"], "missing"),
         ("train", ["--teacher-cache", "nowhere"], "none there"),
     ],

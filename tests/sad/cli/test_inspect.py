@@ -57,7 +57,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag == "pre":
-            self.overlays.append({"r": "", "a": "", "": ""})
+            self.overlays.append({"r": "", "a": "", "o": "", "": ""})
         self.kinds.append(dict(attrs).get("class", "")[:1] if tag == "span" else tag)
 
     def handle_endtag(self, tag):
@@ -65,14 +65,18 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if "pre" in self.kinds:
-            self.overlays[-1][self.kinds[-1] if self.kinds[-1] in ("r", "a") else ""] += data
+            self.overlays[-1][self.kinds[-1] if self.kinds[-1] in ("r", "a", "o") else ""] += data
 
 
 def test_terminal_overlay_and_lengths_by_token(run, file, shared_data, gpt2_tokenizer):
     output = run(file, "--tokenizer", shared_data / "tokenizers/gpt2")
     lines = output.splitlines()
     assert " R │ Reasoning: I & you <script>alert(1)</script>↵" in lines  # visible without colors
-    assert " A │ Action: stop<eos>" in lines and "   │ You take it." in lines
+    assert " A │ Action: stop<eos>" in lines and " O │ You take it.↵" in lines and "   │ You see <b>a mug</b>." in lines
+    seen = len(gpt2_tokenizer("You take it.\n").input_ids)
+    row = next(line for line in lines if "observation per span" in line)
+    assert re.findall(r"[\d.]+", row) == ["1", f"{seen}.0", f"{seen}.0", f"{seen}.0", str(seen)]
+    assert f" action, {seen} observation" in output and re.search(r"observation \d+\.\d %, other \d+\.\d %", output)
     assert "second ──" in output and "more-0 ──" in output and "more-1 ──" not in output  # the first three only
     row = next(line for line in lines if "reasoning per span" in line)
     short, long = (len(gpt2_tokenizer(line).input_ids) for line in ("Reasoning: x\n", TEXT.splitlines(True)[1]))
@@ -86,7 +90,8 @@ def test_terminal_overlay_and_lengths_by_token(run, file, shared_data, gpt2_toke
 def test_without_a_tokenizer_lengths_are_in_characters(run, file):
     output = run(file, "--id", "second")
     assert " R │ Reasoning: x↵" in output and "Lengths in characters" in output
-    assert "1 reasoning and 1 action spans, 23 characters" in output
+    assert "1 reasoning, 1 action and 0 observation spans, 23 characters" in output
+    assert " O │ You take it.↵" in run(file, "--id", "first")
     assert "Reasoning: x" not in run(file, "--limit", "0")
     row = next(
         line for line in run(file, "--id", "second", "--no-include-prefix").splitlines() if "reasoning per span" in line
@@ -105,14 +110,17 @@ def test_the_page_is_self_contained_and_escaped(run, file, tmp_path, shared_data
     first, second = page.overlays
     assert first["r"] == "Reasoning: I & you <script>alert(1)</script>↵"
     assert first["a"] == "Action: take mug↵Action: stop<eos>"
-    assert first[""] == "You see <b>a mug</b>.\n\n\nYou take it.\nReasoning: \n\n"
+    assert first["o"] == "You take it.↵"
+    assert first[""] == "You see <b>a mug</b>.\n\n\n\nReasoning: \n\n"
     assert second["r"] + second["a"] == "Reasoning: x↵Action: y↵"
     assert "a prefix with nothing after it" in text and "reasoning per trajectory" in text
 
 
 def test_truncation_is_shown_and_counted(run, file, shared_data):
     output = run(file, "--max-length", "20", "--tokenizer", shared_data / "tokenizers/gpt2")
-    assert "1 truncated" in output and re.search(r"20 tokens: \d+ reasoning, 0 action, \d+ tokens truncated", output)
+    assert "1 truncated" in output and re.search(
+        r"20 tokens: \d+ reasoning, 0 action, 0 observation, \d+ tokens truncated", output
+    )
 
 
 def test_the_format_option_replaces_the_trajectorys_format(run, tmp_path):
@@ -175,11 +183,24 @@ def test_a_bad_file_raises_before_torch_is_imported(tmp_path):
 
 def test_overlays_show_the_whole_text_once(gpt2_tokenizer):
     """Also if a character is split into byte tokens, and if tokens were truncated."""
-    text = "obs 😀\nReasoning: 日本 😀 é\n\nAction: go 日"
+    text = "obs 😀\nReasoning: 日本 😀 é\n\nAction: go 日\n\n日 本\nAction: x"
     for max_length in (None, 12, 21):
-        _, ids, truncated, offsets = encode(text, gpt2_tokenizer, max_length=max_length)
+        _, ids, truncated, offsets = encode(text, gpt2_tokenizer, max_length=max_length, observe=True)
         pieces = token_pieces(text, offsets, ids, truncated=truncated, eos="")
         assert "".join(piece.text for piece in pieces) == text
         shades = [piece.shade for piece in pieces if piece.kind]
         assert all(a != b for a, b in pairwise(shades))
-    assert "".join(piece.text for piece in span_pieces(text, Trajectory(text=text).segmented().spans)) == text
+    found = Trajectory(text=text).segmented()
+    assert len(found.spans) == 3 and len(found.observations) == 1
+    pieces = span_pieces(text, found.spans + found.observations)
+    assert "".join(piece.text for piece in pieces) == text and "日 本\n" in [piece.text for piece in pieces]
+
+
+def test_the_source_is_recognized_or_named(run, tmp_path):
+    record = {"prompt": "Q: 2+2?\n", "completion": "Thought: easy\nAction: 4"}
+    (tmp_path / "log.json").write_text(json.dumps([record, record], indent=1))
+    for arguments in ([], ["--source", "trl"]):
+        shown = run("log.json", *arguments)
+        assert "log.json: prompts with completions, 2 trajectories" in shown and "2 with reasoning and actions" in shown
+    with pytest.raises(InputError, match=r"source: expected one of auto, .*trl"):
+        run("log.json", "--source", "none")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sad.errors import InputError
-from sad.teacher_cache.metadata import CacheMetadata, example_digest, supervised_rows
+from sad.teacher_cache.metadata import CacheMetadata, example_digest, metadata_from_json, supervised_rows
 from sad.teacher_cache.rows import pack, row_bytes, rows_from_logits, tail_spread, unpack
 
 
@@ -93,7 +93,15 @@ def test_example_digests_depend_on_tokens_labels_and_order():
     others = [([1, 2, 4], [0, 1, 2]), ([1, 2, 3], [0, 2, 1]), ([2, 1, 3], [0, 1, 2]), ([1, 2], [0, 1])]
     assert len({example_digest(*example) for example in (base, *others)}) == 5
     assert example_digest(torch.tensor([1, 2, 3]), np.array([0, 1, 2], np.uint8)) == example_digest(*base)
-    assert supervised_rows([1, 0, 2, 1, -100]).tolist() == [1, 2]  # nothing predicts the first token
+    assert supervised_rows([1, 0, 2, 1, -100, 3]).tolist() == [1, 2]  # nothing predicts the first token
+    assert supervised_rows([3, 0, 2, 1, -100, 3], observe=True).tolist() == [1, 2, 4]
+
+
+def test_metadata_of_a_cache_without_observations_are_those_of_older_versions():
+    one = metadata(8, 100)
+    assert "observe" not in one.to_json() and metadata_from_json("file", one.to_json()) == one
+    observing = dataclasses.replace(one, observe=True)
+    assert observing.to_json()["observe"] is True and metadata_from_json("file", observing.to_json()) == observing
 
 
 def test_metadata_name_their_differences():
@@ -103,6 +111,7 @@ def test_metadata_name_their_differences():
         "top_k 8, dtype uint16",
         "top_k 9, dtype float32",
     )
+    assert one.differences(dataclasses.replace(one, observe=True)) == ("observe False", "observe True")
     for wrong in ({"top_k": 0}, {"top_k": 101}, {"dtype": "int4"}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             dataclasses.replace(one, **wrong)

@@ -14,7 +14,7 @@ def test_paper_defaults(config, tmp_path):
     assert (made.learning_rate, made.max_grad_norm, made.max_length) == (2e-5, 1.0, 512)
     assert made.per_device_train_batch_size * made.gradient_accumulation_steps == 64
     assert made.lr_scheduler_type == "cosine" and made.warmup_steps > 0 and "adamw" in made.optim
-    assert (made.lambda_reason, made.lambda_act, made.temperature) == (1.0, 1.0, 1.0)
+    assert (made.lambda_reason, made.lambda_act, made.lambda_observe, made.temperature) == (1.0, 1.0, 0.0, 1.0)
     assert made.label_names == ["span_ids"]
 
 
@@ -23,6 +23,7 @@ def test_paper_defaults(config, tmp_path):
     [
         {"lambda_reason": -1.0},
         {"lambda_act": float("nan")},
+        {"lambda_observe": -0.5},
         {"lambda_act": 0.0, "lambda_reason": 0.0},
         {"temperature": 0.0},
         {"temperature": "hot"},
@@ -43,6 +44,10 @@ def test_refused(config, fields):
     with pytest.raises(InputError) as caught:
         config(**fields)
     assert caught.value.where == name
+
+
+def test_observations_alone_may_have_a_loss(config):
+    assert config(lambda_act=0.0, lambda_reason=0.0, lambda_observe=0.5).observe and not config().observe
 
 
 def test_sampling_strategies_of_transformers_work_without_a_curriculum(config):

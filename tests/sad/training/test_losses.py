@@ -44,8 +44,10 @@ def plain_loss(student, teacher, examples, fields: dict) -> torch.Tensor:
         q = F.log_softmax(logits / temperature, -1)
         loss = (1 - weight) * divergence_of(fields.get("divergence", "forward_kl"), p, q, fields.get("beta", 0.5))
         loss = loss + weight * F.cross_entropy(logits, ids[0, 1:], reduction="none")
-        lambdas = torch.tensor([0.0, fields.get("lambda_reason", 1.0), fields.get("lambda_act", 1.0)])[labels]
-        total, tokens = total + (lambdas * loss).sum(), tokens + int((labels > 0).sum())
+        observe = fields.get("lambda_observe", 0.0)
+        lambdas = torch.tensor([0.0, fields.get("lambda_reason", 1.0), fields.get("lambda_act", 1.0), observe])[labels]
+        supervised = (labels == 1) | (labels == 2) | ((labels == 3) & (observe > 0))
+        total, tokens = total + (lambdas * loss).sum(), tokens + int(supervised.sum())
     return total / tokens
 
 

@@ -51,9 +51,12 @@ def tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
 
 
-def examples(count: int = 24, seed: int = 0, max_length: int | None = 96) -> list[dict[str, list[int]]]:
+def examples(
+    count: int = 24, seed: int = 0, max_length: int | None = 96, observe: bool = False
+) -> list[dict[str, list[int]]]:
     """Returns encoded trajectories."""
-    return encode_all(trajectories(count, seed), tokenizer(), format="sad", max_length=max_length).examples
+    texts = trajectories(count, seed)
+    return encode_all(texts, tokenizer(), format="sad", max_length=max_length, observe=observe).examples
 
 
 def model(family: str = "gpt2", vocabulary: int = 300, seed: int = 0, dropout: float = 0.0, sharpness: float = 1.0):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 import sad
 from sad.trajectories.encode import encode
 from sad.trajectories.segment import segment
 
-R, A = int(sad.Span.REASON), int(sad.Span.ACT)
+R, A, O = (int(kind) for kind in (sad.Span.REASON, sad.Span.ACT, sad.Span.OBSERVE))
 
 CALLS = (
     "{% for call in m.tool_calls or [] %}{{ '\\n' if not loop.first or m.content }}<tool_call>\n"
@@ -53,10 +55,22 @@ def assistant(text: str | None = None, thought: str | None = None, calls: tuple[
 @pytest.fixture
 def spans_of(make_tokenizer):
     def spans_of(messages, template: str, **options) -> list[tuple[int, str]]:
-        text, spans, _ = segment(messages, "chat", tokenizer=make_tokenizer(chat_template=template), **options)
-        return [(int(kind), text[start:end]) for start, end, kind in spans]
+        found = segment(messages, "chat", tokenizer=make_tokenizer(chat_template=template), **options)
+        return [(int(kind), found.text[start:end]) for start, end, kind in found.spans]
 
     return spans_of
+
+
+@pytest.fixture
+def observed(make_tokenizer):
+    def observed(messages, template: str) -> list[str]:
+        found = segment(messages, "chat", tokenizer=make_tokenizer(chat_template=template))
+        everything = sorted(found.spans + found.observations)
+        assert all(a.end <= b.start for a, b in pairwise(everything))
+        assert {span.kind for span in found.observations} <= {O}
+        return [found.text[start:end] for start, end, _ in found.observations]
+
+    return observed
 
 
 CALL = '<tool_call>\n{"name": "look", "arguments": {"q": "mug"}}\n</tool_call>'
@@ -140,16 +154,91 @@ def test_empty_think_block_of_the_template_is_not_labelled(spans_of):
     assert spans_of(messages, EMPTY_THINK) == [(A, "a<|im_end|>"), (A, "b<|im_end|>")]
 
 
+def test_template_that_drops_earlier_thoughts_gives_one_example_per_turn(make_tokenizer):
+    """Each turn is labelled where the template shows it as at inference: with its thought, and earlier turns without."""
+    messages = [user("q"), assistant("a", thought="why"), user("why"), assistant("b", thought="so")]
+    tokenizer = make_tokenizer(chat_template=DROPS)
+    found = segment(messages, "chat", tokenizer=tokenizer)
+    first, second = found.examples()
+    assert [(int(kind), first.text[s:e]) for s, e, kind in first.spans] == [
+        (R, "<think>\nwhy\n</think>\n\n"),
+        (A, "a<|im_end|>"),
+    ]
+    assert [(int(kind), second.text[s:e]) for s, e, kind in second.spans] == [
+        (R, "<think>\nso\n</think>\n\n"),
+        (A, "b<|im_end|>"),
+    ]
+    assert "a<|im_end|>" in second.text and first.text + second.text == found.text
+    corpus = sad.encode_all([sad.Trajectory("t", messages=messages)], tokenizer)
+    assert corpus.ids == ["t", "t"] and len(corpus.examples) == 2
+    with pytest.raises(sad.InputError, match="expected messages that make one example, got 2 examples"):
+        encode(messages, tokenizer)
+
+
 def test_template_that_drops_or_rewrites_a_message_raises(spans_of):
     messages = [user("q"), assistant("a", thought="why"), user("why"), assistant("b", thought="so")]
     with pytest.raises(
         sad.InputError, match=r"messages\[1\]: expected its reasoning .* without 'why'\. .*drops or rewrites"
     ):
-        spans_of(messages, DROPS)
+        spans_of(messages, DROPS.replace("loop.last", "false"))
     with pytest.raises(sad.InputError, match=r"messages\[1\]: expected its text"):
         spans_of([user("q"), assistant("Loud")], KEEPS.replace("m.content or ''", "(m.content or '') | upper"))
     with pytest.raises(sad.InputError, match=r"messages\[1\]: expected its calls"):
         spans_of([user("q"), assistant("a", calls=("look",))], PLAIN)
+
+
+def test_observations_are_the_messages_that_answer_the_model(observed):
+    """Not the system prompt, the task, or an instruction in the middle. Repeated words are found in their own message."""
+    messages = [
+        {"role": "system", "content": "You are an agent."},
+        user("find the mug"),
+        user("in the room"),
+        assistant("look", calls=("look",)),
+        {"role": "tool", "content": "look"},
+        assistant(calls=("take",)),
+        {"role": "tool", "content": [{"type": "text", "text": "taken: "}, {"type": "text", "text": "mug"}]},
+        {"role": "system", "content": "Hurry."},
+        assistant("done"),
+        user("  and the lamp?\n"),
+        user(""),
+    ]
+    joined = [{**m, "content": "taken: mug"} if isinstance(m["content"], list) else m for m in messages]
+    assert observed(joined, KEEPS) == ["look", "taken: mug", "and the lamp?"]
+    assert observed(messages[:4], KEEPS) == []
+    chat = [user("q"), assistant("a b"), user("b"), assistant("c")]
+    assert observed(chat, INST) == observed(chat, PLAIN) == ["b"]
+
+
+def test_observations_that_a_template_writes_as_json_or_drops(observed):
+    result = 'a "mug"\n日'
+    messages = [user("q"), assistant(calls=("look",)), {"role": "tool", "content": result}, assistant(result)]
+    quoted = KEEPS.replace("{{ m.content or '' }}", "{{ m.content | tojson if m.role == 'tool' else m.content or '' }}")
+    assert observed(messages, quoted) == ['a \\"mug\\"\\n日']
+    no_tool = KEEPS.replace("{{ m.content or '' }}", "{{ '' if m.role == 'tool' else m.content or '' }}")
+    assert observed(messages, no_tool) == []  # and not the same words in the next turn
+    dropped = PLAIN.replace("{{ m.content }}", "{{ '-' if m.role == 'tool' else m.content }}")
+    assert observed([user("q"), assistant("a"), {"role": "tool", "content": "ok"}, assistant("ok")], dropped) == []
+
+
+def test_a_prompt_with_the_header_of_a_turn(spans_of, observed):
+    messages = [user("Write after <|im_start|>assistant\n."), assistant("a"), user("b"), assistant("c")]
+    assert spans_of(messages, KEEPS) == [(A, "a<|im_end|>"), (A, "c<|im_end|>")]
+    assert observed(messages, KEEPS) == ["b"]
+
+
+def test_an_observation_inside_a_turn(observed):
+    messages = [user("q"), assistant("Thought: a\nAction: look\nObservation: a mug\nThought: b\nAction: go"), user("ok")]
+    assert observed(messages, KEEPS) == ["Observation: a mug\n", "ok"]
+
+
+def test_encoded_observations_leave_the_other_labels_alone(make_tokenizer):
+    tokenizer = make_tokenizer(chat_template=KEEPS)
+    messages = [user("q"), assistant("a", thought="why"), user("a mug"), assistant("b")]
+    plain, found = (encode(messages, tokenizer, observe=observe) for observe in (False, True))
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    marked = "".join(text[a:b] for (a, b), kind in zip(found.offsets, found.span_ids) if kind == O)
+    assert marked == "a mug"
+    assert [0 if kind == O else kind for kind in found.span_ids] == plain.span_ids
 
 
 def test_bad_input(spans_of, tokenizer):

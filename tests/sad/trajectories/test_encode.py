@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import sad
 from sad import Span, Trajectory, encode, encode_all
 
-R, A = int(Span.REASON), int(Span.ACT)
+R, A, O = int(Span.REASON), int(Span.ACT), int(Span.OBSERVE)
 TEXT = "You see.\nReasoning: find it — 日本 😀.\n\nAction: go to kitchen\nObservation is here.\nAction: finish"
 
 BITS = ["Reasoning: ", "Action: ", "Answer:", "\n", "\r\n", " ", "go", "é", "😀", "x"]
@@ -31,6 +31,34 @@ def test_labels_follow_the_spans_and_eos_ends_the_last_span(tokenizer):
     assert tokenizer.decode(encoded.input_ids[:-1]) == TEXT
     line_ends = [kind for (b, e), kind in zip(encoded.offsets, encoded.span_ids) if TEXT[b:e] == "\n"]
     assert line_ends == [0, R, 0, A, 0]
+
+
+def test_observations_are_labelled_on_request(tokenizer):
+    encoded = encode(TEXT, tokenizer, observe=True)
+    assert labels_by_line(TEXT, encoded) == [{0}, {R}, {0}, {A}, {O}, {A}]
+    assert O not in encode(TEXT, tokenizer).span_ids
+    ended = encode(TEXT + "\nYou stop.", tokenizer, observe=True)
+    assert ended.span_ids[-2:] == [O, 0]  # the EOS does not belong to the environment
+
+
+def test_a_token_across_an_action_and_an_observation_belongs_to_the_action(make_tokenizer):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["</s>", "Action: go", "\nThe room", "."]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="."))
+    core.pre_tokenizer = pre_tokenizers.Split("\nThe room", "isolated")
+    wide = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    encoded = encode("Action: go\nThe room.", wide, observe=True)
+    assert encoded.offsets[:3] == [(0, 10), (10, 19), (19, 20)]
+    assert encoded.span_ids == [A, A, O, 0]  # 1 character of the action, 8 of the observation
+
+
+def test_own_observations_are_always_labelled(tokenizer):
+    own = Trajectory("t", "go\nseen\n", spans=[Span(3, 8, O), Span(0, 3, Span.ACT)])
+    assert labels_by_line(own.text, encode(own, tokenizer)) == [{A}, {O}]
+    found = own.segmented()
+    assert found.spans == [Span(0, 3, Span.ACT)] and found.observations == [Span(3, 8, Span.OBSERVE)]
 
 
 def test_eos_after_a_line_terminator_has_label_0(tokenizer):
@@ -99,9 +127,23 @@ def test_encode_all_counts_truncated_dropped_and_unparsed(tokenizer):
     )
     assert corpus.ids == ["a", "c", "e"]
     assert corpus.examples[0] == dict(zip(("input_ids", "span_ids"), encode(TEXT, tokenizer, max_length=60)[:2]))
-    assert (corpus.truncated, corpus.empty) == (int(encode(TEXT, tokenizer, max_length=60).truncated > 0), 2)
+    assert (corpus.truncated, corpus.empty) == (1 + int(encode(TEXT, tokenizer, max_length=60).truncated > 0), 2)  # "d" too
     assert [(name, item.line) for name, item in corpus.unparsed] == [("b", 1), ("c", 1)]
     assert corpus.summary().startswith("3 trajectories, ") and "2 without a supervised token dropped" in corpus.summary()
+
+
+def test_encode_all_with_observations(tokenizer):
+    only_seen = Trajectory("o", "seen", spans=[Span(0, 4, O)])
+    plain, found = (encode_all([Trajectory("a", TEXT), only_seen], tokenizer, observe=observe) for observe in (False, True))
+    assert plain.ids == ["a"] and plain.empty == 1 and found.ids == ["a", "o"] and found.empty == 0
+    assert "observation" not in plain.summary()
+    count = sum(example["span_ids"].count(O) for example in found.examples)
+    assert count > 0 and f" action, {count} observation, " in found.summary()
+    tokens = sum(len(example["input_ids"]) for example in plain.examples)
+    ids = [kind for example in plain.examples for kind in example["span_ids"]]
+    assert (
+        f"{tokens} tokens: {ids.count(R)} reasoning, {ids.count(A)} action, {ids.count(0)} unsupervised" in plain.summary()
+    )
 
 
 def test_bad_input(tokenizer):

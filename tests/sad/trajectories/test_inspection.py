@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sad import Span
 from sad.trajectories.inspection import SpanLengths, histogram, summarize, tokens_per_span
 
-R, A = Span.REASON, Span.ACT
+R, A, O = Span.REASON, Span.ACT, Span.OBSERVE
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2))
@@ -38,11 +38,15 @@ def test_tokens_per_span():
     offsets = [(0, 4), (4, 9), (9, 12), (12, 14), (14, 17), (16, 17), (17, 18), (18, 18)]
     assert tokens_per_span(spans, offsets, [1, 1, 1, 0, 2, 2, 2, 2]) == [1, 2, 4]
     assert tokens_per_span([], [(0, 2)], [0]) == []
+    observed = [Span(12, 14, O)]  # tokens of the other kinds belong to other spans
+    assert tokens_per_span(observed, offsets, [1, 1, 1, 3, 2, 2, 2, 2]) == [1]
+    assert tokens_per_span(spans, offsets, [1, 1, 1, 3, 2, 2, 2, 2]) == [1, 2, 4]
 
 
 def test_span_lengths_add_up_over_trajectories():
     lengths = SpanLengths("tokens")
     lengths.add(20, [Span(0, 1, R), Span(1, 2, A), Span(2, 3, R)], [4, 2, 6])
-    lengths.add(10, [Span(0, 1, R), Span(1, 2, A)], [5, 0])  # the action was cut off
-    assert lengths.per_span == {R: [4, 6, 5], A: [2]} and lengths.per_trajectory == {R: [10, 5], A: [2]}
-    assert [lengths.share(kind) for kind in (Span.NONE, R, A)] == pytest.approx([13 / 30, 15 / 30, 2 / 30])
+    lengths.add(10, [Span(0, 1, R), Span(1, 2, A), Span(2, 3, O)], [5, 0, 1])  # the action was cut off
+    assert lengths.per_span == {R: [4, 6, 5], A: [2], O: [1]}
+    assert lengths.per_trajectory == {R: [10, 5], A: [2], O: [1]}
+    assert [lengths.share(kind) for kind in (Span.NONE, R, A, O)] == pytest.approx([12 / 30, 15 / 30, 2 / 30, 1 / 30])

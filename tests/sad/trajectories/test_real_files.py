@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import sad
 from sad import Span, encode, read_jsonl, span_ids_from_offsets
 
-R, A = Span.REASON, Span.ACT
+R, A, O = Span.REASON, Span.ACT, Span.OBSERVE
 
 # One stateless expression per file for the first line of a thought and of an action.
 HOTPOT = (r"(?m)^Thought ?\d*: *\S", r"(?m)^Action ?\d*: *\S")
@@ -26,6 +27,12 @@ FILES = {
     "hotpotqa/fireact_dev_llama2_13b": ("react", HOTPOT),
     "hotpotqa/reflexion_react_base": ("react", HOTPOT),
     "hotpotqa/knowagent_llama2_13b_d0": ("react", HOTPOT),
+}
+# The first line of an answer of the environment, after the first line of the model.
+OBSERVATIONS = {
+    "react": r"(?m)^Observation ?\d*: *\S",
+    "alfworld": r"(?m)^[^>\s].*(?:\n\s*[^>\s].*)*",
+    "webshop": r"(?m)^Observation:",
 }
 ENVIRONMENT = r"OK\.|Nothing happens\.|You |On the |The |Your task|Observation|Question|Instruction|(> *)?ActionPath|Episode"
 
@@ -62,12 +69,41 @@ def test_spans_are_whole_lines_of_the_model(real):
             assert not re.match(ENVIRONMENT, text[start:end])
 
 
+def test_observations_agree_with_plain_expressions(real):
+    """As many as the expression matches after the first span, in 97 % of the trajectories; none overlaps a span."""
+    trajectories, format, _ = real
+    agree = 0
+    for trajectory in trajectories:
+        found = trajectory.segmented(format)
+        everything = sorted(found.spans + found.observations)
+        assert all(a.end <= b.start for a, b in pairwise(everything))
+        begin = found.spans[0].end if found.spans else len(found.text)
+        assert all(span.start >= begin for span in found.observations)
+        agree += len(re.findall(OBSERVATIONS[format], found.text[begin:])) == len(found.observations)
+    assert agree >= 0.97 * len(trajectories)
+
+
+def test_observations_leave_the_labels_of_the_model_alone(real, gpt2_tokenizer):
+    """No label 1 or 2 changes, and every other token that touches an observation has label 3."""
+    trajectories, format, _ = real
+    for trajectory in trajectories[::10]:
+        plain, found = (encode(trajectory, gpt2_tokenizer, format=format, observe=observe) for observe in (False, True))
+        assert [0 if kind == O else kind for kind in found.span_ids] == plain.span_ids
+        inside = torch.zeros(len(trajectory.text) + 1, dtype=torch.int64)
+        for start, end, _ in trajectory.segmented(format).observations:
+            inside[start + 1 : end + 1] = 1
+        before, offsets = inside.cumsum(0), torch.tensor(found.offsets)
+        touched = (before[offsets[:, 1]] > before[offsets[:, 0]]) & (torch.tensor(plain.span_ids) == 0)
+        assert torch.equal(torch.tensor(found.span_ids) == O, touched)
+        assert touched.any() or not trajectory.segmented(format).observations
+
+
 def test_tokens_are_labelled_if_they_touch_a_span(real, gpt2_tokenizer):
     """If and only if; at most one label per token. Batches of every fourth trajectory."""
     trajectories, format, _ = real
     trajectories = trajectories[::4]
     for first in range(0, len(trajectories), 100):
-        texts, spans, _ = zip(*(trajectory.segmented(format) for trajectory in trajectories[first : first + 100]))
+        texts, spans, *_ = zip(*(trajectory.segmented(format) for trajectory in trajectories[first : first + 100]))
         rows = gpt2_tokenizer(list(texts), return_offsets_mapping=True, verbose=False)["offset_mapping"]
         offsets = torch.zeros(len(rows), max(map(len, rows)), 2, dtype=torch.int64)
         inside = torch.zeros(len(rows), max(map(len, texts)) + 1, dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,13 @@ R, A = sad.Span.REASON, sad.Span.ACT
 def parts(text: str, format: str | Format = "sad", **options) -> list[tuple[int, str]]:
     """Returns (kind, text) of every span."""
     return [(int(kind), text[start:end]) for start, end, kind in segment(text, format, **options).spans]
+
+
+def observed(text: str, format: str | Format = "sad", **options) -> list[str]:
+    """Returns the text of every observation."""
+    found = segment(text, format, **options)
+    assert all(span.kind is sad.Span.OBSERVE for span in found.observations)
+    return [text[start:end] for start, end, _ in found.observations]
 
 
 def reasons(text: str, format: str) -> list[tuple[int, str]]:
@@ -173,6 +181,58 @@ class TestMarkers:
         ]
 
 
+class TestObservations:
+    def test_answers_of_the_environment_but_not_the_prompt(self):
+        text = "You are in a room.\nYour task: a mug.\nReasoning: a\nAction: look\n  A desk.\n\nA mug. \n\n"
+        text += "Action: go\r\nOK.\r\nBye"
+        assert observed(text) == ["A desk.\n\nA mug. \n", "OK.\r\nBye"]
+        assert observed("Only a prompt.\nObservation: and a room\n") == []
+
+    def test_prefixes(self):
+        text = "Action: look\nObservation: a\nb\nObservation:\nReasoning: c\nAction: d\nObservation: \n e\n"
+        assert observed(text) == ["Observation: a\nb\n", "Observation: \n e\n"]
+        assert observed(text, include_prefix=False) == ["a\nb\n", "e\n"]
+
+    def test_lines_of_an_unclear_author_are_not_observations(self):
+        assert observed("Reasoning: a\nwho?\nReasoning: b\nAction: c\nseen\nThought: d\nseen again\n") == [
+            "seen\n",
+            "seen again\n",
+        ]
+        assert observed("Thought: a\nAction: b\nwho?\nThought: c\nAction: d\n", "react") == []
+
+    def test_the_task_of_a_second_episode_is_not_an_observation(self):
+        text = "Action: look\nA room.\nYour task is to: find a mug.\nA desk.\n"
+        assert observed(text) == ["A room.\n", "A desk.\n"]
+        assert observed(text.replace("Action:", ">"), "alfworld") == ["A room.\n", "A desk.\n"]
+
+    def test_react(self):
+        text = "Question: q\nThought 1: t\nAction 1: Search[x]\nObservation 1: o\nAction: The Movie\nActionPath 2: p\nmore\n"
+        text += "Thought 2: u\nAction 2: Finish[y]\nObservation 2: done\nQuestion: r\nwho\nThought 1: v\n"
+        assert observed(text, "react") == ["Observation 1: o\nAction: The Movie\n", "Observation 2: done\n"]
+
+    def test_alfworld(self):
+        text = "You are here.\nYour task is to: go.\n> think: a\nOK.\n> ActionPath: Start\n> go to bed 1\nYou see.\n>\n"
+        text += "Nothing.\n"
+        assert observed(text, "alfworld") == ["OK.\n", "You see.\n", "Nothing.\n"]
+
+    def test_webshop(self):
+        text = "Action: reset\nObservation: \nInstruction: buy\n\nAction: search[a]\n"
+        text += "Observation: \n[Buy] \nAction: Camera\n$5\n\n"
+        assert observed(text, "webshop") == ["Observation: \n[Buy] \n", "$5\n"]
+
+    def test_markers(self):
+        text = "Find it. [REASON] a [ACT] go [OBS] a room [REASON] b\n[ACT] take\ntaken\n"
+        assert observed(text, "markers") == ["[OBS] a room", "taken\n"]
+
+    def test_a_custom_format(self):
+        mine = Format(
+            "mine", reason=r"Plan:", act=r"Do:", environment=r"(?:Got|Note):", unprefixed="model", context=r"Note:"
+        )
+        assert observed("Do: a\nGot: b\nc\nNote: d\ne\nDo: f\n", mine) == ["Got: b\nc\n"]
+        with pytest.raises(sad.InputError, match="context"):
+            Format("bad", reason="R:", act="A:", context="(")
+
+
 class TestFormats:
     def test_an_unknown_format_lists_the_known_ones(self):
         with pytest.raises(sad.InputError, match="alfworld, chat, markers, react, sad, webshop, got 'alfred'"):
@@ -233,6 +293,15 @@ def test_spans_of_generated_text_are_its_thoughts_and_actions(format, prompt, st
         text = text[: -len(newline)]
         written[-1] = (int(A), action.format(steps[-1][1]))
     assert parts(text, format) == written
+    found = segment(text, format)
+    between = [written.strip() for _, written in parts(text, format)]
+    seen = " ".join(observed(text, format))
+    assert [word for _, _, lines in steps for line in lines for word in line.split()] == [
+        word for word in seen.split() if word != "Observation:"
+    ]
+    assert not {line.strip() for line in seen.splitlines()} & set(between)
+    everything = sorted(found.spans + found.observations)
+    assert all(a.end <= b.start for a, b in pairwise(everything))
 
 
 def test_segmentation_takes_linear_time():

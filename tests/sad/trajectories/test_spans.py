@@ -18,7 +18,7 @@ from sadkernels import backends
 from sadkernels.ops import span_ids as op
 from tests.sadkernels.cuda import emulated
 
-R, A = Span.REASON, Span.ACT
+R, A, O = Span.REASON, Span.ACT, Span.OBSERVE
 BACKENDS = ["reference", "cpu", "triton", "cuda"]
 
 
@@ -62,7 +62,7 @@ def oracle(offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
 @st.composite
 def disjoint_spans(draw) -> list[Span]:
     cuts = sorted(draw(st.lists(st.integers(0, 60), max_size=16)))
-    return [Span(a, b, draw(st.sampled_from([R, A]))) for a, b in zip(cuts[::2], cuts[1::2])]
+    return [Span(a, b, draw(st.sampled_from([R, A, O]))) for a, b in zip(cuts[::2], cuts[1::2])]
 
 
 OFFSETS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda x: (x[0], x[0] + x[1])), max_size=30)
@@ -216,7 +216,7 @@ def test_labels_are_built_in_a_forked_worker():
         ([Span(0, 6, R), Span(5, 8, A)], r"do not overlap, got \(5, 8, 2\) after \(0, 6, 1\) as span 1 of row 0"),
         ([Span(3, 1, R)], r"0 <= start <= end, got \(3, 1, 1\)"),
         ([Span(-1, 1, R)], r"0 <= start <= end, got \(-1, 1, 1\)"),
-        ([(0, 1, 5)], r"kind 0 \(none\), 1 \(reason\) or 2 \(act\), got \(0, 1, 5\)"),
+        ([(0, 1, 5)], r"kind 0 \(none\), 1 \(reason\), 2 \(act\) or 3 \(observe\), got \(0, 1, 5\)"),
         ([(0, 1)], r"triples \(start, end, kind\)"),
         (tuple(map(torch.tensor, ([0], [1], [1], [0, 2]))), "row_splits: expected 0 first, 1 .* last"),
         (tuple(map(torch.tensor, ([0, 1], [1, 2], [1], [0, 2]))), r"kinds: expected shape \(M,\)"),

@@ -25,7 +25,7 @@ FIELDS = {"id", "text", "messages", "format", "spans", "env", "task", "success"}
 def trajectories(draw) -> Trajectory:
     text = draw(TEXT)
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    spans = [Span(a, b, draw(st.sampled_from([Span.REASON, Span.ACT]))) for a, b in zip(cuts[::2], cuts[1::2])]
+    spans = [Span(a, b, draw(st.sampled_from([Span.REASON, Span.ACT, Span.OBSERVE]))) for a, b in zip(cuts[::2], cuts[1::2])]
     return Trajectory(
         id=draw(TEXT),
         text=text,
@@ -57,13 +57,16 @@ def test_read_accepts_files_of_other_programs(tmp_path):
     """Byte order mark, CRLF, blank lines, missing ids, kinds as numbers, null fields, extra keys."""
     path = tmp_path / "a.jsonl"
     lines = [
-        {"text": "ab", "spans": [[1, 2, 2], [0, 1, "reason"]], "success": None, "model": "x"},
+        {"text": "abc", "spans": [[1, 2, 2], [0, 1, "reason"], [2, 3, "observe"]], "success": None, "model": "x"},
         {"id": 7, "text": "c", "env": "e"},
     ]
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(line).encode() for line in lines) + b"\r\n")
     first, second = read_jsonl(path)
     assert first == Trajectory(
-        id="a.jsonl:1", text="ab", spans=[Span(0, 1, Span.REASON), Span(1, 2, Span.ACT)], extra={"model": "x"}
+        id="a.jsonl:1",
+        text="abc",
+        spans=[Span(0, 1, Span.REASON), Span(1, 2, Span.ACT), Span(2, 3, Span.OBSERVE)],
+        extra={"model": "x"},
     )
     assert second == Trajectory(id="7", text="c", env="e")
     assert read_jsonl(path, limit=1) == [first]
@@ -137,3 +140,23 @@ def test_errors_name_the_trajectory():
         Trajectory("t", messages=[{"role": "user", "content": "x"}]).segmented()
     with pytest.raises(sad.InputError, match="trajectory 't', spans: expected ranges"):
         Trajectory("t", "x", spans=[Span(0, 2, Span.ACT)]).segmented()
+
+
+def test_prompts_are_not_labelled():
+    """`prompt_chars`, and the prompt of LangChain's ReAct agent, whose lines look like the model's."""
+    prompt = "Thought: write so\nAction: so\n"
+    cut = Trajectory("t", prompt + "Thought: a\n", format="react", prompt_chars=len(prompt))
+    assert cut.segmented().spans == [(len(prompt), len(prompt) + len("Thought: a\n"), Span.REASON)]
+    text = "Use the following format:\n\nThought: think\nAction: act\n\nBegin!\n\nQuestion: q\nThought: a\nFinal Answer: b\n"
+    found = Trajectory("t", text, format="react").segmented()
+    assert [text[s:e] for s, e, _ in found.spans] == ["Thought: a\n", "Final Answer: b\n"]
+    assert [(item.line, "taken for a prompt" in item.reason) for item in found.unparsed] == [(6, True)]
+    whole = Trajectory("t", text, format="react", prompt_chars=0).segmented()
+    assert len(whole.spans) == 4 and not whole.unparsed
+
+
+def test_a_prompt_longer_than_the_text_raises(tmp_path):
+    for chars in (9, -1, True, "3"):
+        (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Action: a"[:5], "prompt_chars": chars}), encoding="utf-8")
+        with pytest.raises(sad.InputError, match="key 'prompt_chars': expected a number of characters of the text"):
+            read_jsonl(tmp_path / "a.jsonl")

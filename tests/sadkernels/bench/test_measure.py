@@ -10,8 +10,15 @@ import torch
 
 from sadkernels.bench import measure as measure_module
 from sadkernels.bench import peers
-from sadkernels.bench.cases import CPU, Case, choose_cases
-from sadkernels.bench.measure import TimingConfig, failed_backends, measure_case, measure_cases
+from sadkernels.bench.cases import CPU, Case, choose_cases, parse_case
+from sadkernels.bench.measure import (
+    DeviceLost,
+    TimingConfig,
+    failed_backends,
+    first_missing,
+    measure_case,
+    measure_cases,
+)
 from sadkernels.bench.memory import available_bytes, measure_memory
 from sadkernels.bench.problem import make_problem
 from sadkernels.bench.providers import BASELINE, NAMES, PROVIDERS, Provider
@@ -38,7 +45,7 @@ def pytorch(case: Case) -> Provider:
 
 
 def measured(case: Case, *providers: Provider) -> dict[str, dict]:
-    rows = measure_case(case, DEVICE, [pytorch(case), *providers], 1e9, TWO_ROUNDS)
+    rows = list(measure_case(case, DEVICE, [pytorch(case), *providers], 1e9, TWO_ROUNDS))
     assert all(set(row) <= set(FIELDS) for row in rows)
     return {row["provider"]: row for row in rows}
 
@@ -119,23 +126,24 @@ def test_failures_and_out_of_memory_are_results():
 
 @ALL
 def test_every_provider_is_correct_or_says_why_not(case):
-    (rows,) = measure_cases([case], DEVICE, quick=True, config=TWO_ROUNDS)
+    rows = [row for rows in measure_cases([case], DEVICE, quick=True, config=TWO_ROUNDS) for row in rows]
     assert [row["provider"] for row in rows] == [provider.name for provider in PROVIDERS[case.op]]
     status = {row["provider"]: row["status"] for row in rows}
-    assert {status[name] for name in status if name.startswith(("sad-cpu", "pytorch")) and name != "pytorch-compiled"} == {
-        OK
-    }
+    assert {status[name] for name in status if name in ("pytorch", "pytorch-gathered", "sad-cpu", "sad-cpu-inplace")} == {OK}
     assert all(row["reason"] and "\n" not in row["reason"] for row in rows if row["status"] != OK)
     if not torch.cuda.is_available():
         assert status["sad-cuda"] == NOT_RUN
         if not case.k:  # Liger-Kernel has no loss against a top-k teacher
             assert status["liger"] == status["liger-gathered"] == NOT_RUN
+    if case is HIDDEN:
+        assert status["matrix-products"] == OK
     assert not failed_backends(rows)
 
 
 def test_a_provider_named_liger_calls_liger():
     named = [provider for providers in PROVIDERS.values() for provider in providers if "liger" in provider.name]
-    assert len(named) == 4 and {provider.loss for provider in named} == {peers.liger, peers.liger_gathered}
+    assert {provider.loss for provider in named} == {peers.liger, peers.liger_gathered, peers.liger_float32}
+    assert len(named) == 5
 
 
 def test_small_gradients_in_float16_survive():
@@ -144,11 +152,51 @@ def test_small_gradients_in_float16_survive():
 
 
 def test_names_choose_providers_and_the_budget_ends_the_run():
-    (rows,) = measure_cases([LOGITS], DEVICE, only=["sad-reference"], quick=True, config=TWO_ROUNDS)
+    (rows,) = (list(rows) for rows in measure_cases([LOGITS], DEVICE, only=["sad-reference"], quick=True, config=TWO_ROUNDS))
     assert [(row["provider"], row["status"]) for row in rows] == [("sad-reference", OK)]
     assert "times_pytorch" not in rows[0]
-    groups = list(measure_cases([LOGITS, HIDDEN], DEVICE, budget=-1.0))
+    groups = [list(rows) for rows in measure_cases([LOGITS, HIDDEN], DEVICE, budget=-1.0)]
     assert len(groups) == 2 and {row["status"] for rows in groups for row in rows} == {NOT_RUN}
+
+
+def test_in_pairs_a_row_is_complete_before_the_next_provider_starts():
+    """A provider that ends the process loses no row of another one; each is timed against the baseline."""
+    started = []
+
+    def counted(name):
+        return pytorch(LOGITS)._replace(name=name, loss=lambda p: started.append(name) or pytorch(LOGITS).loss(p))
+
+    config = TWO_ROUNDS._replace(in_pairs=True)
+    rows = measure_case(LOGITS, DEVICE, [counted(BASELINE), counted("first"), counted("second")], 1e9, config)
+    baseline, first = next(rows), next(rows)
+    assert (baseline["provider"], first["provider"]) == (BASELINE, "first") and "second" not in started
+    assert baseline["times_pytorch"] == 1 and first["times_pytorch"] > 0 and first["ms"] > 0
+    assert started.count(BASELINE) > 1 + TWO_ROUNDS.min_rounds  # again with each provider
+    assert next(rows)["provider"] == "second" and next(rows, None) is None
+
+
+def test_a_lost_device_ends_the_run_after_its_row(monkeypatch):
+    def illegal_access(problem):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(measure_module, "_works", lambda device: False)
+    config = TWO_ROUNDS._replace(in_pairs=True)
+    providers = [pytorch(LOGITS), Provider("sad-cuda", illegal_access), Provider("next", illegal_access)]
+    rows = measure_case(LOGITS, DEVICE, providers, 1e9, config)
+    assert next(rows)["status"] == OK and next(rows)["status"] == FAILED
+    with pytest.raises(DeviceLost, match="sad-cuda"):
+        next(rows)
+
+
+def test_finished_rows_are_not_measured_again():
+    done = {(LOGITS.op, LOGITS.name, "pytorch"): OK, (LOGITS.op, LOGITS.name, "sad-reference"): FAILED}
+    only = ["pytorch", "pytorch-gathered", "sad-reference"]
+    ((row,),) = (list(rows) for rows in measure_cases([LOGITS], DEVICE, only=only, config=TWO_ROUNDS, done=done))
+    assert row["provider"] == "pytorch-gathered" and row["times_pytorch"] > 0
+    assert first_missing([LOGITS, HIDDEN], only, done)[1].name == "pytorch-gathered"
+    done[LOGITS.op, LOGITS.name, "pytorch-gathered"] = OK
+    assert first_missing([LOGITS, HIDDEN], only, done)[0] == HIDDEN and first_missing([LOGITS], only, done) is None
+    assert list(measure_cases([LOGITS], DEVICE, only=only, config=TWO_ROUNDS, done=done)) == []
 
 
 def test_only_the_backends_of_sad_count_as_failed():
@@ -242,3 +290,28 @@ def test_the_tables_contain_the_documented_cases():
     )  # the headline case in three dtypes becomes one case
     assert {case.op for case in choose_cases("quick", "cpu", topk=True)} == {"topk_span_kl", "linear_topk_span_kl"}
     assert "pytorch" in NAMES and "trl" in NAMES
+
+
+def test_a_case_from_the_command_line():
+    assert parse_case("8192,50257,bf16,0.5") == Case(8192, 50257, "bfloat16", 0.5)
+    assert parse_case("8,40,fp32,1,h=6:10") == Case(8, 40, "float32", 1.0, (6, 10))
+    assert parse_case("8,40,fp16,0.25,k=5,h=6:10") == Case(8, 40, "float16", 0.25, (6, 10), 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "8,40,fp32", "8,40,int8,1", "a,40,fp32,1", "0,40,fp32,1", "8,1,fp32,1", "8,40,fp32,0", "8,40,fp32,1.1"),
+        *(
+            "8,40,fp32,1,h=6",
+            "8,40,fp32,1,h=6:0",
+            "8,40,fp32,1,h=1:2:3",
+            "8,40,fp32,1,k=41",
+            "8,40,fp32,1,z=3",
+            "8,40,fp32,1,k",
+        ),
+    ],
+)
+def test_an_invalid_case(text):
+    with pytest.raises(ValueError, match=r"expected .*, got"):
+        parse_case(text)

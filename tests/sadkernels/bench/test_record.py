@@ -41,6 +41,21 @@ def test_a_file_without_rows_is_valid_too(tmp_path):
     assert read_csv(tmp_path / "run.csv") == []
 
 
+def test_a_file_is_continued_after_its_last_complete_row(tmp_path):
+    path = tmp_path / "run.csv"
+    row = {"op": "span_kl", "case": "4 x 9", "provider": "pytorch", "status": "ok"}
+    with CsvLog(path, "cpu") as log:
+        log.write([row])
+    path.write_text(path.read_text() + "span_kl,4 x 9,lig")  # killed while it wrote the next row
+    with CsvLog(path, "cpu", append=True) as log:
+        assert log.done == {("span_kl", "4 x 9", "pytorch"): "ok"}
+        log.write([row | {"provider": "liger"}])
+    assert [x["provider"] for x in read_csv(path)] == ["pytorch", "liger"]
+    with CsvLog(path, "cpu") as log:
+        assert not log.done
+    assert read_csv(path) == []
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="provider"):

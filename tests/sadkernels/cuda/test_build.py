@@ -14,6 +14,7 @@ import pytest
 
 import setup
 from tests.sadkernels.cuda.emulated import ROOT
+from tests.sadkernels.roofline import check_roofline
 
 CODES = "sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_90a"  # as nvcc of CUDA 12.0 prints them
 
@@ -120,12 +121,13 @@ def test_a_wheel_with_cuda_imports_without_a_driver(tmp_path, nvcc):
         assert "libcudart" not in needed and "libcuda.so" not in needed  # linked statically; loaded at run time
 
 
-def test_no_kernel_spills(tmp_path, nvcc):
-    """Checks two architectures; the script checks all of them."""
+def test_no_kernel_spills_and_the_hot_loops_have_not_grown(tmp_path, nvcc):
+    """Checks two architectures; the scripts check all of them."""
     command = [sys.executable, str(ROOT / "benchmarks" / "cuda_build.py"), "--arch", "86", "90"]
-    done = subprocess.run([*command, "--out", str(tmp_path / "figures.csv")], capture_output=True, text=True)
+    done = subprocess.run([*command, "--out", str(tmp_path / "figures.csv")], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = list(csv.DictReader((tmp_path / "figures.csv").open()))
     assert {row["architecture"] for row in rows} == {"sm_86", "sm_90"}
     assert {row["file"] for row in rows} == {path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    assert check_roofline(rows) == 2 * 12, "six kernels of two dtypes on two architectures"
     assert all(int(row["registers"]) <= 128 for row in rows), "two blocks of 256 threads, or one of 512, no longer fit an SM"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sadkernels.divergence import DIVERGENCES
+from tests.sadkernels.roofline import check_roofline
 
 ROOT = Path(__file__).parents[3]
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
@@ -21,7 +22,7 @@ SHARED_KB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227
 def run_compiling(*command: str) -> subprocess.CompletedProcess:
     """Runs a Python command with the compiler instead of the interpreter."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *command], env=env, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *command], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,11 @@ def test_no_kernel_spills_and_loops_access_16_bytes(compiled, architecture):
             assert int(row["stores_in_loops"]) >= writes, about
         if row["tile"] in ("pair", "crowded"):
             assert int(row["registers"]) <= 64, about  # 1024 threads fit on an SM
+
+
+def test_the_hot_loops_have_not_grown(compiled):
+    compared = check_roofline(compiled)
+    assert compared >= len(ARCHITECTURES) + 4, "forward_backward everywhere and four more kernels on one architecture"
 
 
 def test_the_sample_has_every_kernel_and_divergence(compiled):

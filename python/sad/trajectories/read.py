@@ -1,0 +1,290 @@
+"""Reads trajectories from files, folders and data sets of any registered source."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sad.errors import InputError
+from sad.trajectories.messages import shown
+from sad.trajectories.sources import Source, get_source, recognize
+from sad.trajectories.trajectory import Trajectory, from_record
+
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet")
+_DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
+
+
+class _Value(NamedTuple):
+    """A JSON value, its location for messages, and the id of a trajectory that has none."""
+
+    value: Any
+    where: str
+    id: str
+
+
+def read_trajectories(
+    path: str | os.PathLike[str] | Iterable[Any],
+    source: str | Source = "auto",
+    *,
+    limit: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[Trajectory]:
+    """Reads trajectories of any source: logs of APIs, of agent frameworks, and training files.
+
+    Args:
+        path: A file, a folder, or rows (a `datasets.Dataset` or any iterable of dicts). Files are JSON Lines, one JSON value
+            (an array holds one record per element), or parquet, each gzipped or not. A folder is read with its subfolders,
+            in the order of the names.
+        source: The name of a source (`sad.sources()`), or "auto" to recognize every record by its keys.
+        limit: Maximum number of trajectories to read. None reads all.
+        say: Receives one line that tells what was recognized, such as "ShareGPT conversations, 300 trajectories".
+
+    Raises:
+        InputError: A file is missing or unreadable, or a record is of no known source. The message names file and line.
+    """
+    chosen = None if source == "auto" else get_source(source)
+    found, titles = [], Counter()
+    for values in _files(path):
+        for trajectory, title in _trajectories(values, chosen, None if limit is None else limit - len(found)):
+            found.append(trajectory)
+            titles[title] += 1
+        if limit is not None and len(found) >= limit:
+            break
+    if say is not None and found:
+        say("; ".join(f"{title}, {count} trajector{'y' if count == 1 else 'ies'}" for title, count in titles.items()))
+    return found
+
+
+def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> list[Trajectory]:
+    """Reads trajectories as `read_trajectories` does; the name remains from the time when it read JSON Lines only.
+
+    Args:
+        path: As in `read_trajectories`.
+        limit: Maximum number of trajectories to read. None reads all.
+
+    Raises:
+        InputError: As in `read_trajectories`.
+    """
+    return read_trajectories(path, limit=limit)
+
+
+def _trajectories(values: Iterable[_Value], chosen: Source | None, limit: int | None) -> Iterator[tuple[Trajectory, str]]:
+    """Yields the trajectories of one file, and the title of the source of each."""
+    count = 0
+    groups: dict[tuple[str, Any], list[_Value]] = {}
+    found_sources: dict[str, Source] = {}
+    for item in values:
+        if limit is not None and count >= limit:
+            return
+        source = chosen or recognize(item.value)
+        if source is not None and source.group is not None and not isinstance(item.value, list):
+            if recognize(item.value, source) is None:
+                got = shown(item.value)
+                raise InputError(item.where, f"a record of {source.title}", got, "Remove it, or name another source.")
+            key = source.group(item.value)
+            if key is not None:
+                found_sources[source.name] = source
+                groups.setdefault((source.name, key), []).append(item)
+            continue
+        for trajectory in _read_one(item, source):
+            yield trajectory, source.title if source else "trajectories"
+            count += 1
+    for (name, _), items in groups.items():
+        if limit is not None and count >= limit:
+            return
+        source = found_sources[name]
+        whole = _Value(
+            [item.value for item in items], items[0].where, items[0].id if len(groups) > 1 else _file_id(items[0])
+        )
+        for trajectory in _call(source, whole.value, whole):
+            yield trajectory, source.title
+            count += 1
+
+
+def _file_id(item: _Value) -> str:
+    return item.id.rpartition(":")[0] or item.id
+
+
+def _read_one(item: _Value, source: Source | None) -> list[Trajectory]:
+    value = item.value
+    if isinstance(value, list) and value and source is None:  # a conversation as a list of messages, one per line
+        inner = recognize(value[0])
+        if inner is not None and inner.group is not None:
+            source = inner
+    if source is None:
+        return [_named(from_record(value, item.where), item)]
+    return _call(source, value, item)
+
+
+def _call(source: Source, value: Any, item: _Value) -> list[Trajectory]:
+    """Calls a source's reader; every error names the place in the file."""
+    try:
+        read = source.read(value)
+    except InputError as error:
+        inside = error.where.removeprefix("record").removeprefix(", ")
+        where = f"{item.where}, {inside}" if inside else item.where
+        raise InputError(where, error.expected, error.got, error.remedy) from None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+        got = f"{shown(value)} ({type(error).__name__}: {error})"
+        raise InputError(item.where, f"a record of {source.title}", got, "Fix it, or name another source.") from error
+    several = read if isinstance(read, list) else [read]
+    return [_named(one, item, number if len(several) > 1 else 0) for number, one in enumerate(several, 1)]
+
+
+def _named(trajectory: Trajectory, item: _Value, number: int = 0) -> Trajectory:
+    own = isinstance(item.value, dict) and item.value.get("id") == ""  # an empty id is an id
+    if not trajectory.id and not own:
+        trajectory.id = f"{item.id}#{number}" if number else item.id
+    return trajectory
+
+
+def _files(path: Any) -> Iterator[Iterable[_Value]]:
+    """Yields the values of each file, or of the rows."""
+    if not isinstance(path, (str, os.PathLike)):
+        yield _rows(path)
+        return
+    path = Path(path)
+    if not path.exists():
+        raise InputError(str(path), "a file of trajectories", "no such file", "Check the path.")
+    if not path.is_dir():
+        yield _file(path)
+        return
+    if any((path / name).exists() for name in _DATASET_FILES):
+        yield _rows(_load_dataset(path), f"{path}, row", path.name)
+        return
+    files = sorted(file for file in path.rglob("*") if file.is_file() and _has_suffix(file))
+    if not files:
+        raise InputError(str(path), f"a folder with readable files ({', '.join(_SUFFIXES)})", "none", "Check the path.")
+    yield from map(_file, files)
+
+
+def _has_suffix(file: Path) -> bool:
+    name = file.name.lower().removesuffix(".gz")
+    return name.endswith(_SUFFIXES) and not file.name.startswith(".")
+
+
+def _rows(rows: Any, where: str = "row", id: str = "row") -> Iterator[_Value]:
+    if isinstance(rows, dict):  # a datasets.DatasetDict, or one record
+        if not all(hasattr(split, "column_names") for split in rows.values()) or not rows:
+            rows = [rows]
+        else:
+            rows = [row for split in rows.values() for row in split]
+    try:
+        iterator = iter(rows)
+    except TypeError:
+        expected = "a path, or an iterable of records"
+        raise InputError("path", expected, type(rows).__name__, "Pass a file, a folder or a data set.") from None
+    for number, row in enumerate(iterator, 1):
+        yield _Value(row, f"{where} {number}", f"{id}:{number}")
+
+
+def _load_dataset(path: Path) -> Any:
+    try:
+        from datasets import load_from_disk
+
+        return load_from_disk(str(path))
+    except ImportError:
+        got = "no library `datasets`"
+        raise InputError(str(path), "the library that reads this data set", got, "Run `pip install datasets`.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), "a data set saved with save_to_disk", str(error), "Check the folder.") from None
+
+
+def _file(path: Path) -> Iterator[_Value]:
+    """Yields the values of a file."""
+    if path.name.lower().endswith(".parquet"):
+        yield from _rows(_load_parquet(path), f"{path}, row", path.name)
+        return
+    try:
+        with path.open("rb") as raw:
+            zipped = path.suffix == ".gz" or raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as lines:
+            yield from _json_values(lines, path)
+    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError; a truncated archive raises EOFError
+        raise InputError(str(path), "a readable JSON Lines file (.gz: gzipped)", str(error), "Check the file.") from None
+
+
+def _load_parquet(path: Path) -> Iterator[Any]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        got = "no library `pyarrow`"
+        raise InputError(str(path), "the library that reads parquet", got, "Run `pip install pyarrow`.") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(str(path), "a parquet file", str(error)[:200], "Check the file.") from None
+
+
+def _json_values(lines: Iterable[bytes], path: Path) -> Iterator[_Value]:
+    """Yields the values of JSON Lines; of a file whose first line is no JSON value, the values in the whole file."""
+    iterator = enumerate(lines, 1)
+    first: _Value | None = None
+    for number, line in iterator:
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # byte order mark
+        if not line.strip():
+            continue
+        item = _Value(None, f"{path}, line {number}", f"{path.name}:{number}")
+        try:
+            item = item._replace(value=json.loads(line))
+        except (ValueError, RecursionError) as error:
+            if first is None and line.lstrip()[:1] in (b"{", b"["):
+                rest = line + b"".join(line for _, line in iterator)
+                values = _whole_values(rest)
+                if values is not None:
+                    yield from _elements(values, path)
+                    return
+            raise _bad_line(item.where, line, error) from None
+        if first is None and isinstance(item.value, list):  # an array in one line, unless more lines follow
+            second = next(((n, line) for n, line in iterator if line.strip()), None)
+            if second is None:
+                yield from _elements([item.value], path)
+                return
+            iterator = _chain(second, iterator)
+        first = item
+        yield item
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _bad_line(where: str, line: bytes, error: Exception) -> InputError:
+    text = line.strip().decode("utf-8", "replace")
+    got = f"{text[:60]!r}{'...' if len(text) > 60 else ''} ({error})"
+    return InputError(where, "one JSON object per line", got, "Fix or remove the line.")
+
+
+def _whole_values(data: bytes) -> list[Any] | None:
+    """Returns the JSON values that follow each other in a file; None if it holds something else."""
+    try:
+        text = data.decode("utf-8")
+        decoder, values, at = json.JSONDecoder(), [], 0
+        while at < len(text):
+            value, at = decoder.raw_decode(text, at)
+            values.append(value)
+            while at < len(text) and text[at] in " \t\r\n":
+                at += 1
+        return values
+    except (ValueError, RecursionError):
+        return None
+
+
+def _elements(values: list[Any], path: Path) -> Iterator[_Value]:
+    """Yields the records: the elements of an array that is the whole file, or the values."""
+    if len(values) == 1 and isinstance(values[0], list):
+        for number, value in enumerate(values[0], 1):
+            yield _Value(value, f"{path}, element {number}", f"{path.name}:{number}")
+        return
+    for number, value in enumerate(values, 1):
+        name = path.name if len(values) == 1 else f"{path.name}:{number}"
+        yield _Value(value, str(path) if len(values) == 1 else f"{path}, value {number}", name)

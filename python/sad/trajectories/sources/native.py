@@ -1,0 +1,95 @@
+"""Trajectories of this package, and chat messages in the form of OpenAI's API: requests, logs, fine-tuning files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sad.trajectories.normalize import first_of
+from sad.trajectories.sources.base import Source, conversation, grouped_in_file, has, is_dict_list, need, with_system
+from sad.trajectories.trajectory import Trajectory, from_record
+
+
+def _is_native(record: Any) -> bool:
+    return isinstance(record, dict) and (isinstance(record.get("text"), str) or "messages" in record)
+
+
+def _with_token_mask(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record with a list of one mask value per message written into the messages."""
+    messages = record.get("messages")
+    for key in ("loss_mask", "step_loss_mask", "loss"):
+        mask = record.get(key)
+        if is_dict_list(messages) and isinstance(mask, list) and len(mask) == len(messages):
+            messages = [{key: value, **message} for message, value in zip(messages, mask)]
+            record = {**{k: v for k, v in record.items() if k != key}, "messages": messages}
+    return record
+
+
+def _read_native(record: Any) -> Trajectory:
+    if isinstance(record, dict) and isinstance(record.get("messages"), list):
+        record = _with_token_mask(record)
+        messages = record["messages"]
+        system = record.get("system")
+        if is_dict_list(messages) and isinstance(system, (str, list)):
+            record = {**record, "messages": with_system(messages, system)}
+    return from_record(record)
+
+
+def _is_chat(record: Any) -> bool:
+    """Returns whether the messages have roles and no key of this package stands beside them."""
+    own = ("text", "spans", "format", "env", "success")
+    if not isinstance(record, dict) or any(record.get(key) is not None for key in own):
+        return False
+    return is_dict_list(record.get("messages")) and all(isinstance(m.get("role"), str) for m in record["messages"])
+
+
+def _reply(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the messages of the response beside a request, if any."""
+    response = first_of(record, "response", "completion", "choices", "output")
+    if isinstance(response, dict):
+        response = first_of(response, "choices", "message") or [response]
+    if isinstance(response, dict):
+        response = [response]
+    if not is_dict_list(response):
+        return []
+    chosen = response[0]
+    message = first_of(chosen, "message", "delta") or chosen
+    return [message] if isinstance(message, dict) and isinstance(message.get("role"), str) else []
+
+
+def _is_exchange(record: Any) -> bool:
+    if has(record, "request") and isinstance(record["request"], dict):
+        return is_dict_list(record["request"].get("messages"))
+    return _is_chat(record) and bool(_reply(record))
+
+
+def _read_exchange(record: dict[str, Any]) -> Trajectory:
+    request = record.get("request") if isinstance(record.get("request"), dict) else record
+    messages = need(request.get("messages"), list, "messages", "a list of messages")
+    messages = with_system(messages, request.get("system"))
+    tools = first_of(request, "tools", "functions")
+    # the messages of a request are what the model read: only the response is its own
+    read = [{**m, "train": False} if isinstance(m, dict) and m.get("role") == "assistant" else m for m in messages]
+    reply = _reply(record)
+    used = ("request", "response", "completion", "choices", "output", "messages", "system", "tools", "functions")
+    return conversation([*(read if reply else messages), *reply], record, *used, tools=tools)
+
+
+def _is_message(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("role"), str)
+        and any(key in record for key in ("content", "tool_calls", "function_call"))
+        and "messages" not in record
+    )
+
+
+def _read_messages(records: list[Any]) -> Trajectory:
+    return conversation(records, {})
+
+
+SOURCES = (
+    Source("sad", "sad trajectories", _is_native, _read_native),
+    Source("message-lines", "chat messages of one conversation", _is_message, _read_messages, grouped_in_file),
+    Source("openai", "chat conversations (OpenAI messages)", _is_chat, _read_native),
+    Source("openai-exchange", "requests with their responses (OpenAI or Anthropic)", _is_exchange, _read_exchange),
+)

@@ -1,0 +1,90 @@
+"""ShareGPT and its relatives (LLaMA-Factory, AgentTraj, AgentInstruct, ToolACE), Alpaca rows, and ms-swift's older rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sad.errors import InputError
+from sad.trajectories.messages import shown
+from sad.trajectories.normalize import first_of
+from sad.trajectories.sources.base import Source, conversation, grouped_in_file, is_dict_list, need, text_or, with_system
+from sad.trajectories.trajectory import Trajectory
+
+_TURNS = ("conversations", "conversation", "messages", "dialog", "dialogue")
+
+
+def _turns(record: Any) -> str | None:
+    """Returns the key of a list whose entries have `from`, or of `conversations` with roles."""
+    if not isinstance(record, dict) or isinstance(record.get("text"), str):
+        return None
+    for key in _TURNS:
+        value = record.get(key)
+        if is_dict_list(value) and ("from" in value[0] or (key != "messages" and "role" in value[0])):
+            return key
+    return None
+
+
+def _message(turn: Any, number: int) -> dict[str, Any]:
+    need(turn, dict, f"turn {number}", "an object with from and value")
+    role = first_of(turn, "from", "role")
+    if not isinstance(role, str):
+        raise InputError(f"turn {number}", "an object with from and value", shown(turn), "Name the author in `from`.")
+    rest = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content")}
+    return {"role": role, "content": first_of(turn, "value", "content"), **rest}
+
+
+def _read(record: dict[str, Any]) -> Trajectory:
+    key = _turns(record)
+    if key is None:
+        expected = f"a list of objects with from and value under {', '.join(_TURNS)}"
+        raise InputError("conversations", expected, f"keys {', '.join(map(repr, record))}"[:200], "Rename the key.")
+    messages = [_message(turn, number) for number, turn in enumerate(record[key])]
+    chosen = record.get("chosen")  # a row of preferences: the better reply ends the conversation
+    if isinstance(chosen, dict) and first_of(chosen, "from", "role"):
+        messages.append(_message(chosen, len(messages)))
+    used = (key, "system", "chosen", "rejected", "item_id")
+    fields = {"id": str(record["item_id"])} if isinstance(record.get("item_id"), (str, int)) and "id" not in record else {}
+    return conversation(with_system(messages, record.get("system")), record, *used, **fields)
+
+
+def _is_turn(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("from"), str) and "value" in record
+
+
+def _read_turns(records: list[Any]) -> Trajectory:
+    return conversation([_message(turn, number) for number, turn in enumerate(records)], {})
+
+
+def _is_alpaca(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("instruction"), str) and isinstance(record.get("output"), str)
+
+
+def _is_swift(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("query"), str) and isinstance(record.get("response"), str)
+
+
+def _history(history: Any) -> list[dict[str, Any]]:
+    """Returns earlier pairs of question and answer."""
+    messages = []
+    for number, pair in enumerate(history or []):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+            raise InputError(f"history[{number}]", "[question, answer]", shown(pair), "Write pairs of strings.")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return messages
+
+
+def _read_alpaca(record: dict[str, Any]) -> Trajectory:
+    question, answer = ("query", "response") if _is_swift(record) else ("instruction", "output")
+    asked = "\n".join(filter(None, [record[question], text_or(record.get("input"))]))
+    history = _history(need(record.get("history") or [], list, "history", "a list of pairs"))
+    messages = [*history, {"role": "user", "content": asked}, {"role": "assistant", "content": record[answer]}]
+    used = (question, answer, "input", "history", "system")
+    return conversation(with_system(messages, record.get("system")), record, *used)
+
+
+SOURCES = (
+    Source("alpaca", "instructions with answers (Alpaca)", _is_alpaca, _read_alpaca),
+    Source("swift", "questions with answers (ms-swift)", _is_swift, _read_alpaca),
+    Source("sharegpt-turns", "turns of one ShareGPT conversation", _is_turn, _read_turns, grouped_in_file),
+    Source("sharegpt", "ShareGPT conversations", lambda record: _turns(record) is not None, _read),
+)

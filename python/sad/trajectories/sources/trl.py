@@ -1,0 +1,70 @@
+"""A prompt beside what the model wrote: rows of TRL, rollouts of verl and slime. Nothing in the prompt is labelled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sad.errors import InputError
+from sad.trajectories.content import spans_of, split_content
+from sad.trajectories.formats import ChatFormat, get_format
+from sad.trajectories.messages import shown
+from sad.trajectories.normalize import absent
+from sad.trajectories.rendered import find_dialect
+from sad.trajectories.sources.base import Source, conversation, is_dict_list
+from sad.trajectories.trajectory import Trajectory, from_record
+
+_PAIRS = (("prompt", "completion"), ("prompt", "chosen"), ("prompt", "response"), ("input", "output"), ("prompt", "output"))
+
+
+def _pair(record: Any) -> tuple[str, str] | None:
+    if not isinstance(record, dict) or isinstance(record.get("text"), str) or "messages" in record:
+        return None
+    for prompt, completion in _PAIRS:
+        sides = (record.get(prompt), record.get(completion))
+        if all(isinstance(side, str) or (is_dict_list(side) and "role" in side[0]) for side in sides):
+            return prompt, completion
+    return None
+
+
+def _check_mask(record: dict[str, Any], completion: Any) -> None:
+    """Refuses a mask of tokens that excludes some: the text alone does not tell which characters they are."""
+    for key in ("loss_mask", "response_mask", "completion_mask"):
+        mask = record.get(key)
+        if isinstance(mask, list) and any(not value for value in mask):
+            remedy = (
+                "Mark the observations in the text with tags such as <tool_response>, or give `spans`, and drop the key."
+            )
+            raise InputError(key, "a mask without zeros, which text cannot express", shown(mask), remedy)
+
+
+def _read(record: dict[str, Any]) -> Trajectory:
+    pair = _pair(record)
+    if pair is None:
+        known = ", ".join(" + ".join(names) for names in _PAIRS)
+        raise InputError("prompt", f"text or messages under {known}", shown(record), "Rename the keys.")
+    prompt, completion = (record[key] for key in pair)
+    _check_mask(record, completion)
+    used = (*pair, "rejected", "loss_mask", "response_mask", "completion_mask")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return _read_text(record, prompt, completion, used)
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    written = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    if len(written) > len(asked) and written[: len(asked)] == asked:  # preferences repeat the prompt
+        written = written[len(asked) :]
+    read = [{**message, "train": False} if isinstance(message, dict) else message for message in asked]
+    return conversation([*read, *written], record, *used)
+
+
+def _read_text(record: dict[str, Any], prompt: str, completion: str, used: tuple[str, ...]) -> Trajectory:
+    rest = {key: value for key, value in record.items() if key not in used}
+    text = prompt + completion
+    if absent(record.get("format")) and absent(record.get("spans")) and find_dialect(text) is None and completion.strip():
+        chat = get_format("chat")
+        assert isinstance(chat, ChatFormat)
+        split = split_content(completion, chat, calls_follow=False, thoughts_apart=False)
+        spans = spans_of(split.pieces, include_prefix=True)
+        rest["spans"] = [[s + len(prompt), e + len(prompt), int(kind)] for s, e, kind in spans]
+    return from_record({**rest, "text": text, "prompt_chars": len(prompt)})
+
+
+SOURCES = (Source("trl", "prompts with completions", lambda record: _pair(record) is not None, _read),)

@@ -171,13 +171,34 @@ def innermost_loops(sass: str) -> list[Loop]:
     spans: dict[int, int] = {}
     for end, x in enumerate(code):
         begin = labels.get(x.target, end + 1) if x.operation in _BRANCHES else end + 1
-        if begin <= end:
+        if begin <= end and end not in _reached_without(begin, code, labels):
             spans[begin] = end  # the last branch back
     found = []
     for begin, end in sorted(spans.items()):
         if begin < end and not any((b, e) != (begin, end) and begin <= b and e <= end for b, e in spans.items()):
             found.append(Loop(code[begin : end + 1], _hot_path(code, labels, begin, end)))
     return found
+
+
+def _reached_without(avoided: int, code: list[Instruction], labels: dict[str, int]) -> set[int]:
+    """Returns the instructions that the kernel reaches from its first one without the instruction `avoided`.
+
+    A rare block is often at the end of the code and branches back to a label. This is no loop: the kernel reaches the branch
+    without the label.
+    """
+    reached: set[int] = set()
+    pending = [0]
+    while pending:
+        at = pending.pop()
+        if at == avoided or at in reached or at >= len(code):
+            continue
+        reached.add(at)
+        x = code[at]
+        if x.target in labels:  # a branch, a call, or where threads that diverge here meet again
+            pending.append(labels[x.target])
+        if x.predicated or x.opcode not in ("BRA", "EXIT", "RET"):
+            pending.append(at + 1)
+    return reached
 
 
 def _parse(sass: str) -> tuple[list[Instruction], dict[str, int]]:

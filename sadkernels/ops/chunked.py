@@ -129,12 +129,12 @@ class ChunkedOp(LossOp):
     def backward(self, x: Any, o: Any, state: Tensor, upstream: Tensor, wants: list[bool]) -> tuple[Tensor, ...]:
         weights = self.row_weights(x, o)
         rows, kernel = self._projected(x, weights), self.kernel(o)
-        projected, state = weights.times(upstream).select(rows), state[:, rows]
+        projected = weights.times(upstream).select(rows)
         gradients = HeadGradients(_student(x), wants, o.config.vocab_size, not len(rows))
         without_weight = projected.weights == 0.0
         for chunk in self._chunks(x, o, rows):
             some = projected.part(chunk.place)
-            arguments = (chunk.logits, chunk.target, some.read, state[:, chunk.place], some.weights, o.config)
+            arguments = (chunk.logits, chunk.target, some.read, state[:, chunk.rows], some.weights, o.config)
             kernel.backward(*arguments, grad=chunk.logits)
             gradients.add(chunk.rows, chunk.hidden, chunk.logits, without_weight[chunk.place], first=chunk.place.start == 0)
         return self._finished(gradients, x)

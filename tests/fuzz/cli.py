@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.fuzz import cases, check, known, machine
 
-SLOW = 0.02  # share of the cases that run on the interpreter and on the emulation, each
+SLOW = 0.01  # the share of each backend that is interpreted or emulated
 
 
 def main(arguments: list[str] | None = None) -> int:

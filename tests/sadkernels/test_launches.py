@@ -17,7 +17,8 @@ from sadkernels.triton.launch import Launch
 from tests.sadkernels.test_linear_on_gpus import gpu  # noqa: F401
 
 B, T, V, H = 2, 24, 64, 16
-NO_LAUNCH = {"as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty", "narrow"}
+NO_LAUNCH = {"as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "lift_fresh", "narrow"}
+NO_LAUNCH |= {"new_empty", "new_empty_strided"}
 NO_LAUNCH |= {"permute", "select", "slice", "split", "squeeze", "t", "unbind", "unsqueeze", "view", "_unsafe_view", "alias"}
 TWO_LAUNCHES = {"constant_pad_nd", "nonzero"}
 

@@ -282,7 +282,7 @@ class FolderLock(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception: object) -> None:
         if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)  # before the release, so that nobody locks a file without a name
+            self._path.unlink(missing_ok=True)  # before the release: no process may lock a file without a name
             os.close(self._descriptor)
             self._descriptor = None
             if self._made_folder:

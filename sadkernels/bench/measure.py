@@ -207,7 +207,7 @@ def _works(device: torch.device) -> bool:
     try:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    except Exception:
+    except RuntimeError:
         return False
     return True
 

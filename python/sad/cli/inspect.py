@@ -53,10 +53,10 @@ def command(options: InspectOptions) -> None:
     """
     from sad.errors import InputError
     from sad.files import check_new_file
-    from sad.trajectories.encode import load_tokenizer, set_chat_template
     from sad.trajectories.inspection import inspect_trajectories
     from sad.trajectories.read import read_data
     from sad.trajectories.refused import stop_error
+    from sad.trajectories.tokenizers import load_tokenizer, set_chat_template
 
     file, ids, page = options.file, options.id, options.html
     for flag, value, least in (("--limit", options.limit, 0), ("--max-length", options.max_length, 1)):

@@ -15,9 +15,10 @@ from sad.teacher_cache.metadata import CacheMetadata, logit_columns, tokenizer_d
 from sad.teacher_cache.options import CacheOptions
 from sad.teacher_cache.storage import CacheFolder
 from sad.teacher_cache.writer import CacheReport, read_shards, write_teacher_cache
-from sad.trajectories.encode import encode_all, set_chat_template
+from sad.trajectories.encode import encode_all
 from sad.trajectories.options import encoding_keywords
 from sad.trajectories.read import read_data
+from sad.trajectories.tokenizers import set_chat_template
 
 
 def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> CacheReport:

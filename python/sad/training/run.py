@@ -24,9 +24,10 @@ from sad.training import difficulty
 from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.trainer import SADTrainer
-from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all, set_chat_template
+from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
 from sad.trajectories.options import encoding_keywords
 from sad.trajectories.read import read_data
+from sad.trajectories.tokenizers import set_chat_template
 
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 

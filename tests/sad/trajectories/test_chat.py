@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 
 import sad
-from sad.trajectories.encode import encode, set_chat_template
+from sad.trajectories.encode import encode
 from sad.trajectories.segment import segment
+from sad.trajectories.tokenizers import set_chat_template
 
 R, A, O = (int(kind) for kind in (sad.Span.REASON, sad.Span.ACT, sad.Span.OBSERVE))
 

@@ -56,5 +56,5 @@ def stop_error(refused: Sequence[Refused], total: int, remedy: str = _SKIP) -> I
         return InputError(first.where, first.expected, first.got, f"{first.remedy} {remedy}".strip())
     lines = "".join(f"\n  {item.error}" for item in refused[:_SHOWN])
     more = f"\n  and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-    got = f"{len(refused)} of {total} that cannot be used:{lines}{more}"
+    got = f"{len(refused)} of {total} that cannot be used:{lines}{more}".removesuffix(".")  # `InputError` adds one
     return InputError("trajectories", "trajectories that can be read and labelled", got, f"Fix them. {remedy}".strip())

@@ -13,6 +13,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from sad.errors import InputError
 from sad.training.fields import GROUPS, BatchFields, CurriculumFields, LossFields
+from sad.training.token_weights import TOKEN_WEIGHTINGS, TURN_BALANCES
 from sadkernels.backends import PACKAGES
 from sadkernels.divergence import DIVERGENCES
 
@@ -75,7 +76,8 @@ class SADConfig(CurriculumFields, LossFields, BatchFields, TrainingArguments):
     def _check_loss(self) -> None:
         for name in ("lambda_reason", "lambda_act", "lambda_observe", "contrastive_weight"):
             self._check_number(name, "a number >= 0", lambda x: x >= 0)
-        for name in ("temperature", "contrastive_temperature"):
+        self._check_number("step_weight_limit", "a number >= 1", lambda x: x >= 1)
+        for name in ("temperature", "contrastive_temperature", "turn_half_life"):
             self._check_number(name, "a number > 0", lambda x: x > 0)
         for name in ("logit_scale", "logit_softcap"):
             self._check_number(name, "a number > 0", lambda x: x > 0, optional=True)
@@ -87,6 +89,8 @@ class SADConfig(CurriculumFields, LossFields, BatchFields, TrainingArguments):
         self._check_choice("backend", ("auto", *PACKAGES))
         self._check_choice("loss_from", LOSS_FROM)
         self._check_choice("nan_policy", NAN_POLICIES)
+        self._check_choice("turn_balance", TURN_BALANCES)
+        self._check_choice("token_weighting", TOKEN_WEIGHTINGS)
         if self.lambda_reason == self.lambda_act == self.lambda_observe == 0:
             remedy = "Set one of the three weights above 0."
             raise InputError("lambda_act", "> 0 if lambda_reason and lambda_observe are 0", "0", remedy)

@@ -49,7 +49,7 @@ class Rows(NamedTuple):
 
     Attributes:
         span_ids: One array (T,) per example.
-        digest: Hash of the tokens and labels that remain.
+        digest: Hash of the tokens, labels, weights and turn ids that remain.
         supervised: Reasoning and action tokens before truncation.
         supervised_cut: Those that are cut off.
     """
@@ -84,6 +84,9 @@ def read_rows(dataset: Dataset, max_length: int | None) -> Rows:
             where = f"span_ids of example {index}"
             raise InputError(where, f"{len(tokens)} ids, one per token", str(len(row)), "Encode it with `sad.encode`.")
         digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes() + row.tobytes())
+        for name, dtype in (("token_weights", "<f4"), ("turn_ids", "<i8")):
+            if example.get(name) is not None:
+                digest.update(name.encode() + np.asarray(example[name], dtype=dtype)[:max_length].tobytes())
         labels.append(row)
     return Rows(labels, digest.hexdigest(), int(supervised), int(supervised - kept))
 

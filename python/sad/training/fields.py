@@ -23,6 +23,18 @@ class LossFields:
     lambda_observe: float = _field(
         0.0, help="Weight of the loss on observation tokens, >= 0. 0: they have no loss. Not all three weights are 0."
     )
+    turn_balance: str = _field(
+        "none",
+        help="none: tokens count alike; equal: turns count alike; decay: a turn counts less the later it is, see "
+        "turn_half_life.",
+    )
+    turn_half_life: float = _field(4.0, help="Turns after which the weight of a turn is half, with turn_balance decay, > 0.")
+    token_weighting: str = _field(
+        "none",
+        help="none; confidence: 1 - entropy / log V of the teacher; step_divergence: less for turns on which student and "
+        "teacher diverge more than on the first.",
+    )
+    step_weight_limit: float = _field(1.5, help="Largest weight of a turn with token_weighting step_divergence, >= 1.")
     divergence: str = _field(
         "forward_kl", help="forward_kl: KL(teacher || student), the paper's; reverse_kl: KL(student || teacher); jsd."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +27,13 @@ from sad.training.curriculum import CurriculumSampler, curriculum_sampler
 from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
 from sad.training.losses import SpanLoss, live_loss
-from sad.training.metrics import MeanMeter, SpanMeter, Throughput, mean_loss, span_metrics, speed_metrics
+from sad.training.metrics import MeanMeter, SpanMeter, Throughput, means, span_metrics, speed_metrics
 from sad.training.teacher import place_teacher, teacher_logits
+from sad.training.token_weights import weight_sum, weights_by_kind
 from sad.trajectories.encode import cut_warning
 from sad.trajectories.labels import span_ids_of
-from sad.trajectories.spans import is_supervised
 from sadkernels import backends
-from sadkernels.spans import SpanKind
+from sadkernels.spans import SpanKind, SpanStats
 
 Dataset = Sequence[Mapping[str, Any]]
 
@@ -89,8 +90,15 @@ class SADTrainer(Trainer):
         _check(model, teacher_model, args, teacher_cache)
         self.teacher_cache = None if teacher_cache is None else open_cache(teacher_cache)
         if data_collator is None:
-            options = {"pad_to_multiple_of": args.pad_to_multiple_of, "max_length": args.max_length, "observe": args.observe}
-            data_collator = SpanCollator(**options, teacher_cache=self.teacher_cache)
+            data_collator = SpanCollator(
+                pad_to_multiple_of=args.pad_to_multiple_of,
+                max_length=args.max_length,
+                teacher_cache=self.teacher_cache,
+                observe=args.observe,
+                turn_balance=args.turn_balance,
+                turn_half_life=args.turn_half_life,
+            )
+        _check_turn_balance(args, data_collator)
         _check_observations(args, train_dataset, data_collator)
         self._span_loss: SpanLoss
         if self.teacher_cache is None:
@@ -118,7 +126,8 @@ class SADTrainer(Trainer):
         self.curriculum_sampler: CurriculumSampler | None = None
         self._logits_are_read = True  # in `compute_loss(return_outputs=True)`
         self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
-        self._contrastive, self._throughput = MeanMeter(), Throughput(args.device)
+        self._contrastive, self._eval_loss, self._token_weights = MeanMeter(), MeanMeter(), MeanMeter(size=3)
+        self._throughput = Throughput(args.device)
         self._staging: Path | None = None  # where a checkpoint is being saved
         self.finite_guard = FiniteGuard(self)
         self.add_callback(self.finite_guard)
@@ -146,11 +155,11 @@ class SADTrainer(Trainer):
         return teacher_logits(self.teacher_model, batch, self.accelerator)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        """Counts the supervised tokens of the optimizer step, over its batches and, if so configured, all processes."""
-        rows = [batch["span_ids"][..., 1:] for batch in batch_samples]
-        if not rows:
+        """Sums the weights of the supervised tokens of the optimizer step, over its batches and, if so configured, all
+        processes. Without weights it is their number."""
+        if not batch_samples:
             return None
-        count = sum(is_supervised(row, self.args.observe).sum() for row in rows).to(device)
+        count = sum(weight_sum(batch, self.args.observe) for batch in batch_samples).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count / self.get_tp_size()  # tensor-parallel processes share each batch
@@ -162,15 +171,21 @@ class SADTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Returns the loss of one batch, divided by the supervised tokens of the whole step.
+        """Returns the loss of one batch, divided by the supervised tokens of the whole step, or by the sum of their weights.
 
         In training, `contrastive_weight` adds the contrastive term of the batch, divided by the number of accumulated
         batches. Over the step that is the mean of all batches of all processes.
         """
         needs_logits = return_outputs and self._logits_are_read
-        output = self._span_loss(model, inputs, num_items_in_batch, self.accelerator, needs_logits=needs_logits)
+        own = weight_sum(inputs, self.args.observe)
+        normalizer = own if num_items_in_batch is None else num_items_in_batch
+        output = self._span_loss(model, inputs, normalizer, self.accelerator, needs_logits=needs_logits)
         valid = torch.isfinite(output.loss.detach()) if model.training and self.args.nan_policy == "skip" else None
         self._meters["train" if model.training else "eval"].add(output.stats, valid)
+        if not model.training:
+            self._eval_loss.add(output.loss * normalizer, own)
+        elif self.args.token_weighting != "none":
+            self._token_weights.add(*weights_by_kind(inputs, output.token_weights, self.args.observe))
         loss = output.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged, not summed
@@ -229,12 +244,12 @@ class SADTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Adds the losses of both kinds, and makes the loss the mean over tokens for any batch size and process count."""
-        self._meters["eval"] = SpanMeter()
+        self._meters["eval"], self._eval_loss = SpanMeter(), MeanMeter()
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums = self._sums("eval")
-        loss = mean_loss(sums, (self.args.lambda_reason, self.args.lambda_act, self.args.lambda_observe))
-        output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
+        [loss] = self._means(self._eval_loss)
+        output.metrics[f"{metric_key_prefix}_loss"] = 0.0 if math.isnan(loss) and not sums[:, 1].any() else loss
         output.metrics.update({f"{metric_key_prefix}_{name}": x for name, x in span_metrics(sums).items()})
         return output
 
@@ -244,8 +259,11 @@ class SADTrainer(Trainer):
             sums, taken = self._sums("train"), self.accelerator.gather(self._throughput.take()).view(-1, 3)
             logs = {**logs, **span_metrics(sums)}
             if self.args.contrastive_weight:
-                total, batches = self.accelerator.reduce(self._contrastive.take(self.args.device), reduction="sum").tolist()
-                logs["contrastive_loss"] = total / max(batches, 1)
+                [logs["contrastive_loss"]] = self._means(self._contrastive)
+            if self.args.token_weighting != "none":
+                names = (f"mean_weight_{kind}" for kind in SpanStats._fields)
+                found = zip(names, self._means(self._token_weights))
+                logs |= {name: value for name, value in found if not math.isnan(value)}
             logs |= speed_metrics(taken, sums[:, 1].sum().item(), self.get_tp_size())
             if self.args.nan_policy == "skip":
                 self.finite_guard.read_flags()
@@ -308,6 +326,10 @@ class SADTrainer(Trainer):
         else:
             self._push_is_due = True  # when the folder has its name
 
+    def _means(self, meter: MeanMeter) -> list[float]:
+        """Returns the means of a meter over all processes, and resets it. Synchronizes the device once."""
+        return means(self.accelerator.reduce(meter.take(self.args.device), reduction="sum"))
+
     def _sums(self, mode: str) -> Tensor:
         """Returns the sums of a meter over all processes, and resets it. Tensor-parallel processes count once."""
         return self.accelerator.reduce(self._meters[mode].take(self.args.device), reduction="sum") / self.get_tp_size()
@@ -347,6 +369,20 @@ def _check(model: nn.Module, teacher_model: nn.Module | None, args: object, teac
     except backends.BackendUnavailableError as error:
         got = f"{args.backend!r} ({error})"
         raise InputError("backend", "one that runs here", got, "Use backend='auto'.") from error
+
+
+def _check_turn_balance(args: SADConfig, collator: Callable) -> None:
+    """Checks that the collator weighs turns as the configuration says."""
+    if not isinstance(collator, SpanCollator):
+        if args.turn_balance != "none":
+            remedy = "Pass a sad.SpanCollator, or set turn_balance to none and add `token_weights` in your own collator."
+            raise InputError("data_collator", f"a SpanCollator with turn_balance {args.turn_balance}", "another", remedy)
+        return
+    for name in ("turn_balance", "turn_half_life") if args.turn_balance == "decay" else ("turn_balance",):
+        if getattr(collator, name) != getattr(args, name):
+            expected = f"SpanCollator({name}={getattr(args, name)!r}), as in the configuration"
+            remedy = "Leave it out, or change one of the two."
+            raise InputError("data_collator", expected, repr(getattr(collator, name)), remedy)
 
 
 def _check_observations(args: SADConfig, dataset: Dataset | None, collator: Callable) -> None:

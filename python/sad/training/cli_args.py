@@ -30,7 +30,9 @@ _ABSENT = object()  # not argparse.SUPPRESS: `set_defaults` would convert that s
 class RunOptions:
     """The models and the data of a run. The other options are fields of `sad.SADConfig`."""
 
-    teacher: str | None = option(None, group="Teacher", help="Folder of the teacher. Required without --teacher-cache.")
+    teacher: str | None = option(
+        None, group="Teacher", help="Folder of the teacher. Required without --teacher-cache, unless --ce-weight is 1."
+    )
     teacher_cache: str | None = option(
         None, group="Teacher", help="Folder or URL of a teacher cache from sad cache, instead of --teacher."
     )
@@ -63,8 +65,11 @@ class RunOptions:
     chat_template: str | None = encoding_option("chat_template", "Data")
     on_error: str = encoding_option("on_error", "Data")
 
-    def check(self) -> None:
+    def check(self, needs_teacher: bool = True) -> None:
         """Checks the values without touching any file.
+
+        Args:
+            needs_teacher: Whether the loss needs a teacher or a teacher cache.
 
         Raises:
             InputError: A required path is missing, a value has the wrong type, or options contradict each other.
@@ -74,8 +79,8 @@ class RunOptions:
         hints = typing.get_type_hints(RunOptions)
         for item in dataclasses.fields(RunOptions):
             value = getattr(self, item.name)
-            cached = item.name == "teacher" and self.teacher_cache is not None
-            if value is None and item.name in ("teacher", "student", "data") and not cached:
+            optional = item.name == "teacher" and (self.teacher_cache is not None or not needs_teacher)
+            if value is None and item.name in ("teacher", "student", "data") and not optional:
                 remedy = f"Pass --{item.name}, or write `{item.name}:` in the file of --config."
                 raise InputError(item.name, "a path", "nothing", remedy)
             [kind] = {*typing.get_args(hints[item.name]), hints[item.name]} & _TYPE_NAMES.keys()

@@ -23,7 +23,7 @@ from sad.teacher_cache.reader import TeacherCache
 from sad.training import difficulty
 from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
-from sad.training.trainer import SADTrainer
+from sad.training.trainer import SADTrainer, check_teacher
 from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
 from sad.trajectories.options import encoding_keywords
 from sad.trajectories.read import read_data
@@ -56,7 +56,7 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
 def _distill(
     options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None], stack: contextlib.ExitStack
 ) -> SADTrainer:
-    options.check()
+    options.check(needs_teacher=values.get("ce_weight") != 1.0)
     if not isinstance(options.out, str):
         got = "nothing" if options.out is None else repr(options.out)
         raise InputError("out", "a path", got, "Pass --out.")
@@ -66,10 +66,11 @@ def _distill(
     else:
         run.check_new()
     cache = None if options.teacher_cache is None else TeacherCache(options.teacher_cache)
-    names = ("teacher", "student") if cache is None else ("student",)
+    names = ("student",) if options.teacher is None else ("teacher", "student")
     for name in names:
         models.check_model_dir(name, getattr(options, name))
     config = make_config(values, options.out)
+    check_teacher(config, options.teacher is not None or cache is not None)
     if cache is not None:
         cache.check_observe(config.observe)
     encoding = {**encoding_keywords(options), "max_length": config.max_length, "observe": config.observe}

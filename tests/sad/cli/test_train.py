@@ -57,6 +57,15 @@ def inputs(folder: Path, **replaced: object) -> list[object]:
     return [part for name, path in paths.items() if path is not None for part in (f"--{name}", path)]
 
 
+def test_imitation_needs_no_teacher(sad, folder, tmp_path):
+    imitation = ["--ce-weight", "1", "--out", tmp_path / "run", *FAST]
+    assert "curriculum_gamma: expected 0 without a teacher" in sad("train", *inputs(folder, teacher=None), *imitation)[2]
+    assert not (tmp_path / "run").exists()
+    code, stdout, stderr = sad("train", *inputs(folder, teacher=None), *imitation, "--curriculum-gamma", "0")
+    assert code == 0, stderr
+    assert "student: GPT2LMHeadModel" in stdout and "teacher:" not in stdout
+
+
 def test_a_run_leaves_config_records_metrics_and_a_model(sad, folder, tmp_path):
     out = tmp_path / "run"
     code, stdout, stderr = sad("train", *inputs(folder), "--eval-data", folder / "data.jsonl", "--out", out, *FAST)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from sad.errors import InputError
+from sad.hub import model_folder
 
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer except the head
 QUANTIZATIONS = ("8bit", "4bit")
@@ -34,15 +35,12 @@ def check_model_dir(name: str, path: str | Path) -> Path:
 
     Args:
         name: The argument's name for messages, such as "teacher".
-        path: The folder.
+        path: The folder, or the name of a model on the Hugging Face Hub, which is downloaded once.
 
     Raises:
         InputError: It does not exist, or holds no `config.json`.
     """
-    path = Path(path)
-    if not path.is_dir():
-        remedy = "Download a model of the Hugging Face hub with: hf download NAME --local-dir DIR"
-        raise InputError(name, "a folder with a model", f"{str(path)!r}, which is not a folder", remedy)
+    path = model_folder(name, path)
     if not (path / "config.json").is_file():
         remedy = "Save the model there with `model.save_pretrained(...)`."
         raise InputError(name, "a folder with a config.json", f"{str(path)!r} without one", remedy)
@@ -77,7 +75,8 @@ def load_model(
 
     Args:
         name: The argument's name for messages.
-        path: A folder with a model, or with LoRA adapters. Adapters name the folder of their base model.
+        path: A folder with a model, or with LoRA adapters, or the name of a model on the Hugging Face Hub. Adapters name the
+            folder of their base model.
         dtype: A name in `DTYPES`; "auto" keeps the dtype of the saved weights.
         from_config: Start from random weights. The folder then needs only a `config.json`.
         seed: Random seed of these weights.
@@ -87,6 +86,7 @@ def load_model(
     Raises:
         InputError: The folder holds no loadable model, or a package is missing.
     """
+    path = model_folder(name, path)
     path = _check_adapter_dir(name, path) if Path(path, _ADAPTER).is_file() else check_model_dir(name, path)
     check_quantization(quantization)
     check_dtype(f"{name}_dtype", dtype)
@@ -127,12 +127,12 @@ def load_tokenizer(name: str, path: str | Path) -> PreTrainedTokenizerBase | Non
 
     Args:
         name: The argument's name for messages.
-        path: The folder.
+        path: The folder, or the name of a model on the Hugging Face Hub.
 
     Raises:
         InputError: The tokenizer cannot be loaded.
     """
-    path = Path(path)
+    path = model_folder(name, path, weights=False)
     if not any((path / file).is_file() for file in _TOKENIZER):
         return None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from sad.teacher_cache.reader import TeacherCache
 from sad.training import difficulty
 from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
+from sad.training.data_files import evaluation_sets, expand_paths
 from sad.training.trainer import SADTrainer, check_teacher
 from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
 from sad.trajectories.options import encoding_keywords
 from sad.trajectories.read import read_data
+from sad.trajectories.refused import Refused
 from sad.trajectories.tokenizers import set_chat_template
+from sad.trajectories.trajectory import Trajectory
 
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
@@ -79,8 +82,8 @@ def _distill(
     announce = say if main else lambda message: None
     if options.resume and main:  # a new folder is locked later, because bad input must not create it
         stack.enter_context(files.FolderLock(run.path))
-    paths = {name: path for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
-    read = {name: read_data(path, options.source, options.on_error, announce) for name, path in paths.items()}
+    paths = {"data": expand_paths("data", options.data), **evaluation_sets(options.eval_data)}
+    read = {name: _read(found, options, announce) for name, found in paths.items()}
     probes = [trajectory.text for trajectory in read["data"][0] if trajectory.text][:_PROBES]
     tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
@@ -93,12 +96,13 @@ def _distill(
         corpora[name] = encode_all(
             trajectories, tokenizer, **encoding, on_error=options.on_error, refused=refused, say=announce
         )
-        announce(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
+        files_read = ", ".join(paths[name])
+        announce(f"{files_read}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
         if not corpora[name].examples:
             remedy = "Check the spans with `sad inspect`; --format names the format of the file."
             if corpora[name].supervised:
                 remedy = f"--max-length {config.max_length} cuts all of it: raise it, or pass --long window."
-            raise InputError(getattr(options, name), "trajectories with reasoning or actions", "none", remedy)
+            raise InputError(files_read, "trajectories with reasoning or actions", "none", remedy)
     digest = difficulty.read_rows(corpora["data"].examples, config.max_length).digest
     if options.resume:
         run.check_same_data(digest)
@@ -114,7 +118,7 @@ def _distill(
         teacher,
         config,
         train_dataset=corpora["data"].examples,
-        eval_dataset=corpora["eval_data"].examples if "eval_data" in corpora else None,
+        eval_dataset=_evaluation_datasets(corpora),
         processing_class=tokenizer,
         teacher_cache=cache,
         callbacks=[MetricsWriter(run.metrics)],
@@ -135,6 +139,22 @@ def _distill(
     _save_model(trainer, run.model)
     announce(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
     return trainer
+
+
+def _read(
+    paths: Sequence[str], options: RunOptions, announce: Callable[[str], None]
+) -> tuple[list[Trajectory], list[Refused]]:
+    """Returns the trajectories of all files, and the records that were refused."""
+    parts = [read_data(path, options.source, options.on_error, announce) for path in paths]
+    return [item for kept, _ in parts for item in kept], [item for _, refused in parts for item in refused]
+
+
+def _evaluation_datasets(corpora: Mapping[str, EncodedCorpus]) -> Any:
+    """Returns the examples of the evaluation set, or of each one by its name, or None."""
+    if "eval_data" in corpora:
+        return corpora["eval_data"].examples
+    named = {name.removeprefix("eval_data_"): corpus.examples for name, corpus in corpora.items() if name != "data"}
+    return named or None
 
 
 class RunFolder:

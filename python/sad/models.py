@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -297,6 +298,24 @@ def add_adapters(
         raise InputError("lora_targets", "layers of the student", repr(targets), remedy) from error
     adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
     return adapted
+
+
+def with_adapters(student: nn.Module, config: Any) -> nn.Module:
+    """Wraps the student in a PEFT model.
+
+    Args:
+        student: The student.
+        config: A configuration of peft.
+
+    Raises:
+        InputError: peft is missing, or the student is a PEFT model already.
+    """
+    check_package("peft_config", "peft", "lora")
+    from peft import PeftModel, get_peft_model
+
+    if isinstance(student, PeftModel):
+        raise InputError("peft_config", "None for a model with adapters", type(config).__name__, "Remove one of them.")
+    return get_peft_model(student, config)
 
 
 def quantization_config(bits: str, dtype: torch.dtype | str) -> BitsAndBytesConfig:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from sad.training import difficulty
 from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.data_files import evaluation_sets, expand_paths
+from sad.training.model_card import model_card
+from sad.training.progress import LogTable, step_line
 from sad.training.trainer import SADTrainer, check_teacher
 from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
 from sad.trajectories.options import encoding_keywords
@@ -123,6 +126,8 @@ def _distill(
         teacher_cache=cache,
         callbacks=[MetricsWriter(run.metrics)],
     )
+    LogTable.install(trainer)
+    announce(step_line(trainer))
     trainer.finite_guard.example_names = corpora["data"].ids
     if main:
         if not options.resume:
@@ -136,7 +141,7 @@ def _distill(
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    _save_model(trainer, run.model)
+    _save_model(trainer, run.model, _facts(corpora, paths), _command(options, values))
     announce(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
     return trainer
 
@@ -292,8 +297,35 @@ def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str
     return {**versions, **counts, "data_sha256": digest}
 
 
-def _save_model(trainer: SADTrainer, target: Path) -> None:
-    """Saves the trained model in a hidden folder, and moves it to its place when it is complete."""
+def _facts(corpora: Mapping[str, EncodedCorpus], paths: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Returns what the model card says about the data."""
+    corpus = corpora["data"]
+    return {
+        "data": ", ".join(Path(path).name for path in paths["data"]),
+        "training examples": len(corpus.examples),
+        "supervised tokens": corpus.supervised - corpus.supervised_cut,
+    }
+
+
+def _command(options: TrainOptions, values: Mapping[str, Any]) -> str:
+    """Returns the command of the run. Paths are shortened to their last part."""
+    parts = ["sad", "train"]
+    for item in fields(RunOptions):
+        value = getattr(options, item.name)
+        default = item.default_factory() if item.default is MISSING else item.default
+        if value == default:
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            path = isinstance(one, str) and Path(one).exists()
+            parts += [f"--{item.name.replace('_', '-')}", *([] if one is True else [Path(one).name if path else str(one)])]
+    for name, value in values.items():
+        if value is not None and not isinstance(value, (dict, list)):
+            parts += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(parts)
+
+
+def _save_model(trainer: SADTrainer, target: Path, facts: Mapping[str, Any], command: str) -> None:
+    """Saves the trained model with its card in a hidden folder, and moves it to its place when it is complete."""
     staged = target.with_name(f".{target.name}.partial")
     if trainer.args.should_save and staged.exists():
         shutil.rmtree(staged)
@@ -301,4 +333,5 @@ def _save_model(trainer: SADTrainer, target: Path) -> None:
     trainer.save_model(str(staged))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
+        model_card(trainer, command=command, data=facts).save(staged / "README.md")
         files.publish_folder(staged, target)

@@ -20,7 +20,7 @@ from sad.training.loss_config import SpanLossConfig
 from sad.training.losses import SpanLoss, live_loss
 from sad.training.metrics import MeanMeter, SpanMeter, Throughput, means, span_metrics, speed_metrics
 from sad.training.teacher import place_teacher, teacher_logits
-from sad.training.token_weights import weight_sum, weights_by_kind
+from sad.training.token_weights import weight_sum, weights_by_kind, without_unseen
 from sad.trajectories.labels import span_ids_of
 from sadkernels import backends
 from sadkernels.spans import SpanKind, SpanStats
@@ -109,7 +109,7 @@ class SpanLossTrainer:
         processes. Without weights it is their number."""
         if not batch_samples:
             return None
-        count = sum(weight_sum(batch, self._loss_config.observe) for batch in batch_samples).to(device)
+        count = sum(weight_sum(without_unseen(batch), self._loss_config.observe) for batch in batch_samples).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count / self.get_tp_size()  # tensor-parallel processes share each batch
@@ -126,6 +126,7 @@ class SpanLossTrainer:
         In training, `contrastive_weight` adds the contrastive term of the batch, divided by the number of accumulated
         batches. Over the step that is the mean of all batches of all processes.
         """
+        inputs = without_unseen(inputs)
         needs_logits = return_outputs and self._logits_are_read
         own = weight_sum(inputs, self._loss_config.observe)
         normalizer = own if num_items_in_batch is None else num_items_in_batch

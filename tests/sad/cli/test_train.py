@@ -86,6 +86,11 @@ def test_a_run_leaves_config_records_metrics_and_a_model(sad, folder, tmp_path):
     code, stdout, stderr = sad("train", *inputs(folder), "--eval-data", folder / "data.jsonl", "--out", out, *FAST)
     assert code == 0, stderr
     assert "read 13 trajectories" in stdout and "1 without a supervised token dropped" in stdout
+    card = (out / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "# student, distilled" in card
+    assert "| teacher | teacher |" in card and "| training examples | 12 |" in card and "| last log |" in card
+    assert "    sad train --teacher teacher --student student --data data.jsonl" in card and "--max-steps 4" in card
+    assert str(folder) not in card and str(tmp_path) not in card  # no path of the machine
     record = json.loads((out / "run.json").read_text())
     cut = sum(len(example["input_ids"]) > 96 for example in tiny.examples(12, max_length=None))
     assert cut > 0

@@ -15,6 +15,7 @@ from sad.trajectories.long import group_by_turn, windows
 from sad.trajectories.options import check_kept_ids, check_long, check_unroll
 from sad.trajectories.refused import Refused, check_on_error, refusal, stop_error
 from sad.trajectories.segment import Segmentation, Unparsed
+from sad.trajectories.shared_start import SharedStart
 from sad.trajectories.spans import Span, SpanKind, span_ids_from_offsets, supervised_kinds
 from sad.trajectories.tokenizers import check_tokenizer
 from sad.trajectories.trajectory import Trajectory
@@ -94,11 +95,13 @@ class EncodedCorpus:
     refused: list[Refused] = field(default_factory=list)
     kept: int = 0
     not_kept: Counter[str] = field(default_factory=Counter)
+    _start: SharedStart = field(default_factory=SharedStart, repr=False)
 
     def add(self, trajectory: Trajectory, found: EncodedTrajectory) -> None:
         """Adds the examples of a trajectory, and counts."""
         self.trajectories += 1
         self.unrolled += len(found.whole) > 1
+        self._start.add(found.segmentation.text, found.segmentation.spans, trajectory.task)
         self.kept += found.kept
         if found.not_kept:
             self.not_kept[found.not_kept] += 1
@@ -146,6 +149,8 @@ class EncodedCorpus:
     def warnings(self) -> list[str]:
         """Returns what a user should know before the training: many supervised tokens cut, a kind without a token."""
         found = [message] if (message := cut_warning(self.supervised_cut, self.supervised)) else []
+        if message := self._start.warning():
+            found.append(message)
         for reason, count in self.not_kept.items():
             found.append(f"{count} trajectories with token ids of their play are tokenized anew: {reason}.")
         missing = [_NAMES[kind] for kind in supervised_kinds() if self.examples and not self.count(kind)]

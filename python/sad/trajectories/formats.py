@@ -244,7 +244,7 @@ for _format in (
     Format(
         "react",
         reason=r"(?:Thought|Think)(?P<label>[ \t]?\d+)?[ \t]?:",
-        act=r"(?:Action Input|Action|Final Answer|Answer)(?P<label>[ \t]?\d+)?[ \t]?:",
+        act=r"(?:Action Input|Action|Act|Final Answer|Answer)(?P<label>[ \t]?\d+)?[ \t]?:",
         environment=r"(?:Observation|ActionPath|Question)(?P<label>[ \t]?\d+)?[ \t]?:",
         unprefixed="model",
         suspect=r"Reasoning[ \t]?:|>[ \t]?think:",

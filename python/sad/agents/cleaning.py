@@ -48,6 +48,34 @@ def clean(turn: str, admissible: Collection[str] = ()) -> str:
     return turn
 
 
+def kinds_of_lines(turn: str) -> list[tuple[int, int, str | None]]:
+    """Returns the parts of an uncleaned turn as (start, end, prefix), in order and without gaps.
+
+    The prefix is that of `clean`: a part without one of its own has the prefix of the reasoning above it, or of a prefix
+    without content above it; None if there is neither.
+    """
+    found: list[tuple[int, int, str | None]] = []
+    above: tuple[str | None, bool] = (None, False)  # the prefix of the part above, and whether it has content
+    start = 0
+    for line in turn.splitlines(keepends=True):
+        at, rest = start, line
+        while rest:
+            match = _PREFIX.match(rest)
+            prefix = _PREFIX_OF_WORD[match["word"].lower()] if match else None
+            begin = match.end() if match else 0
+            inline = _INLINE.get(prefix or REASONING)
+            gap = inline.search(rest, begin) if inline is not None else None
+            length = gap.end() if gap else len(rest)
+            content = bool(rest[begin:length].strip()) and not _FENCE.fullmatch(rest[begin:length])
+            if prefix is None and (above[0] == REASONING or (above[0] and not above[1])):
+                prefix, content = above[0], above[1] or content
+            found.append((at, at + length, prefix))
+            above = (prefix, content)
+            at, rest = at + length, rest[length:]
+        start += len(line)
+    return found
+
+
 def _clean_once(turn: str, admissible: Collection[str]) -> str:
     lines: list[tuple[str | None, str]] = []  # (prefix or None, content)
     for line in turn.splitlines():

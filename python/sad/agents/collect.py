@@ -43,6 +43,7 @@ def collect(
     skip_ids: Collection[str] = (),
     on_trajectory: Callable[[Trajectory], None] | None = None,
     extra: dict[str, Any] | None = None,
+    keep_ids: bool = True,
     **rollout_options: Any,
 ) -> list[Trajectory]:
     """Runs episodes with a language model and returns them as trajectories, both successes and failures.
@@ -60,6 +61,8 @@ def collect(
         skip_ids: Ids of trajectories to skip because they exist already.
         on_trajectory: Called with every finished trajectory.
         extra: Additional fields of every trajectory, such as the name of the model.
+        keep_ids: Whether the trajectories keep the token ids that the model read and wrote (`Trajectory.kept_tokens`), so
+            that a training on them needs no tokenizer run.
         **rollout_options: Further arguments of `sad.rollout`.
 
     Returns:
@@ -69,7 +72,7 @@ def collect(
         InputError: `samples` is below 1, several samples are greedy, or `sad.rollout` rejects an argument.
     """
     run = partial(rollout, model, tokenizer, env, **rollout_options)
-    return _collect(run, tasks, env_name, samples, temperature, seed, skip_ids, on_trajectory, extra or {})
+    return _collect(run, tasks, env_name, samples, temperature, seed, skip_ids, on_trajectory, extra or {}, keep_ids)
 
 
 def collect_endpoint(
@@ -113,6 +116,7 @@ def _collect(
     skip_ids: Collection[str],
     on_trajectory: Callable[[Trajectory], None] | None,
     extra: dict[str, Any],
+    keep_ids: bool = True,
 ) -> list[Trajectory]:
     if samples < 1:
         raise InputError("samples", "at least 1", str(samples), "Use 1 or more.")
@@ -123,7 +127,7 @@ def _collect(
     jobs = [(task, k) for k in range(samples) for task in tasks if sample_id(task, k) not in skip_ids]
 
     def to_trajectory(episode: Episode) -> Trajectory:
-        trajectory = episode.to_trajectory(env_name, **extra, temperature=temperature, seed=episode.seed)
+        trajectory = episode.to_trajectory(env_name, keep_ids=keep_ids, **extra, temperature=temperature, seed=episode.seed)
         trajectory.id = sample_id(episode.task, episode.seed - seed)
         return trajectory
 

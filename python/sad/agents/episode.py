@@ -12,6 +12,7 @@ from typing import Any
 from sad.agents.cleaning import ACTION, ANSWER, clean
 from sad.envs.protocol import Env, Step, Task
 from sad.errors import InputError
+from sad.trajectories.kept import KeptTokens
 from sad.trajectories.trajectory import Trajectory
 
 _AGENT_PREFIX = re.compile(r"\s*(?:Reasoning|Action|Answer)[ \t]?:", re.IGNORECASE)
@@ -66,6 +67,7 @@ class Episode:
         text: The transcript without the prompt: the observations and the lines of the agent.
         token_ids: The tokens that the model read and generated, with the prompt. Empty for a model behind an endpoint.
         generated_mask: For each of `token_ids`, whether the model generated it.
+        kept_tokens: `token_ids` with their kinds, for a training. None while the episode runs, or without `token_ids`.
         actions: The commands that the environment received.
         invalid_actions: Number of actions without effect, according to `info["valid"]` or the admissible commands.
         metrics: The metrics that the environment reported after the last action.
@@ -78,6 +80,7 @@ class Episode:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     generated_mask: list[bool] = field(default_factory=list)
+    kept_tokens: KeptTokens | None = None
     actions: list[str] = field(default_factory=list)
     invalid_actions: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -95,11 +98,12 @@ class Episode:
         """Seed of the random generator. It depends on `seed` and the task only, so the batch does not change the samples."""
         return zlib.crc32(f"{self.seed}/{self.task.id}".encode())
 
-    def to_trajectory(self, env_name: str | None = None, **extra: Any) -> Trajectory:
+    def to_trajectory(self, env_name: str | None = None, *, keep_ids: bool = True, **extra: Any) -> Trajectory:
         """Returns the episode as a trajectory of format `sad`, under the id of the task.
 
         Args:
             env_name: Name of the environment.
+            keep_ids: Whether the trajectory keeps the token ids, so that a training on it needs no tokenizer run.
             **extra: Additional fields of the record, such as the name of the model.
         """
         record = {
@@ -118,6 +122,7 @@ class Episode:
             env=env_name,
             task=self.task.goal,
             success=self.won,
+            kept_tokens=self.kept_tokens if keep_ids else None,
             extra=record | extra,
         )
 
@@ -136,7 +141,8 @@ class EpisodeRunner:
 
     Attributes:
         episode: The record so far.
-        opening: The prompt (if any), a blank line, and the first observation.
+        prompt: The prompt and a blank line, or "".
+        opening: The prompt and the first observation.
         admissible: The commands that the environment lists for its current state.
     """
 
@@ -145,7 +151,8 @@ class EpisodeRunner:
         self.episode = Episode(task, decoding=config.decoding, seed=seed)
         self.episode.text = format_observation(env.reset(task))
         prompt = config.prompt.rstrip()
-        self.opening = f"{prompt}\n\n{self.episode.text}" if prompt else self.episode.text
+        self.prompt = f"{prompt}\n\n" if prompt else ""
+        self.opening = self.prompt + self.episode.text
         self.admissible: Sequence[str] = env.admissible_commands
         self._last_exchange: tuple[str, str] | None = None  # last command and its observation
         self._repeats = 0

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sad.agents.cleaning import ACTION, ANSWER, REASONING, kinds_of_lines
 from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
 from sad.agents.kv_cache import CachedBatch
 from sad.agents.transcript import ChatTranscriptTokenizer, TranscriptTokenizer
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
+from sad.trajectories.kept import KeptTokens, digest
+from sad.trajectories.segment import segment
+from sad.trajectories.spans import Span, SpanKind, span_ids_from_offsets
 
 _COMPACT_BELOW = 0.85  # share of active rows; copying the KV cache costs more than a few idle rows
 
@@ -87,7 +91,7 @@ def rollout(
                 for task, own_seed in jobs[start : start + batch_size]
             ]
             _run_batch(model, slots, on_episode)
-            episodes += [slot.episode for slot in slots]
+            episodes += [slot.close() for slot in slots]
     finally:
         model.train(was_training)
     return episodes
@@ -119,7 +123,10 @@ class RolloutSlot:
         self._turn: list[int] = []  # tokens generated since the last observation
         self._candidates: list[list[int]] | None = None  # remaining tokens of the admissible commands, during a command
         self._generator = torch.Generator().manual_seed(self.episode.sampling_seed)
-        self._append_observation(transcript.encode_opening(runner.opening))
+        self._kinds = ""  # a digit per token of the episode, without those of the turn that goes on
+        self._stopped: int | None = None  # the stop token that the model generated last
+        opening, self._prompt = transcript.encode_prompted(runner.prompt, self.episode.text)
+        self._append_observation(opening, self.episode.text)
 
     @property
     def done(self) -> bool:
@@ -152,6 +159,7 @@ class RolloutSlot:
     def append(self, token: int) -> None:
         """Appends a generated token. If it completes an `Action:` line, the environment steps."""
         if token in self._transcript.stop_ids:
+            self._stopped = token
             self._end_turn()
             return
         self._append_generated([token])
@@ -170,9 +178,17 @@ class RolloutSlot:
         if self._candidates is not None:
             self._candidates = [rest[1:] for rest in self._candidates if rest[:1] == tokens and len(rest) > 1] or None
 
-    def _append_observation(self, tokens: list[int]) -> None:
+    def _append_observation(self, tokens: list[int], observation: str) -> None:
+        self._kinds += self._kinds_of_turn()
+        own = int(tokens[:1] == [self._stopped])  # a template goes on with the mark that the model stopped with
         self.episode.token_ids += tokens
-        self.episode.generated_mask += [False] * len(tokens)
+        self.episode.generated_mask += [True] * own + [False] * (len(tokens) - own)
+        if own or True in self.episode.generated_mask:
+            observed = self._transcript.observed(tokens, observation)[own:]
+            self._kinds += str(int(SpanKind.ACT)) * own + "".join(str(int(SpanKind.OBSERVE) * one) for one in observed)
+        else:
+            self._kinds += "0" * len(tokens)
+        self._stopped = None
         self.unread += tokens
         self._turn, self._candidates = [], None
         if len(self.episode.token_ids) >= self._max_length:
@@ -192,7 +208,7 @@ class RolloutSlot:
         observation = self._runner.step(text)
         if observation is None:
             return False
-        self._append_observation(self._transcript.encode_observation(text, observation))
+        self._append_observation(self._transcript.encode_observation(text, observation), observation)
         return True
 
     def _allowed_tokens(self) -> list[int] | None:
@@ -206,6 +222,27 @@ class RolloutSlot:
             self._candidates = [self._transcript.encode_after(line, f"{blank}{command}\n") for command in commands]
         return sorted({rest[0] for rest in self._candidates}) if self._candidates else None
 
+    def close(self) -> Episode:
+        """Returns the episode, with its tokens and their kinds, after it has ended."""
+        episode = self.episode
+        if episode.kept_tokens is None:
+            self._kinds += self._kinds_of_turn()
+            digests = digest(episode.text), digest(self._transcript.decode(episode.token_ids))
+            ids, chat = list(episode.token_ids), self._transcript.is_chat
+            episode.kept_tokens = KeptTokens(ids, self._kinds, self._prompt, chat, *digests)
+        return episode
+
+    def _kinds_of_turn(self) -> str:
+        """Returns a digit per token of the turn: what the model wrote in lines of reasoning and of actions."""
+        text, offsets = self._transcript.offsets(self._turn)
+        if self._config.clean:
+            kinds = {REASONING: SpanKind.REASON, ACTION: SpanKind.ACT, ANSWER: SpanKind.ACT}
+            parts = kinds_of_lines(text)
+            spans = [Span(start, end, kinds[prefix]) for start, end, prefix in parts if prefix is not None]
+        else:
+            spans = segment(text, "sad").spans
+        return "".join(map(str, span_ids_from_offsets(offsets, spans).tolist())) if offsets else ""
+
     def _turn_text(self) -> str:
         return self._transcript.decode(self._turn)
 
@@ -218,7 +255,7 @@ def _run_batch(model: Any, slots: list[RolloutSlot], on_episode: Callable[[Episo
     """
     for slot in slots:
         if slot.done and on_episode is not None:  # the first observation filled the context
-            on_episode(slot.episode)
+            on_episode(slot.close())
     slots = [slot for slot in slots if not slot.done]
     if not slots:
         return
@@ -230,7 +267,7 @@ def _run_batch(model: Any, slots: list[RolloutSlot], on_episode: Callable[[Episo
             if not slot.done and not slot.unread:
                 slot.append(greedy_token if slot.is_greedy else slot.sample(row_logits))
                 if slot.done and on_episode is not None:
-                    on_episode(slot.episode)
+                    on_episode(slot.close())
         active = [row for row, slot in enumerate(slots) if not slot.done]
         if not active:
             return

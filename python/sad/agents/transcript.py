@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sad.errors import InputError
+from sad.trajectories.kept import token_offsets
 
 _TURN = "<a turn of the agent>"  # placeholder for an assistant message when the template renders the text after it
 
@@ -34,6 +35,29 @@ class TranscriptTokenizer:
             ids, special = ids[:-1], special[:-1]
         return ids
 
+    is_chat = False
+
+    def encode_prompted(self, prompt: str, text: str) -> tuple[list[int], tuple[int, int]]:
+        """Returns the tokens of a prompt and the first text of a transcript, and the range [start, stop) of the prompt.
+
+        If a token crosses the boundary, the text is tokenized alone. A conversation has no such range: (0, 0).
+        """
+        if not prompt:
+            return self.encode_opening(text), (0, 0)
+        whole = self._tokenizer(prompt + text, return_special_tokens_mask=True, return_offsets_mapping=True, verbose=False)
+        special, offsets = whole["special_tokens_mask"], whole["offset_mapping"]
+        start = next((number for number, mark in enumerate(special) if not mark), 0)
+        stop = next((n for n, (begin, end) in enumerate(offsets) if begin >= len(prompt) and end > begin), len(special))
+        ids = self.encode_opening(prompt + text)
+        if stop > 0 and offsets[stop - 1][1] > len(prompt):
+            before = self.encode_opening(prompt)
+            ids, stop = [*before, *self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]], len(before)
+        return ids, (start, stop)
+
+    def observed(self, ids: list[int], observation: str) -> list[bool]:
+        """Returns which tokens of an observation the environment wrote: all of them, or those between a template's marks."""
+        return [True] * len(ids)
+
     def encode_observation(self, turn: str, observation: str) -> list[int]:
         """Returns the tokens between a turn and the next one: the observation after this turn."""
         last_line = turn[: turn.rfind("\n") + 1].splitlines(keepends=True)[-1:]
@@ -59,6 +83,10 @@ class TranscriptTokenizer:
     def decode(self, tokens: list[int]) -> str:
         """Returns the exact text of the tokens, without cleanup of spaces."""
         return self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+
+    def offsets(self, tokens: list[int]) -> tuple[str, list[tuple[int, int]]]:
+        """Returns the text of the tokens and the character range of each of them."""
+        return token_offsets(self._tokenizer, tokens)
 
     def contains_newline(self, token: int) -> bool:
         """Returns whether the text of the token contains a line end, so that a line can be complete."""
@@ -86,6 +114,17 @@ class ChatTranscriptTokenizer(TranscriptTokenizer):
     def encode_opening(self, text: str) -> list[int]:
         """Returns the tokens of a conversation with this first user message, up to the assistant's turn."""
         return self._encode_rendered(self._render([text.rstrip("\n")]))
+
+    is_chat = True
+
+    def encode_prompted(self, prompt: str, text: str) -> tuple[list[int], tuple[int, int]]:
+        return self.encode_opening(prompt + text), (0, 0)
+
+    def observed(self, ids: list[int], observation: str) -> list[bool]:
+        text, offsets = token_offsets(self._tokenizer, ids)
+        start = text.find(observation.strip())
+        end = start + len(observation.strip())
+        return [start <= begin and stop <= end and begin < stop for begin, stop in offsets]
 
     def encode_observation(self, turn: str, observation: str) -> list[int]:
         """Returns the tokens from the end of the assistant message to the start of the next one.

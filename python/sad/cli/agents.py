@@ -90,6 +90,7 @@ def rollout_tasks(
     *,
     samples: int = 1,
     clean: bool = True,
+    keep_ids: bool = True,
     skip_ids: Collection[str] = (),
     on_trajectory: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
@@ -105,6 +106,7 @@ def rollout_tasks(
         options: The options of the command.
         samples: Number of episodes per task.
         clean: Normalize the form of the generated lines.
+        keep_ids: Keep the token ids of a local model in the trajectories.
         skip_ids: Ids of trajectories to skip.
         on_trajectory: Called with every finished trajectory.
 
@@ -131,7 +133,7 @@ def rollout_tasks(
             run = partial(collect_endpoint, agent.endpoint)
         else:
             chat = bool(prompt) and bool(agent.tokenizer.chat_template)
-            run = partial(collect, agent.model, agent.tokenizer, chat=chat, decoding=options.decoding)
+            run = partial(collect, agent.model, agent.tokenizer, chat=chat, decoding=options.decoding, keep_ids=keep_ids)
         return run(
             env,
             tasks,

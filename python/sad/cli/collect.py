@@ -29,6 +29,11 @@ class CollectOptions(AgentOptions):
     samples: int = option(1, group=ROLLOUT, help="Number of episodes per task.")
     prompt: str = option("paper", group=ROLLOUT, help=PROMPT_HELP)
     temperature: float = option(0.2, group=ROLLOUT, help="Sampling temperature. 0 is greedy.")
+    keep_ids: bool = option(
+        True,
+        group=ROLLOUT,
+        help="Keep the token ids of a local model, so that training need not tokenize the text.",
+    )
     clean: bool = option(True, group=ROLLOUT, help="Normalize the form of the generated lines: prefixes, line ends.")
 
 
@@ -65,6 +70,7 @@ def command(options: CollectOptions) -> None:
         options,
         samples=samples,
         clean=options.clean,
+        keep_ids=options.keep_ids,
         skip_ids=tuple(file.trajectories),
         on_trajectory=file.add,
     )

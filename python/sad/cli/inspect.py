@@ -7,7 +7,7 @@ import typer
 
 from sad.cli.flags import takes
 from sad.options import option
-from sad.trajectories.options import check_long, check_unroll, encoding_keywords, encoding_option
+from sad.trajectories.options import check_kept_ids, check_long, check_unroll, encoding_keywords, encoding_option
 
 HTML_LIMIT = 100
 UNPARSED_LIMIT = {"terminal": 20, "html": 500}
@@ -40,6 +40,7 @@ class InspectOptions:
     long_context: float = encoding_option("long_context")
     long_head: int = encoding_option("long_head")
     unroll: str = encoding_option("unroll")
+    kept_ids: str = encoding_option("kept_ids")
     chat_template: str | None = encoding_option("chat_template")
     include_prefix: bool = option(True, help="Whether a span includes its prefix, such as `Reasoning:`.")
 
@@ -65,6 +66,7 @@ def command(options: InspectOptions) -> None:
     check_new_file("--html", page)
     check_long(options.long, options.max_length, options.long_context, options.long_head)
     check_unroll(options.unroll)
+    check_kept_ids(options.kept_ids)
     encoding = encoding_keywords(options)
     recognized: list[str] = []
     trajectories, refused = read_data(file, options.source, "skip", recognized.append)

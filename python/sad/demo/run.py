@@ -24,6 +24,7 @@ from sad.errors import InputError
 from sad.files import write_file
 from sad.report.overlay import token_pieces
 from sad.report.page import demo_page
+from sad.trajectories.encode import encode_with_segmentation
 from sad.trajectories.trajectory import Trajectory
 
 ENV = "household"
@@ -234,9 +235,9 @@ class _Demo:
         """Writes `report.html` with the span labels of three lessons."""
         pieces = {}
         for trajectory in lessons[:3]:
-            encoded = sad.encode(trajectory, tokenizer, max_length=self.config.context)
-            title, text = f"{trajectory.task} ({trajectory.id})", trajectory.text or ""
-            pieces[title] = token_pieces(text, encoded.offsets, encoded.span_ids, truncated=encoded.truncated)
+            encoded, found = encode_with_segmentation(trajectory, tokenizer, max_length=self.config.context)
+            title = f"{trajectory.task} ({trajectory.id})"
+            pieces[title] = token_pieces(found.text, encoded.offsets, encoded.span_ids, truncated=encoded.truncated)
         write_file(self.out / "report.html", demo_page(results, pieces))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sad.errors import InputError
 from sad.options import option
-from sad.trajectories.options import check_long, check_unroll, encoding_option
+from sad.trajectories.options import check_kept_ids, check_long, check_unroll, encoding_option
 from sad.trajectories.refused import check_on_error
 
 DTYPES = ("uint16", "float32")  # storage of the log-probabilities
@@ -36,6 +36,7 @@ class CacheOptions:
     long_context: float = encoding_option("long_context", _INPUT)
     long_head: int = encoding_option("long_head", _INPUT)
     unroll: str = encoding_option("unroll", _INPUT)
+    kept_ids: str = encoding_option("kept_ids", _INPUT)
     chat_template: str | None = encoding_option("chat_template", _INPUT)
     on_error: str = encoding_option("on_error", _INPUT)
     observe: bool = option(
@@ -68,5 +69,6 @@ class CacheOptions:
         check_long(self.long, self.max_length, self.long_context, self.long_head)
         check_on_error(self.on_error)
         check_unroll(self.unroll)
+        check_kept_ids(self.kept_ids)
         if not self.data:
             raise InputError("data", "a file of trajectories", "nothing", "Give --data; repeat it for more files.")

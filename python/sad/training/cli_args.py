@@ -16,7 +16,7 @@ import yaml
 from sad.errors import InputError
 from sad.options import option
 from sad.training.fields import GROUPS
-from sad.trajectories.options import check_long, check_unroll, encoding_option
+from sad.trajectories.options import check_kept_ids, check_long, check_unroll, encoding_option
 from sad.trajectories.refused import check_on_error
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class RunOptions:
     long_context: float = encoding_option("long_context", "Data")
     long_head: int = encoding_option("long_head", "Data")
     unroll: str = encoding_option("unroll", "Data")
+    kept_ids: str = encoding_option("kept_ids", "Data")
     chat_template: str | None = encoding_option("chat_template", "Data")
     on_error: str = encoding_option("on_error", "Data")
 
@@ -113,6 +114,7 @@ class RunOptions:
         check_long(self.long, None, self.long_context, self.long_head)  # max_length is checked with the data
         check_on_error(self.on_error)
         check_unroll(self.unroll)
+        check_kept_ids(self.kept_ids)
         models.check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         if self.lora_rank is not None and self.from_config:
             remedy = "Save that student first: the run saves only the adapters, so its random weights would be lost."

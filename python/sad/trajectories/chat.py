@@ -12,7 +12,7 @@ from sad.errors import InputError
 from sad.trajectories.content import Piece, spans_of, split_content
 from sad.trajectories.formats import ChatFormat
 from sad.trajectories.lines import Unparsed
-from sad.trajectories.messages import Message
+from sad.trajectories.messages import Form, Message
 from sad.trajectories.normalize import normalize_messages, normalize_tools, parsed
 from sad.trajectories.options import check_unroll
 from sad.trajectories.rendering import Region, Renderer, possible_forms, prepare
@@ -21,6 +21,7 @@ from sad.trajectories.spans import Span, SpanKind
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_THOUGHT_MARKS = ("<|channel>thought", "<|channel|>analysis<|message|>")  # what Gemma 4 and harmony write before a thought
 _CLOSING_MARK = re.compile(r"\s*(<(?:\||[^|<>]{1,40}\|)[^<>\s]{0,40}>)")
 
 
@@ -170,9 +171,11 @@ class _Conversation:
         for parts in (whole, inner):
             parts = [part for part in parts if part[1]] + [("calls", call.name) for call in message.calls]
             found = self._find_in_order(text, parts, region)
-            if found is None and message.calls:  # some templates write the calls first
-                calls = len(message.calls)
-                found = self._find_in_order(text, parts[-calls:] + parts[:-calls], region)
+            calls = len(message.calls)
+            for before in (0, 1) if calls else ():  # some templates write the calls first, or before the text
+                if found is None and len(parts) > calls + before:
+                    ordered = [*parts[:before], *parts[-calls:], *parts[before:-calls]]
+                    found = self._find_in_order(text, ordered, region)
             if found is not None:
                 return [self._with_pieces(text, message, item) for item in self._join_calls(found)]
         return None
@@ -240,7 +243,11 @@ class _Conversation:
         text, after = example.text, region.start
         for number, found in enumerate(parts):
             start = self._start(text, found, after, first=number == 0, region=region)
-            after = region.end if number == len(parts) - 1 else self._end(text, found, region)
+            last = number == len(parts) - 1
+            if found.role == "calls" and not last:  # the arguments reach to the text after them
+                after = parts[number + 1].start
+            else:
+                after = region.end if last else self._end(text, found, region)
             if found.role == "text":
                 self._label_text(example, found, start, after)
             else:
@@ -265,7 +272,7 @@ class _Conversation:
         """Returns the start of a part's span; the previous part ends at `after`."""
         lead = text[after : found.start]
         if found.role == "reasoning":
-            openings = "|".join(re.escape(opening) for opening, _ in self.fmt.think_tags)
+            openings = "|".join(re.escape(opening) for opening in (*dict(self.fmt.think_tags), *_THOUGHT_MARKS))
             tag = re.search(rf"(?:{openings})\s*\Z", lead)
         elif found.role == "calls":
             tag = re.search(rf"(?:{'|'.join(map(re.escape, self.fmt.call_openers))})\s*", lead)
@@ -365,19 +372,26 @@ def segment_chat(
     tools = normalize_tools(tools)
     first: _Loss | InputError | None = None
     own_text = ""
-    for form in possible_forms(normal):
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    for form in possible_forms(normal, template):
         conversation = _Conversation(Renderer(tokenizer, prepare(normal, form), form, tools), fmt, include_prefix)
         try:
             result, losses = _examples(conversation, unroll)
         except InputError as error:
-            first = first or error
+            if first is None or (isinstance(first, InputError) and _in_own_words(error) > _in_own_words(first)):
+                first = error
             continue
         if not losses:
-            return _with_reports(result, normal, tools)
+            return _with_reports(result, normal, tools, form)
         if first is None or isinstance(first, InputError):
             first = losses[0]
             own_text = conversation.own_text(first.message)
     raise first if isinstance(first, InputError) else first.error(own_text)
+
+
+def _in_own_words(error: InputError) -> bool:
+    """Returns whether a template raised the error itself, by `raise_exception`."""
+    return error.got.startswith("TemplateError: ")
 
 
 def _examples(conversation: _Conversation, unroll: str) -> tuple[ChatSegmentation, list[_Loss]]:
@@ -411,8 +425,14 @@ def _examples(conversation: _Conversation, unroll: str) -> tuple[ChatSegmentatio
     return result, missing[::-1]
 
 
-def _with_reports(result: ChatSegmentation, messages: list[Message], tools: Any) -> ChatSegmentation:
-    """Adds what is not wrong, but should be known: no assistant message, tools that the text lacks."""
+def _with_reports(result: ChatSegmentation, messages: list[Message], tools: Any, form: Form) -> ChatSegmentation:
+    """Adds what is not wrong, but should be known: no assistant message, tools that the text lacks, calls one by one."""
+    for message in messages if form.single_calls else ():
+        if len(message.calls) > 1:
+            reason = (
+                f"the chat template writes one call per message: its {len(message.calls)} calls are messages of their own"
+            )
+            result.unparsed.append(Unparsed(1, "", f"{message.where}: {reason}, each followed by its result"))
     if not any(message.role == "assistant" for message in messages):
         result.unparsed.append(Unparsed(1, "", "the conversation has no assistant message: nothing to train on"))
     elif not any(message.trained for message in messages if message.role == "assistant"):

@@ -10,6 +10,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from sad.trajectories.formats import ChatFormat, Format, get_format
@@ -24,6 +25,8 @@ _DECORATION = re.compile(r"[ \t]*(?:#{1,6}[ \t]+)?(?:\*{1,2}|__)?")
 _AFTER_PREFIX = re.compile(r"(?:\*{1,2}|__)?[ \t]*")
 _DECORATED = re.compile(r"([^\n:*_#]{1,30})(?:\*{1,2}|__)[ \t]?:[ \t]*")  # the rest of `**Thought**:`
 _HEADING = re.compile(r"([^\n:*_#]{1,30}?)[ \t]*(?:\*{1,2}|__)?[ \t]*[\r\n]")  # the rest of `### Thought`
+_JSON_START = re.compile(r"\s*(?:```(?:json)?[ \t]*\n\s*)?\{")
+_DECODER = json.JSONDecoder()
 _REPORTS = 5  # per message
 _THOUGHT_KEYS = frozenset(
     "thought thoughts thinking think reasoning reason rationale reflection plan analysis current_state observation_summary "
@@ -187,6 +190,15 @@ def _begins_line(text: str, at: int, after: int) -> bool:
     return lead.endswith(("\n", ">")) or (not lead and window == after)
 
 
+@lru_cache(maxsize=16)
+def _kinds_of_tags(fmt: ChatFormat) -> dict[str, SpanKind]:
+    return {
+        **dict.fromkeys(fmt.action_tags, SpanKind.ACT),
+        **dict.fromkeys(fmt.reason_tags, SpanKind.REASON),
+        **dict.fromkeys(fmt.environment_tags, SpanKind.NONE),
+    }
+
+
 def _split_tags(text: str, piece: Piece, fmt: ChatFormat, unparsed: list[Unparsed]) -> list[Piece]:
     """Splits by paired tags: of the environment, of thoughts and of actions. Reports pairs of unknown name."""
     if text.find("<", piece.start, piece.end) < 0:
@@ -196,11 +208,7 @@ def _split_tags(text: str, piece: Piece, fmt: ChatFormat, unparsed: list[Unparse
     cursor = piece.start
     fences = _fenced(text, piece)
     begins = [start for start, _ in fences]
-    kinds = {
-        **dict.fromkeys(fmt.action_tags, SpanKind.ACT),
-        **dict.fromkeys(fmt.reason_tags, SpanKind.REASON),
-        **dict.fromkeys(fmt.environment_tags, SpanKind.NONE),
-    }
+    kinds = _kinds_of_tags(fmt)
     for opener, closer in _paired_tags(text, piece):
         block = bisect_right(begins, opener.start) - 1
         in_code = block >= 0 and opener.start < fences[block][1]
@@ -265,13 +273,10 @@ def _split_fence(text: str, piece: Piece, unparsed: list[Unparsed]) -> list[Piec
 
 def _split_json(text: str, piece: Piece) -> list[Piece]:
     """Splits an object with thoughts and actions as keys, fenced or not; returns [] for any other text."""
-    decoder = json.JSONDecoder()
-    body = text[piece.start : piece.end]
-    fence = re.match(r"\s*```(?:json)?[ \t]*\n", body)
-    at = piece.start + (fence.end() if fence else 0)
-    at += len(text[at : piece.end]) - len(text[at : piece.end].lstrip())
-    if not text.startswith("{", at):
+    opened = _JSON_START.match(text, piece.start, piece.end)
+    if opened is None:
         return []
+    decoder, at = _DECODER, opened.end() - 1
     marks: list[tuple[int, str]] = []
     try:
         at += 1
@@ -322,10 +327,10 @@ def _split_prefixes(text: str, piece: Piece, fmt: ChatFormat, unparsed: list[Unp
 
     Text before the first prefix is a thought if an action, but not an answer, follows. Otherwise the text stays whole.
     """
-    formats = [found for found in map(get_format, fmt.text_formats) if isinstance(found, Format)]
+    formats = tuple(found for found in map(get_format, fmt.text_formats) if isinstance(found, Format))
     pieces = _pieces_by_prefix(text, piece, formats)
-    while pieces and pieces[0].kind is SpanKind.NONE:  # the environment cannot write before the model does
-        pieces = pieces[1:]
+    first_own = next((number for number, new in enumerate(pieces) if new.kind is not SpanKind.NONE), len(pieces))
+    pieces = pieces[first_own:]  # the environment cannot write before the model does
     if not pieces:
         _report_suspects(text, piece, formats, unparsed)
         return []
@@ -341,14 +346,24 @@ def _split_prefixes(text: str, piece: Piece, fmt: ChatFormat, unparsed: list[Unp
     return []
 
 
-def _report_suspects(text: str, piece: Piece, formats: list[Format], unparsed: list[Unparsed]) -> None:
+@lru_cache(maxsize=16)
+def _patterns(formats: tuple[Format, ...]) -> list[tuple[re.Pattern[str], SpanKind]]:
+    """Returns the patterns of prefixes in the order in which they are tried."""
+    kinds = (("environment", SpanKind.NONE), ("reason", SpanKind.REASON), ("act", SpanKind.ACT))
+    return [(found.patterns[key], kind) for key, kind in kinds for found in formats if key in found.patterns]
+
+
+def _report_suspects(text: str, piece: Piece, formats: tuple[Format, ...], unparsed: list[Unparsed]) -> None:
     """Reports the first line that looks like a prefix of a format that is not among the text formats."""
-    suspects = [found.patterns["suspect"] for found in formats if "suspect" in found.patterns]
-    for number, (start, end) in enumerate(_lines(text, piece), text.count("\n", 0, piece.start) + 1):
+    suspects = [found.patterns["suspect"].match for found in formats if "suspect" in found.patterns]
+    for start, end in _lines(text, piece):
         content = _DECORATION.match(text, start, end).end()
-        if any(suspect.match(text, content, end) for suspect in suspects):
-            unparsed.append(Unparsed(number, _line_at(text, start), "looks like a prefix of an unknown format: not split"))
-            return
+        for suspect in suspects:
+            if suspect(text, content, end):
+                number = text.count("\n", 0, start) + 1
+                reason = "looks like a prefix of an unknown format: not split"
+                unparsed.append(Unparsed(number, _line_at(text, start), reason))
+                return
 
 
 def _is_answer(text: str, piece: Piece) -> bool:
@@ -364,18 +379,14 @@ def _lines(text: str, piece: Piece) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _pieces_by_prefix(text: str, piece: Piece, formats: list[Format]) -> list[Piece]:
+def _pieces_by_prefix(text: str, piece: Piece, formats: tuple[Format, ...]) -> list[Piece]:
     """Returns the pieces from the first prefix on; each ends at the next prefix or at the end of the text."""
-    pieces: list[Piece] = []
-    kinds = (("environment", SpanKind.NONE), ("reason", SpanKind.REASON), ("act", SpanKind.ACT))
-    patterns = [(found.patterns[key], kind) for key, kind in kinds for found in formats if key in found.patterns]
-    for start, end in _lines(text, piece):
-        found = _prefix(text, start, end, patterns)
-        if found is not None:
-            if pieces:
-                pieces[-1] = pieces[-1]._replace(end=start)
-            pieces.append(Piece(start, piece.end, *found))
-    return pieces
+    patterns = _patterns(formats)
+    prefixes = [
+        (start, found) for start, end in _lines(text, piece) if (found := _prefix(text, start, end, patterns)) is not None
+    ]
+    ends = [start for start, _ in prefixes[1:]]
+    return [Piece(start, end, *found) for (start, found), end in zip(prefixes, [*ends, piece.end])]
 
 
 def _prefix(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.formats import ChatFormat, Format
+from sad.trajectories.formats import ChatFormat, Format, get_format
+from sad.trajectories.kept import KeptTokens, cut_prompt, decoded_text, kept_segmentation, unusable
 from sad.trajectories.long import group_by_turn, windows
-from sad.trajectories.options import check_long, check_unroll
+from sad.trajectories.options import check_kept_ids, check_long, check_unroll
 from sad.trajectories.refused import Refused, check_on_error, refusal, stop_error
 from sad.trajectories.segment import Segmentation, Unparsed
-from sad.trajectories.spans import SpanKind, span_ids_from_offsets, supervised_kinds
+from sad.trajectories.shared_start import SharedStart
+from sad.trajectories.spans import Span, SpanKind, span_ids_from_offsets, supervised_kinds
 from sad.trajectories.tokenizers import check_tokenizer
 from sad.trajectories.trajectory import Trajectory
 
@@ -72,6 +75,8 @@ class EncodedCorpus:
         supervised_cut: Number of supervised tokens cut off.
         cut_empty: Number of the dropped examples whose supervised tokens were all cut off.
         refused: Trajectories that could not be encoded.
+        kept: Number of trajectories encoded from the token ids of their play.
+        not_kept: Number of trajectories whose token ids were not used, by the reason.
     """
 
     examples: list[dict[str, list[int]]] = field(default_factory=list)
@@ -88,11 +93,18 @@ class EncodedCorpus:
     supervised_cut: int = 0
     cut_empty: int = 0
     refused: list[Refused] = field(default_factory=list)
+    kept: int = 0
+    not_kept: Counter[str] = field(default_factory=Counter)
+    _start: SharedStart = field(default_factory=SharedStart, repr=False)
 
     def add(self, trajectory: Trajectory, found: EncodedTrajectory) -> None:
         """Adds the examples of a trajectory, and counts."""
         self.trajectories += 1
         self.unrolled += len(found.whole) > 1
+        self._start.add(found.segmentation.text, found.segmentation.spans, trajectory.task)
+        self.kept += found.kept
+        if found.not_kept:
+            self.not_kept[found.not_kept] += 1
         lengths = [[len(x.input_ids) + x.truncated for x in examples] for examples in (found.whole, found.examples)]
         self.split += lengths[0] != lengths[1]
         self.unparsed += [(trajectory.id, item) for item in found.segmentation.unparsed]
@@ -122,11 +134,12 @@ class EncodedCorpus:
         used = len(set(self.ids)) if self.unrolled or self.split else len(self.examples)
         several = [f"{self.unrolled} unrolled by turn, see --unroll"] if self.unrolled else []
         several += [f"{self.split} long ones split"] if self.split else []
+        kept = f", {self.kept} from the token ids of their play" if self.kept else ""
         parts = f" in {len(self.examples)} examples ({', '.join(several)})" if several else ""
         cut_off = f", {self.cut_empty} of them cut before it" if self.cut_empty else ""
         refused = f", {len(self.refused)} refused" if self.refused else ""
         return (
-            f"{used} trajectories{parts}, {tokens} tokens: "
+            f"{used} trajectories{parts}{kept}, {tokens} tokens: "
             f"{', '.join(f'{count} {name}' for name, count in counts.items())}; "
             f"{self.truncated} truncated ({self.tokens_cut} tokens cut, {self.supervised_cut} of {self.supervised} "
             f"supervised), {self.empty} without a supervised token dropped{cut_off}{refused}, "
@@ -136,6 +149,10 @@ class EncodedCorpus:
     def warnings(self) -> list[str]:
         """Returns what a user should know before the training: many supervised tokens cut, a kind without a token."""
         found = [message] if (message := cut_warning(self.supervised_cut, self.supervised)) else []
+        if message := self._start.warning():
+            found.append(message)
+        for reason, count in self.not_kept.items():
+            found.append(f"{count} trajectories with token ids of their play are tokenized anew: {reason}.")
         missing = [_NAMES[kind] for kind in supervised_kinds() if self.examples and not self.count(kind)]
         if missing:
             found.append(
@@ -212,11 +229,13 @@ class Encoding:
     long_head: int = 0
     unroll: str = "auto"
     show_observations: bool = False
+    kept_ids: str = "auto"
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
             raise InputError("max_length", "at least 1", str(self.max_length), "Pass the model's sequence length, or None.")
         check_unroll(self.unroll)
+        check_kept_ids(self.kept_ids)
         check_long(self.long, self.max_length, self.long_context, self.long_head)
 
 
@@ -227,11 +246,15 @@ class EncodedTrajectory(NamedTuple):
         whole: The examples before they are cut: one, or several if the chat template drops thoughts of earlier turns.
         examples: The examples for training. None is longer than the maximum length.
         segmentation: What they are made from.
+        kept: Whether the ids are those of the play.
+        not_kept: Why the ids of the play are not used; "" if there are none or if they are used.
     """
 
     whole: list[Encoded]
     examples: list[Encoded]
     segmentation: Segmentation
+    kept: bool = False
+    not_kept: str = ""
 
 
 def encode(
@@ -245,6 +268,8 @@ def encode(
     observe: bool = False,
 ) -> Encoded:
     """Tokenizes a whole trajectory once and labels its tokens (sections D.2 and F.1 of the paper).
+
+    A trajectory with the token ids of its play is not tokenized (`kept_ids` "auto" of `sad.encode_all`).
 
     Args:
         trajectory: A trajectory, its text, or its messages.
@@ -335,6 +360,9 @@ def encode_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase
         InputError: As in `encode`.
     """
     check_tokenizer(tokenizer)
+    kept, why = _kept_tokens(trajectory, tokenizer, encoding)
+    if kept is not None:
+        return _encode_kept(kept, tokenizer, encoding)
     segmentation = trajectory.segmented(encoding.format, encoding.include_prefix, tokenizer, encoding.unroll)
     chat = trajectory.spans is None and isinstance(trajectory.resolve_format(encoding.format), ChatFormat)
     from_text = chat and trajectory.messages is None
@@ -345,7 +373,51 @@ def encode_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase
         whole.append(Encoded(ids, labels, 0, offsets))
         prefixes = encoding.include_prefix or trajectory.spans is not None
         examples += _cut(whole[-1], part, encoding, prefixes)
-    return EncodedTrajectory(whole, examples, segmentation)
+    return EncodedTrajectory(whole, examples, segmentation, not_kept=why)
+
+
+def _kept_tokens(
+    trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, encoding: Encoding
+) -> tuple[KeptTokens | None, str]:
+    """Returns the ids of the play to train on; or None and why they are not used ("" if there are none, or on request)."""
+    kept = trajectory.kept_tokens
+    if kept is None or encoding.kept_ids == "never":
+        return None, ""
+    if encoding.format is not None or trajectory.spans is not None:
+        return None, "a format or spans replace their kinds"
+    why = unusable(kept, trajectory.text, decoded_text(kept, tokenizer), encoding.kept_ids)
+    if why is not None:
+        return None, why
+    return kept if encoding.kept_ids == "always" else cut_prompt(kept), ""
+
+
+def _encode_kept(kept: KeptTokens, tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> EncodedTrajectory:
+    """Returns the examples of the ids of a play. No token is added."""
+    segmentation, offsets = kept_segmentation(kept, tokenizer)
+    labels = [int(digit) for digit in kept.kinds]
+    if not (encoding.observe or encoding.show_observations):
+        labels = [0 if label == SpanKind.OBSERVE else label for label in labels]
+    if not encoding.include_prefix:
+        segmentation = segmentation._replace(spans=_without_prefixes(segmentation))
+        inside = span_ids_from_offsets(offsets, segmentation.spans).tolist()
+        labels = [label if own or label == SpanKind.OBSERVE else 0 for label, own in zip(labels, inside)]
+    whole = Encoded(list(kept.ids), labels, 0, offsets)
+    examples = _cut(whole, segmentation, encoding, encoding.include_prefix)
+    return EncodedTrajectory([whole], examples, segmentation, kept=True)
+
+
+def _without_prefixes(segmentation: Segmentation) -> list[Span]:
+    """Returns the spans of a play from after their prefixes and the blanks that follow."""
+    fmt = get_format("sad")
+    assert isinstance(fmt, Format)
+    text, cut = segmentation.text, []
+    for start, end, kind in segmentation.spans:
+        prefix = fmt.patterns["reason" if kind is SpanKind.REASON else "act"].match(text, start, end)
+        begin = prefix.end() if prefix else start
+        begin += len(text[begin:end]) - len(text[begin:end].lstrip(" \t"))
+        if begin < end:
+            cut.append(Span(begin, end, kind))
+    return cut
 
 
 def _cut(whole: Encoded, part: Segmentation, encoding: Encoding, prefixes: bool) -> list[Encoded]:
@@ -379,6 +451,7 @@ def encode_all(
     long_context: float = 0.25,
     long_head: int = 0,
     unroll: str = "auto",
+    kept_ids: str = "auto",
     on_error: str = "stop",
     refused: Iterable[Refused] = (),
     say: Callable[[str], None] | None = None,
@@ -400,6 +473,10 @@ def encode_all(
         long_head: For windows and turns: number of tokens at the start of the trajectory, such as the system and the task
             message, that every example repeats. It ends before the first supervised token.
         unroll: For messages, as in `sad.segment`.
+        kept_ids: Whether to train on the token ids that a trajectory keeps from its play (`Trajectory.kept_tokens`). "auto":
+            yes, without a prompt that is not part of the transcript, but not for a play as a conversation. "always": yes, on
+            all ids, with the prompt. "never": no, the text is tokenized. Ids of another tokenizer, or of a text that was
+            changed since, are not used; one warning per reason counts them.
         on_error: "stop": trajectories that cannot be encoded raise one error that counts them and names the first three.
             "skip": they are left out and listed in `EncodedCorpus.refused`.
         refused: Records that could not be read (see `sad.read_trajectories`), to be counted too.
@@ -410,7 +487,9 @@ def encode_all(
     """
     check_on_error(on_error)
     check_tokenizer(tokenizer)
-    encoding = Encoding(format, max_length, add_eos, include_prefix, observe, long, long_context, long_head, unroll)
+    encoding = Encoding(
+        format, max_length, add_eos, include_prefix, observe, long, long_context, long_head, unroll, kept_ids=kept_ids
+    )
     corpus = EncodedCorpus(observe=observe, refused=list(refused))
     unread = len(corpus.refused)
     for trajectory in trajectories:

@@ -91,7 +91,11 @@ class ChatFormat:
     name: str
     reasoning_keys: tuple[str, ...] = ("reasoning_content", "reasoning", "thinking")
     think_tags: tuple[tuple[str, str], ...] = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-    call_openers: tuple[str, ...] = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<function_call>", "<tool_calls>")
+    call_openers: tuple[str, ...] = (
+        *("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<function_call>", "<tool_calls>", "<|tool_call>"),
+        *("<|tool_call_start|>", "<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+        *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
+    )
     text_formats: tuple[str, ...] = ("sad", "react")
     environment_tags: tuple[str, ...] = (
         *("information", "result", "interpreter", "tool_response", "tool_result", "observation", "tool_output"),
@@ -240,7 +244,7 @@ for _format in (
     Format(
         "react",
         reason=r"(?:Thought|Think)(?P<label>[ \t]?\d+)?[ \t]?:",
-        act=r"(?:Action Input|Action|Final Answer|Answer)(?P<label>[ \t]?\d+)?[ \t]?:",
+        act=r"(?:Action Input|Action|Act|Final Answer|Answer)(?P<label>[ \t]?\d+)?[ \t]?:",
         environment=r"(?:Observation|ActionPath|Question)(?P<label>[ \t]?\d+)?[ \t]?:",
         unprefixed="model",
         suspect=r"Reasoning[ \t]?:|>[ \t]?think:",

@@ -181,6 +181,7 @@ def inspect_trajectories(
     long_context: float = 0.25,
     long_head: int = 0,
     unroll: str = "auto",
+    kept_ids: str = "auto",
     keep: int = 0,
     refused: Iterable[Refused] = (),
 ) -> Inspection:
@@ -199,6 +200,7 @@ def inspect_trajectories(
         long_context: As in `sad.encode_all`.
         long_head: As in `sad.encode_all`.
         unroll: As in `sad.encode_all`.
+        kept_ids: As in `sad.encode_all`.
         keep: Number of trajectories, from the first on, to return for display.
         refused: Records that could not be read.
 
@@ -214,6 +216,7 @@ def inspect_trajectories(
         long_context=long_context,
         long_head=long_head,
         unroll=unroll,
+        kept_ids=kept_ids,
     )
     if tokenizer is not None:
         check_tokenizer(tokenizer)

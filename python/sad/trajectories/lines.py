@@ -11,6 +11,7 @@ from sad.trajectories.formats import Format
 from sad.trajectories.spans import Span, SpanKind
 
 _BLANKS = re.compile(r"[^\S\r\n]*")
+_BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
 _CONTENT = re.compile(r"\S")
 _KINDS = {"environment": SpanKind.NONE, "reason": SpanKind.REASON, "act": SpanKind.ACT}
 
@@ -55,8 +56,8 @@ def _split_line(text: str, start: int, end: int, fmt: Format) -> Iterator[tuple[
     if not fmt.inline:
         yield start, end
         return
-    patterns = [pattern for key, pattern in fmt.patterns.items() if key in _KINDS]
-    at = sorted({m.start() for pattern in patterns for m in pattern.finditer(text, start, end)} - {start})
+    found = {m.start() for key in _KINDS if key in fmt.patterns for m in fmt.patterns[key].finditer(text, start, end)}
+    at = sorted(found - {start})
     for begin, stop in zip([start, *at], [*at, end]):
         yield begin, stop if stop == end else begin + len(text[begin:stop].rstrip())
 
@@ -66,6 +67,10 @@ def _pieces(text: str, fmt: Format) -> Iterator[_Piece]:
     in_labelled_observation = False
     line, start = 0, 0
     while start < len(text):
+        if blank := _BLANK_LINES.match(text, start):  # in one step: a file can consist of them
+            line += text.count("\n", start, blank.end())
+            start = blank.end()
+            continue
         line += 1
         end = text.find("\n", start) + 1 or len(text)
         for begin, stop in _split_line(text, start, end, fmt):

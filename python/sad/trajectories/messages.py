@@ -60,6 +60,9 @@ class Form(NamedTuple):
         tools_as_users: Whether messages of tools have the role "user".
         null_content: Whether the content of a message that has only calls is null, not "".
         typed_content: Whether the content is a list with one text part.
+        single_calls: Whether a message with several calls becomes several messages, each followed by its result.
+        thought_after_prompt: Whether the last thought follows the generation prompt, because the template opens a think tag
+            there and drops the thoughts of all messages.
     """
 
     reasoning_key: str = "reasoning_content"
@@ -69,6 +72,8 @@ class Form(NamedTuple):
     tools_as_users: bool = False
     null_content: bool = False
     typed_content: bool = False
+    single_calls: bool = False
+    thought_after_prompt: bool = False
 
 
 @dataclass
@@ -135,3 +140,33 @@ def leading_thought(message: Message) -> Message:
         if message.role == "assistant" and not message.reasoning and content.startswith(opening) and closed:
             return replace(message, reasoning=inside.strip(), content=rest.lstrip(), spans=None)
     return message
+
+
+def one_call_per_message(messages: list[Message]) -> list[Message]:
+    """Returns the conversation as an agent writes it that makes one call at a time.
+
+    A message with several calls becomes one message per call. The result of a call follows it: the tool message with its id,
+    or the next one. The text and the thoughts of the message stand in the first one.
+    """
+    written: list[Message] = []
+    at = 0
+    while at < len(messages):
+        message, at = messages[at], at + 1
+        if len(message.calls) < 2:
+            written.append(message)
+            continue
+        results = []
+        while at < len(messages) and messages[at].role == "tool":
+            results.append(messages[at])
+            at += 1
+        for number, call in enumerate(message.calls):
+            if number:
+                message = Message(message.number, "assistant", trained=message.trained)
+            written.append(replace(message, calls=[call]))
+            named = [result for result in results if call.id and result.keys.get("tool_call_id") == call.id]
+            unnamed = [result for result in results if not result.keys.get("tool_call_id") or not call.id]
+            if found := (named or unnamed)[:1]:
+                written += found
+                results = [result for result in results if result is not found[0]]
+        written += results
+    return written

@@ -25,7 +25,17 @@ ROLES = {
 }
 _CALLING_ROLES = ("function_call", "tool_call", "tool_calls", "tool-call")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "tool_plan")
-_TRAINED_KEYS = ("loss", "weight", "train", "trainable", "training", "train_on_turn", "loss_mask", "step_loss_mask")
+_TRAINED_KEYS = (
+    "loss",
+    "weight",
+    "loss_weight",
+    "train",
+    "trainable",
+    "training",
+    "train_on_turn",
+    "loss_mask",
+    "step_loss_mask",
+)
 _UNTRAINED_KEYS = ("is_demo", "demo")
 _READ_KEYS = frozenset(
     {"role", "content", "tool_calls", "function_call", "reasoning_details", "spans"}
@@ -193,6 +203,9 @@ def _reasoning(message: dict[str, Any], where: str) -> str:
             raise InputError(f"{where}.{key}", "a string", shown(value), "Write the reasoning as one string.")
         if isinstance(value, (bool, int, float)) and value:
             raise InputError(f"{where}.{key}", "a string", shown(value), "Write the reasoning as one string.")
+    provided = message.get("provider_specific_fields")  # LiteLLM
+    if isinstance(provided, dict) and isinstance(provided.get("reasoning_content"), str):
+        return provided["reasoning_content"]
     details = message.get("reasoning_details")
     if isinstance(details, list):
         return "\n".join(filter(None, map(_summary_text, details)))

@@ -10,6 +10,7 @@ from sad.options import option
 
 LONG = ("truncate", "window", "turns")
 UNROLL = ("auto", "never", "always")
+KEPT_IDS = ("auto", "always", "never")
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "format": {
@@ -36,6 +37,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "Conversations. auto: one example, or one per turn if the chat template drops earlier thoughts; "
         "always: one per turn; never: one, and turns without their thoughts have no loss.",
     },
+    "kept_ids": {
+        "default": "auto",
+        "help": "Token ids that `sad collect` kept. auto: train on them without the prompt, and on the text of "
+        "conversations; always: on all ids as played, with the prompt; never: on the text.",
+    },
     "chat_template": {
         "default": None,
         "help": "File with a chat template that replaces the tokenizer's. Default: the tokenizer's own.",
@@ -56,6 +62,16 @@ def check_unroll(unroll: str) -> None:
     """
     if unroll not in UNROLL:
         raise InputError("unroll", "one of " + ", ".join(UNROLL), repr(unroll), "Choose one of these.")
+
+
+def check_kept_ids(kept_ids: str) -> None:
+    """Checks the option.
+
+    Raises:
+        InputError: It is none of `KEPT_IDS`.
+    """
+    if kept_ids not in KEPT_IDS:
+        raise InputError("kept_ids", "one of " + ", ".join(KEPT_IDS), repr(kept_ids), "Choose one of these.")
 
 
 def check_long(long: str, max_length: int | None, context: float, head: int) -> None:
@@ -86,7 +102,8 @@ def context_tokens(max_length: int, context: float) -> int:
 
 
 def encoding_option(name: str, group: str | None = None, flag: str | None = None) -> Any:
-    """Declares an option of a command: format, source, long, long_context, long_head, unroll, chat_template or on_error.
+    """Declares an option of a command: format, source, long, long_context, long_head, unroll, kept_ids, chat_template or
+    on_error.
 
     Args:
         name: The name of the option.
@@ -104,5 +121,5 @@ def encoding_keywords(options: Any) -> dict[str, Any]:
     """
     from sad.trajectories.formats import resolve_format
 
-    names = ("long", "long_context", "long_head", "unroll")
+    names = ("long", "long_context", "long_head", "unroll", "kept_ids")
     return {name: getattr(options, name) for name in names} | {"format": resolve_format(options.format)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
@@ -14,8 +15,10 @@ from typing import Any, NamedTuple
 
 from sad.errors import InputError
 from sad.trajectories.messages import shown
+from sad.trajectories.normalize import parsed
 from sad.trajectories.refused import Refused, check_on_error, stop_error
 from sad.trajectories.sources import Source, get_source, recognize
+from sad.trajectories.sources.base import is_dict_list
 from sad.trajectories.trajectory import Trajectory, from_record
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet")
@@ -123,6 +126,7 @@ def _trajectories(
         try:
             if item.error is not None:
                 raise item.error
+            item = item._replace(value=_parsed_lists(item.value))
             source = chosen or recognize(item.value)
             if source is not None and source.group is not None and not isinstance(item.value, list):
                 key = _group_key(source, item)
@@ -152,6 +156,21 @@ def _trajectories(
         for trajectory in read:
             yield trajectory, source.title
             count += 1
+
+
+def _parsed_lists(record: Any) -> Any:
+    """Returns a record with its messages as lists: tables often hold them as JSON text."""
+    if not isinstance(record, dict):
+        return record
+    read = {}
+    for key in _LIST_KEYS:
+        text = record.get(key)
+        if isinstance(text, str) and text.lstrip()[:2] in ("[{", "[ ", "[\n") and is_dict_list(value := parsed(text)):
+            read[key] = value
+    return {**record, **read} if read else record
+
+
+_LIST_KEYS = ("messages", "conversations", "conversation", "history", "trajectory", "traj", "steps")
 
 
 def _group_key(source: Source, item: _Value) -> Any:
@@ -265,9 +284,19 @@ def _file(path: Path) -> Iterator[_Value]:
         with path.open("rb") as raw:
             zipped = path.suffix == ".gz" or raw.read(2) == b"\x1f\x8b"
         with gzip.open(path) if zipped else path.open("rb") as lines:
-            yield from _json_values(lines, path)
+            yield from _json_values(_in_utf8(lines), path)
     except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError; a truncated archive raises EOFError
         raise InputError(str(path), "a readable JSON Lines file (.gz: gzipped)", str(error), "Check the file.") from None
+
+
+def _in_utf8(lines: Any) -> Iterable[bytes]:
+    """Returns the lines of a file in UTF-8; a file in UTF-16, as PowerShell writes it, is converted."""
+    if lines.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return lines
+    try:
+        return lines.read().decode("utf-16").encode().splitlines(keepends=True)
+    except UnicodeError as error:
+        raise OSError(f"not the UTF-16 that its first bytes announce ({error})") from None
 
 
 def _load_parquet(path: Path) -> Iterator[Any]:
@@ -299,9 +328,9 @@ def _json_values(lines: Iterable[bytes], path: Path) -> Iterator[_Value]:
             yield from _elements(values, path)
             return
         if not any(isinstance(_line_value(*item, path).value, dict) for item in seen):
-            yield value  # one broken value, not one per line
+            yield _broken_value(seen, path)  # one broken value, not one per line
             return
-    elif isinstance(value.value, list):  # an array in one line, unless more lines follow
+    elif isinstance(value.value, list) or _wrapping_key(value.value):  # all records in one line, unless more lines follow
         second = next(numbered, None)
         if second is None:
             yield from _elements([value.value], path)
@@ -328,6 +357,26 @@ def _line_value(number: int, line: bytes, path: Path) -> _Value:
         return _Value(None, where, name, _bad_line(where, line, error))
 
 
+def _broken_value(lines: list[tuple[int, bytes]], path: Path) -> _Value:
+    """Returns the error of a file that is one JSON value, with the place where it breaks."""
+    number, line = lines[0]
+    where, error = f"{path}, line {number}", ValueError("no JSON value")
+    text = b"".join(line for _, line in lines)
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as found:
+        error, number = found, lines[min(found.lineno, len(lines)) - 1][0]
+        where, line = f"{path}, line {number}", lines[min(found.lineno, len(lines)) - 1][1]
+        before = found.doc[: found.pos].rstrip()
+        if before.endswith(",") and found.doc[found.pos : found.pos + 1] in ("]", "}"):
+            remedy = "Remove the comma."
+            place = f"a comma before the closing {found.doc[found.pos]!r}"
+            return _Value(None, where, f"{path.name}:{number}", InputError(where, "valid JSON", place, remedy))
+    except (ValueError, RecursionError) as found:
+        error = ValueError(str(found))
+    return _Value(None, where, f"{path.name}:{number}", _bad_line(where, line, error))
+
+
 def _bad_line(where: str, line: bytes, error: Exception) -> InputError:
     text = line.strip().decode("utf-8", "replace")
     got = f"{text[:60]!r}{'...' if len(text) > 60 else ''} ({error})"
@@ -349,11 +398,27 @@ def _whole_values(data: bytes) -> list[Any] | None:
         return None
 
 
+_WRAPPING_KEYS = ("data", "trajectories", "examples", "records", "rows")
+
+
+def _wrapping_key(value: Any) -> str | None:
+    """Returns the key of the records in an object that is a whole file, if it is no record itself."""
+    if not isinstance(value, dict) or recognize(value) is not None:
+        return None
+    keys = [key for key in _WRAPPING_KEYS if is_dict_list(value.get(key))]
+    return keys[0] if len(keys) == 1 else None
+
+
 def _elements(values: list[Any], path: Path) -> Iterator[_Value]:
     """Yields the records: the elements of an array that is the whole file, or the values."""
     if len(values) == 1 and isinstance(values[0], list):
         for number, value in enumerate(values[0], 1):
             yield _Value(value, f"{path}, element {number}", f"{path.name}:{number}")
+        return
+    if len(values) == 1 and (key := _wrapping_key(values[0])):
+        for number, value in enumerate(values[0][key], 1):
+            row = value.get("row")  # the server of Hugging Face datasets
+            yield _Value(row if isinstance(row, dict) else value, f"{path}, {key} {number}", f"{path.name}:{number}")
         return
     for number, value in enumerate(values, 1):
         name = path.name if len(values) == 1 else f"{path.name}:{number}"

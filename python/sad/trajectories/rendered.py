@@ -93,6 +93,32 @@ DIALECTS = (
         r"\n",
     ),
     _dialect(
+        "Gemma 4",
+        r"<\|turn>",
+        r"<\|turn>model\n",
+        r"<turn\|>|<\|tool_response>",
+        ("<|turn>", "<turn|>"),
+        r"\n",
+        ("<|tool_call>",),
+    ),
+    _dialect(
+        "Kimi",
+        r"<\|im_(?:user|assistant|system)\|>",
+        r"<\|im_assistant\|>[^<\n]{0,80}<\|im_middle\|>",
+        r"<\|im_end\|>",
+        ("<|im_assistant|>", "<|im_middle|>", "<|im_end|>"),
+        r"<\|im_middle\|>",
+        ("<|tool_calls_section_begin|>",),
+    ),
+    _dialect(
+        "Cohere",
+        r"<\|START_OF_TURN_TOKEN\|>",
+        r"<\|START_OF_TURN_TOKEN\|><\|CHATBOT_TOKEN\|>",
+        r"<\|END_OF_TURN_TOKEN\|>",
+        ("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+        r"<\|(?:USER|SYSTEM)_TOKEN\|>",
+    ),
+    _dialect(
         "Phi and GLM",
         r"<\|(?:user|assistant|system|observation|tool)\|>",
         r"<\|assistant\|>\n?",
@@ -120,6 +146,9 @@ def find_dialect(text: str) -> Dialect | None:
     return next((dialect for dialect in DIALECTS if dialect.assistant.search(text)), None)
 
 
+_LINE_END = re.compile("\n")
+
+
 class _Turn(NamedTuple):
     """A turn of the assistant: where its header starts, its content, and the index after its end mark."""
 
@@ -131,13 +160,18 @@ class _Turn(NamedTuple):
 
 
 class _Marks:
-    """The places of all marks of a dialect in a text, found in one pass each, so that the time is linear."""
+    """The places of all marks and line ends of a text, found in one pass each, so that the time is linear."""
 
     def __init__(self, text: str, dialect: Dialect) -> None:
+        self.lines = [found.start() for found in _LINE_END.finditer(text)]
         self.headers = list(dialect.assistant.finditer(text))
         self.turns = [found.start() for found in dialect.turn.finditer(text)]
         self.ends = [found.span() for found in dialect.end.finditer(text)]
         self.length = len(text)
+
+    def line_of(self, at: int) -> int:
+        """Returns the number of line ends before `at`."""
+        return bisect_left(self.lines, at)
 
     def end_of_turn(self, start: int) -> tuple[int, int]:
         """Returns the first end mark from `start` on, or an empty range where the next turn or the end of the text is."""
@@ -192,7 +226,7 @@ def segment_rendered(
         if after is not None:
             found.observations += _answers(text, after, turn.header, dialect, marks)
         if turn.end > prompt_chars:
-            _label(found, turn._replace(start=max(turn.start, prompt_chars)), dialect, fmt, include_prefix)
+            _label(found, turn._replace(start=max(turn.start, prompt_chars)), dialect, fmt, include_prefix, marks)
             after = turn.end
     if not found.spans:
         found.unparsed.append(Unparsed(1, "", f"no assistant turn with text found by the marks of {dialect.name}"))
@@ -222,7 +256,9 @@ def _check_tokens(tokenizer: PreTrainedTokenizerBase | None, dialect: Dialect) -
         raise InputError("text", f"a tokenizer with the marks of {dialect.name}", got, remedy)
 
 
-def _label(found: ChatSegmentation, turn: _Turn, dialect: Dialect, fmt: ChatFormat, include_prefix: bool) -> None:
+def _label(
+    found: ChatSegmentation, turn: _Turn, dialect: Dialect, fmt: ChatFormat, include_prefix: bool, marks: _Marks
+) -> None:
     text = found.text
     content = text[turn.start : turn.content_end]
     lead = len(content) - len(content.lstrip())
@@ -235,12 +271,13 @@ def _label(found: ChatSegmentation, turn: _Turn, dialect: Dialect, fmt: ChatForm
     stop = calls if calls >= 0 else turn.content_end
     split = split_content(text[start:stop], fmt, calls_follow=calls >= 0, thoughts_apart=False)
     pieces = [Piece(p.start + start, p.end + start, p.kind, p.content + start) for p in split.pieces]
-    pieces = [p for p in pieces if text[p.start : p.end].strip() not in {a + b for a, b in fmt.think_tags}]
+    empty = {opening + closing for opening, closing in fmt.think_tags}
+    pieces = [p for p in pieces if text[p.start : p.end].strip() not in empty]
     if calls >= 0:
         pieces.append(Piece(calls, turn.content_end, SpanKind.ACT, calls))
     if pieces and pieces[-1].kind is not SpanKind.NONE:
         pieces[-1] = pieces[-1]._replace(end=turn.end)
     found.spans += spans_of(pieces, include_prefix)
     found.observations += [Span(p.start, p.end, SpanKind.OBSERVE) for p in pieces if p.kind is SpanKind.NONE]
-    line = text.count("\n", 0, start) if split.unparsed else 0
+    line = marks.line_of(start)
     found.unparsed += [item._replace(line=item.line + line) for item in split.unparsed]

@@ -13,14 +13,16 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.messages import Form, Message, leading_thought
+from sad.trajectories.messages import Form, Message, leading_thought, one_call_per_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REST_OF_LINE = re.compile(r"[^\S\n]*\n?")
 _EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*</think>|\[THINK\]\s*\[/THINK\])\s*")
-_FORMS = 24  # forms to try before the messages are refused
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "tool_plan")
+_FORMS = 48  # forms to try before the messages are refused
+_ONLY_OPENER = re.compile(r"\s*(?:<think>|\[THINK\])\s*")
 _THINK_OPENER = re.compile(r"(?:<think>|\[THINK\])\s*\Z")
 
 
@@ -61,22 +63,32 @@ def prepare(messages: list[Message], form: Form) -> list[Message]:
         messages = [merged, *(message for message in messages if message.role != "system")]
     if form.split_thoughts:
         messages = [leading_thought(message) for message in messages]
+    if form.single_calls:
+        messages = one_call_per_message(messages)
     return messages
 
 
-def possible_forms(messages: list[Message]) -> list[Form]:
-    """Returns the forms in which the messages can be written, the most common first."""
+def possible_forms(messages: list[Message], template: str) -> list[Form]:
+    """Returns the forms in which the messages can be written, the most common first.
+
+    Args:
+        messages: The conversation.
+        template: The source of the chat template. Only keys of the reasoning that it names are tried.
+    """
     reasons = any(message.reasoning for message in messages)
     tagged = any(leading_thought(message) is not message for message in messages)
     systems = [number for number, message in enumerate(messages) if message.role == "system"]
     calls = any(not isinstance(call.arguments, str) for message in messages for call in message.calls)
     tools = any(message.role == "tool" for message in messages) and not any(message.calls for message in messages)
-    keys = ("reasoning_content", "thinking", "reasoning", "tool_plan") if reasons or tagged else ("reasoning_content",)
+    keys = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)] if reasons or tagged else []
+    keys = keys or ["reasoning_content"]
     bare = any(message.calls and not message.content for message in messages)
-    options = (calls, tagged, systems not in ([], [0]), tools, bare, True)
+    several = any(len(message.calls) > 1 for message in messages)
+    options = (calls, tagged, systems not in ([], [0]), tools, bare, True, several, reasons or tagged)
     choices = (keys, *((False, True) if option else (False,) for option in options))
     forms = [Form(*values) for values in product(*choices)]
-    return sorted(forms, key=lambda form: sum(value not in (False, "reasoning_content") for value in form))[:_FORMS]
+    forms = [form for form in forms if not form.thought_after_prompt or form.reasoning_key == keys[0]]
+    return sorted(forms, key=lambda form: sum(value not in (False, keys[0]) for value in form))[:_FORMS]
 
 
 @dataclass
@@ -105,8 +117,21 @@ class Renderer:
         key = (count, prompt)
         if key not in self._cache:
             written = [message.as_dict(self.form) for message in self.messages[:count]]
-            self._cache[key] = render(self.tokenizer, written, self.tools, add_generation_prompt=prompt)
+            text = render(self.tokenizer, written, self.tools, add_generation_prompt=prompt)
+            if self.form.thought_after_prompt and count > 1 and not prompt:
+                text = self._with_thought(text, count)
+            self._cache[key] = text
         return self._cache[key]
+
+    def _with_thought(self, text: str, count: int) -> str:
+        """Returns a text with the thought of its last message, if the generation prompt opens a think tag for it."""
+        last = self.messages[count - 1]
+        opened = self.render(count - 1, prompt=True)
+        header = common_prefix(opened, text)
+        if last.role != "assistant" or not last.reasoning or not _ONLY_OPENER.fullmatch(opened, header):
+            return text
+        closing = "[/THINK]" if "[THINK]" in opened[header:] else "</think>"
+        return f"{opened}{last.reasoning.strip()}\n{closing}\n\n{text[header:]}"
 
     @cached_property
     def specials(self) -> re.Pattern[str] | None:

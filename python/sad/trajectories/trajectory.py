@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sad.errors import InputError
 from sad.trajectories.formats import ChatFormat, Format, get_format
+from sad.trajectories.kept import KeptTokens, read_kept
 from sad.trajectories.messages import check_messages, shown
 from sad.trajectories.normalize import first_of
 from sad.trajectories.rendered import find_dialect
@@ -37,6 +38,7 @@ class Trajectory:
         task: The task of the episode.
         success: Whether the agent solved the task.
         prompt_chars: Number of characters at the start of `text` that are a prompt. Nothing in it is labelled.
+        kept_tokens: The token ids that a model read and wrote when the trajectory was played, with their kinds.
         extra: All other keys of the trajectory's line in a file.
         where: The file and line that it was read from, for messages. Not part of the record.
     """
@@ -50,6 +52,7 @@ class Trajectory:
     task: str | None = None
     success: bool | None = None
     prompt_chars: int | None = None
+    kept_tokens: KeptTokens | None = field(default=None, repr=False)
     extra: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False, repr=False)
 
@@ -182,6 +185,8 @@ def from_record(record: Any, where: str = "record", *, check: bool = True) -> Tr
         raise InputError(f"{where}, key 'prompt_chars'", "a number of characters of the text", got, remedy)
     if "spans" in known:
         known["spans"] = _checked_spans(known["spans"], known.get("text", ""), where)
+    if "kept_tokens" in known:
+        known["kept_tokens"] = read_kept(known["kept_tokens"], f"{where}, kept_tokens")
     return Trajectory(**known, extra=extra)
 
 
@@ -190,6 +195,8 @@ def _record(trajectory: Trajectory) -> dict[str, Any]:
     record = {key: getattr(trajectory, key) for key in FIELDS if getattr(trajectory, key) is not None}
     if trajectory.spans is not None:
         record["spans"] = [[start, end, SpanKind(kind).name.lower()] for start, end, kind in trajectory.spans]
+    if trajectory.kept_tokens is not None:
+        record["kept_tokens"] = trajectory.kept_tokens.as_record()
     return record | {key: value for key, value in trajectory.extra.items() if key not in FIELDS}
 
 

@@ -211,7 +211,7 @@ GOOD = json.dumps({"text": "Action: x"})
     [
         ([GOOD, "{broken", GOOD, '{"text": 5}', "7"], 2, ["line 2", "line 4", "line 5"]),
         (["{broken", GOOD], 1, ["line 1"]),
-        (["[", GOOD + ",", "{"], 0, ["line 1"]),  # one broken array, one error
+        (["[", GOOD + ",", "{"], 0, ["line 3"]),  # one broken array, one error
         (["{", '"text": "Action: x"', "}"], 1, []),
         (['[{"role": "user", "content": "a"}]'] * 3, 3, []),
     ],

@@ -57,11 +57,32 @@ def _session(record: dict[str, Any]) -> Any:
     return str(record.get("sessionId")), str(side), bool(record.get("isSidechain"))
 
 
-def _read_claude_code(records: list[dict[str, Any]]) -> Trajectory:
+def _read_claude_code(records: list[dict[str, Any]]) -> list[Trajectory]:
+    """Returns the trajectories of a session: a new one begins where a summary replaces the messages before it."""
+    session, side, is_side = _session(records[0])
+    name = session if side == "None" else f"{session}/{side}"
+    name += "/sidechain" if is_side and side == "None" else ""
+    parts: list[list[dict[str, Any]]] = [[]]
+    for record in records:
+        if record.get("isCompactSummary") and parts[-1]:
+            parts.append([])
+        parts[-1].append(record)
+    found = []
+    for part, own in enumerate(parts):
+        fields = {"id": f"{name}#{part + 1}" if part else name} if session != "None" else {}
+        if messages := _claude_code_messages(own):
+            found.append(conversation(messages, {}, **fields))
+    return found
+
+
+def _claude_code_messages(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     last_id = None
     for number, record in enumerate(records):
         message = record.get("message")
+        synthetic = isinstance(message, dict) and message.get("model") == "<synthetic>"
+        if record.get("isApiErrorMessage") or synthetic:  # written by the program, not read by the model
+            continue
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             remedy = "Remove the record, or write its message with role and content."
             raise InputError(f"record {number}, message", "an object with a role", shown(message), remedy)
@@ -72,9 +93,7 @@ def _read_claude_code(records: list[dict[str, Any]]) -> Trajectory:
         else:
             messages.append({"role": message["role"], "content": content})
         last_id = own_id if isinstance(messages[-1]["content"], list) else None
-    session, side, _ = _session(records[0])
-    fields = {"id": session if side == "None" else f"{session}/{side}"} if session != "None" else {}
-    return conversation(messages, {}, **fields)
+    return messages
 
 
 SOURCES = (

@@ -94,6 +94,18 @@ def has(record: Any, *keys: str) -> bool:
     return isinstance(record, dict) and all(key in record for key in keys)
 
 
+def refuse_undesired(record: dict[str, Any], *keys: str) -> None:
+    """Refuses a row that its file marks as a bad example (KTO).
+
+    Raises:
+        InputError: One of the keys is false.
+    """
+    for key in keys:
+        if record.get(key) is False:
+            remedy = "Remove such rows, or pass --on-error skip: a student would learn the bad answer."
+            raise InputError(key, "true, a desired answer", "false", remedy)
+
+
 def conversation(messages: list[dict[str, Any]], record: dict[str, Any], *used: str, **fields: Any) -> Trajectory:
     """Returns the trajectory of messages; the record's other keys go to `extra`.
 

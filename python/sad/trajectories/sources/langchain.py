@@ -22,6 +22,8 @@ def _fields(value: Any) -> tuple[str, dict[str, Any]] | None:
     """Returns type and fields of a serialized message, in any of the forms of LangChain; None for another value."""
     if not isinstance(value, dict):
         return None
+    if "sessionId" in value:  # a record of Claude Code
+        return None
     kind, inner = value.get("type"), value
     if kind == "constructor" and isinstance(value.get("kwargs"), dict):
         inner = value["kwargs"]
@@ -50,6 +52,8 @@ def _message(value: Any, number: int) -> dict[str, Any]:
         calls = inner.get(key) if not absent(inner.get(key)) else more.get(key)
         if not absent(calls) and role == "assistant":
             message[key] = calls
+    if is_dict_list(inner.get("invalid_tool_calls")) and role == "assistant":  # the model wrote arguments that are no JSON
+        message["tool_calls"] = [*message.get("tool_calls", ()), *inner["invalid_tool_calls"]]
     for key in ("reasoning_content", "reasoning"):
         if not absent(more.get(key)) and role == "assistant":
             message[key] = more[key]
@@ -84,6 +88,26 @@ def _read_messages(records: list[Any]) -> Trajectory:
     return conversation([_message(value, number) for number, value in enumerate(records)], {})
 
 
+def _run(record: Any) -> list[Any] | None:
+    """Returns the messages of a run of a model in LangSmith: its inputs, then its first generation; None for none."""
+    if not isinstance(record, dict) or not all(isinstance(record.get(side), dict) for side in ("inputs", "outputs")):
+        return None
+    asked, written = record["inputs"].get("messages"), record["outputs"].get("generations")
+    if isinstance(asked, list) and asked and isinstance(asked[0], list):
+        asked = asked[0]
+    while isinstance(written, list) and written:
+        written = written[0]
+    message = written.get("message") if isinstance(written, dict) else None
+    return [*asked, message] if is_dict_list(asked) and _is_message(asked[0]) and _is_message(message) else None
+
+
+def _read_run(record: dict[str, Any]) -> Trajectory:
+    """Reads the run of a model: what stands in its inputs, the model read."""
+    read = [_message(value, number) for number, value in enumerate(_run(record) or [])]
+    asked = [{**message, "train": False} if message["role"] == "assistant" else message for message in read[:-1]]
+    return conversation([*asked, *read[-1:]], record, "inputs", "outputs")
+
+
 def _is_executor(record: Any) -> bool:
     return isinstance(record, dict) and isinstance(record.get("intermediate_steps"), list) and "input" in record
 
@@ -110,5 +134,6 @@ def _read_executor(record: dict[str, Any]) -> Trajectory:
 SOURCES = (
     Source("langchain-messages", "messages of one LangChain conversation", _is_message, _read_messages, grouped_in_file),
     Source("langchain-executor", "runs of LangChain's AgentExecutor", _is_executor, _read_executor),
+    Source("langsmith", "runs of a model (LangSmith)", lambda record: _run(record) is not None, _read_run),
     Source("langchain", "LangChain or LangGraph states", lambda record: _state(record) is not None, _read_state),
 )

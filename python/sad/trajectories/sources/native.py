@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from sad.trajectories.normalize import first_of
-from sad.trajectories.sources.base import Source, conversation, grouped_in_file, has, is_dict_list, need, with_system
+from sad.trajectories.sources.base import (
+    Source,
+    conversation,
+    grouped_in_file,
+    has,
+    is_dict_list,
+    need,
+    refuse_undesired,
+    with_system,
+)
 from sad.trajectories.trajectory import Trajectory, from_record
 
 
@@ -26,6 +35,7 @@ def _with_token_mask(record: dict[str, Any]) -> dict[str, Any]:
 
 def _read_native(record: Any) -> Trajectory:
     if isinstance(record, dict) and isinstance(record.get("messages"), list):
+        refuse_undesired(record, "label", "kto_tag")
         record = _with_token_mask(record)
         messages = record["messages"]
         system = record.get("system")

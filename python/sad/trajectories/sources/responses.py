@@ -68,6 +68,11 @@ def _is_item(value: Any) -> bool:
     return isinstance(value, dict) and value.get("type") in _ITEMS and ("role" in value or value["type"] != "message")
 
 
+def _is_chat(value: Any) -> bool:
+    """Returns whether a value is a chat message without a type."""
+    return isinstance(value, dict) and "type" not in value and isinstance(value.get("role"), str)
+
+
 def _sides(record: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     request = record.get("request") if isinstance(record.get("request"), dict) else record
     response = record.get("response") if isinstance(record.get("response"), dict) else record
@@ -79,7 +84,7 @@ def _is_exchange(record: Any) -> bool:
         return False
     request, response = _sides(record)
     output, given = response.get("output"), request.get("input")
-    items = isinstance(output, list) and bool(output) and all(map(_is_item, output))
+    items = is_dict_list(output) and any(map(_is_item, output)) and not any(map(_is_chat, output))
     return items or (is_dict_list(given) and any(map(_is_item, given)))
 
 
@@ -105,13 +110,31 @@ def _is_codex(record: Any) -> bool:
     return isinstance(record, dict) and record.get("type") in _CODEX and isinstance(record.get("payload"), dict)
 
 
-def _read_codex(records: list[dict[str, Any]]) -> Trajectory:
-    items = [record["payload"] for record in records if record["type"] == "response_item"]
+def _read_codex(records: list[dict[str, Any]]) -> list[Trajectory]:
+    """Returns the trajectories of a session: a new one begins where a summary replaces the items before it."""
     meta = next((record["payload"] for record in records if record["type"] == "session_meta"), {})
-    known = [item for item in items if item.get("type") in _ITEMS or "role" in item]
-    fields = {"id": meta["id"]} if isinstance(meta.get("id"), str) else {}
-    messages = with_system(messages_of_items(known), meta.get("instructions"))
-    return conversation(messages, {}, **fields)
+    parts: list[list[dict[str, Any]]] = [[]]
+    for record in records:
+        item = record["payload"]
+        if record["type"] == "compacted" and isinstance(item.get("message"), str):
+            parts.append([{"type": "message", "role": "user", "content": item["message"]}])
+        elif record["type"] == "response_item" and _says_something(item):
+            parts[-1].append(item)
+    found = []
+    for number, items in enumerate(parts):
+        messages = messages_of_items(items)
+        if number and not any(message["role"] == "assistant" for message in messages):
+            continue
+        name = f"{meta.get('id')}#{number + 1}" if number else meta.get("id")
+        fields = {"id": name} if isinstance(meta.get("id"), str) else {}
+        found.append(conversation(with_system(messages, meta.get("instructions")), {}, **fields))
+    return found
+
+
+def _says_something(item: dict[str, Any]) -> bool:
+    """Returns whether an item of a session is a message, or a call, also of an unknown kind, or a result."""
+    kind = item.get("type")
+    return kind in _ITEMS or "role" in item or (isinstance(kind, str) and kind.endswith(("_call", "_output")))
 
 
 SOURCES = (

@@ -7,7 +7,16 @@ from typing import Any
 from sad.errors import InputError
 from sad.trajectories.messages import shown
 from sad.trajectories.normalize import first_of
-from sad.trajectories.sources.base import Source, conversation, grouped_in_file, is_dict_list, need, text_or, with_system
+from sad.trajectories.sources.base import (
+    Source,
+    conversation,
+    grouped_in_file,
+    is_dict_list,
+    need,
+    refuse_undesired,
+    text_or,
+    with_system,
+)
 from sad.trajectories.trajectory import Trajectory
 
 _TURNS = ("conversations", "conversation", "messages", "dialog", "dialogue")
@@ -38,6 +47,7 @@ def _read(record: dict[str, Any]) -> Trajectory:
     if key is None:
         expected = f"a list of objects with from and value under {', '.join(_TURNS)}"
         raise InputError("conversations", expected, f"keys {', '.join(map(repr, record))}"[:200], "Rename the key.")
+    refuse_undesired(record, "kto_tag")
     messages = [_message(turn, number) for number, turn in enumerate(record[key])]
     chosen = record.get("chosen")  # a row of preferences: the better reply ends the conversation
     if isinstance(chosen, dict) and first_of(chosen, "from", "role"):
@@ -75,6 +85,7 @@ def _history(history: Any) -> list[dict[str, Any]]:
 
 def _read_alpaca(record: dict[str, Any]) -> Trajectory:
     question, answer = ("query", "response") if _is_swift(record) else ("instruction", "output")
+    refuse_undesired(record, "kto_tag")
     asked = "\n".join(filter(None, [record[question], text_or(record.get("input"))]))
     history = _history(need(record.get("history") or [], list, "history", "a list of pairs"))
     messages = [*history, {"role": "user", "content": asked}, {"role": "assistant", "content": record[answer]}]

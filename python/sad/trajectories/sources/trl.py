@@ -10,7 +10,7 @@ from sad.trajectories.formats import ChatFormat, get_format
 from sad.trajectories.messages import shown
 from sad.trajectories.normalize import absent
 from sad.trajectories.rendered import find_dialect
-from sad.trajectories.sources.base import Source, conversation, is_dict_list
+from sad.trajectories.sources.base import Source, conversation, is_dict_list, refuse_undesired
 from sad.trajectories.trajectory import Trajectory, from_record
 
 _PAIRS = (("prompt", "completion"), ("prompt", "chosen"), ("prompt", "response"), ("input", "output"), ("prompt", "output"))
@@ -44,6 +44,7 @@ def _read(record: dict[str, Any]) -> Trajectory:
         raise InputError("prompt", f"text or messages under {known}", shown(record), "Rename the keys.")
     prompt, completion = (record[key] for key in pair)
     _check_mask(record, completion)
+    refuse_undesired(record, "label", "kto_tag")
     used = (*pair, "rejected", "loss_mask", "response_mask", "completion_mask")
     if isinstance(prompt, str) and isinstance(completion, str):
         return _read_text(record, prompt, completion, used)

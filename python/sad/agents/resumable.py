@@ -1,4 +1,4 @@
-"""A trajectory file that is written episode by episode, so that an interrupted collection can resume."""
+"""A trajectory file that is written episode by episode, so that an interrupted collection or evaluation can resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sad.errors import InputError
-from sad.files import write_file
+from sad.files import lock_stream, write_file
 from sad.trajectories.read import read_jsonl
 from sad.trajectories.trajectory import Trajectory, json_line, write_jsonl
 
@@ -25,7 +25,7 @@ class ResumableFile:
         resume: Continue with existing files, if there are any.
 
     Attributes:
-        trajectories: The finished trajectories by id.
+        trajectories: The finished trajectories by id. With `resume` those of a complete OUT too.
         complete: Whether OUT exists already.
         dropped_lines: Number of incomplete lines of an interrupted run: 0 or 1.
 
@@ -47,6 +47,8 @@ class ResumableFile:
                     raise InputError("out", "a new file", f"{str(path)!r}, which exists", remedy)
         elif self.complete or self._partial.exists():
             self._check_config(config)
+            if self.complete:
+                self.trajectories = {trajectory.id: trajectory for trajectory in read_jsonl(out)}
         self._config_text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
         self._stream: BinaryIO | None = None
         if not self.complete and self._partial.exists():
@@ -55,11 +57,25 @@ class ResumableFile:
     def add(self, trajectory: Trajectory) -> None:
         """Appends a finished trajectory to `OUT.partial` and flushes it."""
         if self._stream is None:  # opened late, so that a run without an episode leaves no files
+            stream = self._partial_stream()
+            lock_stream(stream, "out", self._partial)
             self._write_config()
-            self._stream = self._partial.open("ab")
+            self._stream = stream
         self.trajectories[trajectory.id] = trajectory
         self._stream.write(json_line(trajectory))
         self._stream.flush()
+
+    def _partial_stream(self) -> BinaryIO:
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        return self._partial.open("ab")
+
+    def kept(self) -> str:
+        """Says what an interrupted run keeps and how to continue it."""
+        if self.complete:
+            return f"{self._out} is complete."
+        if not self.trajectories:
+            return "No episode was finished. Run the command again."
+        return f"{len(self.trajectories)} episodes are kept in {self._partial}. To continue, add --resume to the command."
 
     def finish(self, trajectories: Sequence[Trajectory]) -> None:
         """Writes OUT with these trajectories atomically and removes `OUT.partial`."""
@@ -68,6 +84,14 @@ class ResumableFile:
         self._write_config()
         write_jsonl(self._out, trajectories)
         self._partial.unlink(missing_ok=True)
+        self.complete = True
+
+    def discard(self) -> None:
+        """Deletes all files, because another file holds the result of the run."""
+        if self._stream is not None:
+            self._stream.close()
+        for path in (self._out, self._partial, self._config_path):
+            path.unlink(missing_ok=True)
 
     def _write_config(self) -> None:
         write_file(self._config_path, self._config_text)

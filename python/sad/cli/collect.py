@@ -35,6 +35,7 @@ class CollectOptions(AgentOptions):
 @takes(CollectOptions)
 def command(options: CollectOptions) -> None:
     """Run an agent or the scripted expert on tasks, and save the trajectories."""
+    from sad import interrupts
     from sad.agents.collect import sample_id, select_tasks
     from sad.agents.resumable import ResumableFile
     from sad.cli.agents import EXPERT, load_agent, make_env, rollout_tasks
@@ -58,6 +59,7 @@ def command(options: CollectOptions) -> None:
     if options.resume:
         dropped = "; dropped an incomplete one" if file.dropped_lines else ""
         typer.echo(f"{options.out}: {len(file.trajectories)} episodes exist already{dropped}", err=True)
+    interrupts.explain(file.kept)
     rollout_tasks(
         agent,
         env,

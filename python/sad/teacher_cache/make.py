@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sad import interrupts
 from sad.errors import InputError
 from sad.model_parts import model_digest
 from sad.models import check_dtype, check_fits, check_model_dir, check_quantization, load_model, load_tokenizer
@@ -76,6 +77,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         observe=options.observe,
         teacher_name=folder.resolve().name,
     )
+    interrupts.explain(lambda: f"Complete shards in {options.out} are kept. To continue, repeat the command.")
     report = write_teacher_cache(teacher, examples, options.out, metadata, batch_tokens=options.batch_tokens)
     announce(
         f"{options.out}: {report.tokens} supervised tokens, {report.bytes_per_token:.1f} bytes per token\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -17,12 +18,15 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 import sad
-from sad import files, models
+from sad import files, interrupts, models
 from sad.errors import InputError
+from sad.model_parts import model_digest
 from sad.teacher_cache.reader import TeacherCache
 from sad.training import difficulty
+from sad.training.checkpoints import list_checkpoints
 from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
+from sad.training.stopping import SignalStop
 from sad.training.trainer import SADTrainer
 from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
 from sad.trajectories.options import encoding_keywords
@@ -48,6 +52,7 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
     Raises:
         InputError: An input cannot be used, or another process writes to the folder. The folder is unchanged.
         NonFiniteError: A loss, gradient or parameter is NaN or infinite. Earlier checkpoints are kept.
+        Interrupted: A signal has ended the training, after a checkpoint was saved.
     """
     with contextlib.ExitStack() as stack:
         return _distill(options, values, say, stack)
@@ -102,6 +107,9 @@ def _distill(
     if options.resume:
         run.check_same_data(digest)
     teacher, student = _load_models(options, config, tokenizer, announce)
+    teacher_digest = cache.metadata.teacher if cache is not None else model_digest(teacher)
+    if options.resume:
+        run.check_same_teacher(teacher_digest)
     if options.lora_rank is not None:
         lora = (options.lora_rank, options.lora_alpha, options.lora_targets)
         student = models.add_adapters(student, options.student, *lora, seed=config.seed)
@@ -126,14 +134,25 @@ def _distill(
         files.remove_partials(run.path)
         run.write_config({item.name: getattr(options, item.name) for item in fields(RunOptions)} | as_yaml(config, values))
         counts = {name: len(kept) + len(refused) for name, (kept, refused) in read.items()}
-        run.write_run(_record(corpora, counts, digest))
+        run.write_run(_record(corpora, counts, digest) | {"teacher_sha256": teacher_digest})
     checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
+    interrupts.explain(lambda: _kept(run))
+    stop = SignalStop(trainer.finite_guard, main)
+    trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    stop.raise_if_stopped()
     _save_model(trainer, run.model)
     announce(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
     return trainer
+
+
+def _kept(run: RunFolder) -> str:
+    """Says what an interrupted run keeps."""
+    saved = list_checkpoints(run.path)
+    kept = f"The last checkpoint is {saved[0]}." if saved else f"{run.path} has no checkpoint yet."
+    return f"{kept} Continue with: sad train --resume --out {shlex.quote(str(run.path))}"
 
 
 class RunFolder:
@@ -200,11 +219,25 @@ class RunFolder:
         Raises:
             InputError: It started with others.
         """
-        remedy = "Delete the file to resume without this check, if the data are the same."
-        started = files.read_record(self.run, remedy).get("data_sha256") if self.run.is_file() else None
+        remedy = "Resume with the same file, format and max_length, or start a new run."
+        self._check_same("data", "tokens and labels", "data_sha256", digest, remedy)
+
+    def check_same_teacher(self, digest: str) -> None:
+        """Checks that the run started with this teacher.
+
+        Args:
+            digest: Hash of the current teacher.
+
+        Raises:
+            InputError: It started with another one.
+        """
+        self._check_same("teacher", "teacher", "teacher_sha256", digest, "Resume with the same teacher, or start a new run.")
+
+    def _check_same(self, argument: str, what: str, key: str, digest: str, remedy: str) -> None:
+        unchecked = "Delete the file to resume without this check, if data and teacher are the same."
+        started = files.read_record(self.run, unchecked).get(key) if self.run.is_file() else None
         if started not in (None, digest):
-            remedy = "Resume with the same file, format and max_length, or start a new run."
-            raise InputError("data", f"the tokens and labels of the run in {self.path}", "others", remedy)
+            raise InputError(argument, f"the {what} of the run in {self.path}", "another", remedy)
 
 
 class MetricsWriter(TrainerCallback):

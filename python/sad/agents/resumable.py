@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,13 +12,17 @@ from typing import Any, BinaryIO
 from sad.errors import InputError
 from sad.files import lock_stream, write_file
 from sad.trajectories.read import read_jsonl
-from sad.trajectories.trajectory import Trajectory, json_line, write_jsonl
+from sad.trajectories.trajectory import Trajectory, from_record, json_line, write_jsonl
+
+_CHECKSUM = b"crc32"
+_SEALED = re.compile(rb'(\{.*), "%s": (\d{1,10})\}\n' % _CHECKSUM, re.DOTALL)
 
 
 class ResumableFile:
     """A trajectory file that can be completed over several runs.
 
-    `add` appends each finished episode to `OUT.partial`, in the order of completion. `OUT.settings.json` records the
+    `add` appends each finished episode to `OUT.partial`, in the order of completion. The last key of a line, `crc32`, is the
+    checksum of the line without it. `OUT.settings.json` records the
     options of the run and remains. `finish` writes OUT and removes `OUT.partial`.
 
     Args:
@@ -62,8 +68,14 @@ class ResumableFile:
             self._write_config()
             self._stream = stream
         self.trajectories[trajectory.id] = trajectory
-        self._stream.write(json_line(trajectory))
+        self._stream.write(_seal_line(json_line(trajectory)))
         self._stream.flush()
+
+    def close(self) -> None:
+        """Closes `OUT.partial` and releases its lock."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _partial_stream(self) -> BinaryIO:
         self._partial.parent.mkdir(parents=True, exist_ok=True)
@@ -79,18 +91,20 @@ class ResumableFile:
 
     def finish(self, trajectories: Sequence[Trajectory]) -> None:
         """Writes OUT with these trajectories atomically and removes `OUT.partial`."""
-        if self._stream is not None:
-            self._stream.close()
+        self.close()
         self._write_config()
         write_jsonl(self._out, trajectories)
         self._partial.unlink(missing_ok=True)
         self.complete = True
 
-    def discard(self) -> None:
-        """Deletes all files, because another file holds the result of the run."""
-        if self._stream is not None:
-            self._stream.close()
-        for path in (self._out, self._partial, self._config_path):
+    def discard(self, *, keep_out: bool) -> None:
+        """Deletes the files that only a continued run needs.
+
+        Args:
+            keep_out: Whether OUT stays. It goes if another file holds the result of the run.
+        """
+        self.close()
+        for path in (self._partial, self._config_path, *(() if keep_out else (self._out,))):
             path.unlink(missing_ok=True)
 
     def _write_config(self) -> None:
@@ -116,7 +130,28 @@ class ResumableFile:
             end = content.rfind(b"\n") + 1
             self.dropped_lines = int(end < len(content))
             file.truncate(end)
-        self.trajectories = {trajectory.id: trajectory for trajectory in read_jsonl(self._partial)}
+        for number, line in enumerate(content[:end].splitlines(keepends=True), 1):
+            trajectory = _open_line(line, f"{self._partial}, line {number}")
+            self.trajectories[trajectory.id] = trajectory
+
+
+def _seal_line(line: bytes) -> bytes:
+    """Adds the key `crc32` to a line that holds a JSON object."""
+    return line.removesuffix(b"}\n") + b', "%s": %d}\n' % (_CHECKSUM, zlib.crc32(line))
+
+
+def _open_line(line: bytes, where: str) -> Trajectory:
+    """Returns the trajectory in a line of `_seal_line`.
+
+    Raises:
+        InputError: The line is not what was written.
+    """
+    sealed = _SEALED.fullmatch(line)
+    content = sealed[1] + b"}\n" if sealed else b""
+    if sealed is None or zlib.crc32(content) != int(sealed[2]):
+        remedy = "Delete the line: its episode is then played again."
+        raise InputError(where, "a line as it was written", "one without its checksum, or changed", remedy)
+    return from_record(json.loads(content), where)
 
 
 def _short(value: Any) -> str:

@@ -50,8 +50,10 @@ def load_agent(name: str, options: AgentOptions) -> Agent:
         key = os.environ.get(options.api_key_env)
         endpoint = Endpoint(options.endpoint, name, api=options.api, api_key=key, timeout=options.timeout)
         return Agent(name, endpoint=endpoint)
-    model = load_model("model", name).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer("model", name)
+    trust = options.trust_remote_code
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model("model", name, trust_remote_code=trust).eval().to(device)
+    tokenizer = load_tokenizer("model", name, trust_remote_code=trust)
     if tokenizer is None:
         remedy = "Save it there with `tokenizer.save_pretrained(...)`."
         raise InputError("model", "a folder with a model and its tokenizer", f"no tokenizer in {name!r}", remedy)

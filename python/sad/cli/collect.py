@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,16 +61,17 @@ def command(options: CollectOptions) -> None:
         dropped = "; dropped an incomplete one" if file.dropped_lines else ""
         typer.echo(f"{options.out}: {len(file.trajectories)} episodes exist already{dropped}", err=True)
     interrupts.explain(file.kept)
-    rollout_tasks(
-        agent,
-        env,
-        tasks,
-        options,
-        samples=samples,
-        clean=options.clean,
-        skip_ids=tuple(file.trajectories),
-        on_trajectory=file.add,
-    )
+    with closing(file):
+        rollout_tasks(
+            agent,
+            env,
+            tasks,
+            options,
+            samples=samples,
+            clean=options.clean,
+            skip_ids=tuple(file.trajectories),
+            on_trajectory=file.add,
+        )
     trajectories = [file.trajectories[sample_id(task, k)] for k in range(samples) for task in tasks]
     saved = [trajectory for trajectory in trajectories if trajectory.success] if options.solved else trajectories
     file.finish(saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,8 @@ def command(options: EvalOptions) -> None:
         resumed[name] = len(earlier)
         start = time.perf_counter()
         on_trajectory = None if file is None else file.add
-        played = rollout_tasks(agent, env, tasks, options, skip_ids=tuple(earlier), on_trajectory=on_trajectory)
+        with nullcontext() if file is None else closing(file):
+            played = rollout_tasks(agent, env, tasks, options, skip_ids=tuple(earlier), on_trajectory=on_trajectory)
         seconds[name] = time.perf_counter() - start
         by_id = earlier | {trajectory.id: trajectory for trajectory in played}
         trajectories[name] = [by_id[task.id] for task in tasks]
@@ -99,9 +101,8 @@ def command(options: EvalOptions) -> None:
     }
     if options.out is not None:
         _write_json(options, len(tasks), evaluations)
-    if options.trajectories is None:
-        for file in episodes.values():
-            file.discard()
+    for file in episodes.values():
+        file.discard(keep_out=options.trajectories is not None)
     _print_tables(options, len(tasks), evaluations)
 
 
@@ -175,7 +176,7 @@ def _load_counting_tokenizer(options: EvalOptions, agents: dict[str, Agent]) -> 
     from sad.models import load_tokenizer
 
     if options.tokenizer is not None:
-        tokenizer = load_tokenizer("tokenizer", options.tokenizer)
+        tokenizer = load_tokenizer("tokenizer", options.tokenizer, trust_remote_code=options.trust_remote_code)
     else:
         tokenizer = next((agent.tokenizer for agent in agents.values() if agent.tokenizer is not None), None)
     if tokenizer is None:

@@ -52,6 +52,12 @@ class RunOptions:
     lora_targets: str | None = option(
         None, group="Student", help="Layers with adapters, such as q_proj,v_proj. Default: all linear layers but the head."
     )
+    trust_remote_code: bool = option(
+        False,
+        flag="--trust-remote-code",
+        group="Student",
+        help="Run Python code in model folders whose config names any. Default: refuse such folders.",
+    )
     data: str | None = option(None, group="Data", help="Trajectories to train on: a file or a folder. Required.")
     eval_data: str | None = option(None, group="Data", help="Trajectories to evaluate on, once per epoch by default.")
     format: str | None = encoding_option("format", "Data")

@@ -58,6 +58,7 @@ class SADConfig(CurriculumFields, LossFields, BatchFields, TrainingArguments):
     save_total_limit: int | None = _redefault("save_total_limit", 2)
 
     def __post_init__(self) -> None:
+        self._check_finite()
         self._check_loss()
         self._check_number("max_length", "a whole number >= 2", lambda x: x >= 2 and x == int(x))
         self._check_number("pad_to_multiple_of", "a whole number >= 1", lambda x: x >= 1 and x == int(x), optional=True)
@@ -67,6 +68,15 @@ class SADConfig(CurriculumFields, LossFields, BatchFields, TrainingArguments):
             remedy = "The teacher's distribution is a soft target already; raise temperature to smooth it."
             raise InputError("label_smoothing_factor", "0", got, remedy)
         super().__post_init__()
+
+    def _check_finite(self) -> None:
+        """Checks the numbers of the base class too, because NaN passes its comparisons."""
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name, None)
+            unlimited = item.name == "max_grad_norm" and value == math.inf
+            if isinstance(value, float) and not math.isfinite(value) and not unlimited:
+                raise InputError(item.name, "a finite number", str(value), "Choose a finite number.")
+        self._check_number("learning_rate", "a number >= 0", lambda x: x >= 0)
 
     @property
     def observe(self) -> bool:

@@ -86,7 +86,8 @@ def _distill(
     paths = {name: path for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
     read = {name: read_data(path, options.source, options.on_error, announce) for name, path in paths.items()}
     probes = [trajectory.text for trajectory in read["data"][0] if trajectory.text][:_PROBES]
-    tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
+    trust = options.trust_remote_code
+    tokenizers = {name: models.load_tokenizer(name, getattr(options, name), trust_remote_code=trust) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
     if cache is not None:
         cache.check_tokenizer(tokenizer)
@@ -252,14 +253,22 @@ class MetricsWriter(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.is_world_process_zero and self._path.is_file():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _is_up_to(line, state.global_step)]
             files.write_file(self._path, "".join(kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero and logs:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line of `metrics.jsonl` was logged until a step. A damaged line was not."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def _load_models(
@@ -274,9 +283,15 @@ def _load_models(
             dtype=options.teacher_dtype,
             quantization=options.teacher_quantization,
             device=config.device,
+            trust_remote_code=options.trust_remote_code,
         )
     loaded["student"] = models.load_model(
-        "student", options.student, dtype=options.student_dtype, from_config=options.from_config, seed=config.seed
+        "student",
+        options.student,
+        dtype=options.student_dtype,
+        from_config=options.from_config,
+        seed=config.seed,
+        trust_remote_code=options.trust_remote_code,
     )
     for name, model in loaded.items():
         models.check_fits(name, model, tokenizer, config.max_length)

@@ -8,7 +8,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from sad.trajectories.sources import Source, get_source, recognize
 from sad.trajectories.trajectory import Trajectory, from_record
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet")
+_MAX_LINE_BYTES = 512 << 20
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 
@@ -264,10 +265,22 @@ def _file(path: Path) -> Iterator[_Value]:
     try:
         with path.open("rb") as raw:
             zipped = path.suffix == ".gz" or raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as lines:
-            yield from _json_values(lines, path)
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            yield from _json_values(_lines(file, path), path)
     except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError; a truncated archive raises EOFError
         raise InputError(str(path), "a readable JSON Lines file (.gz: gzipped)", str(error), "Check the file.") from None
+
+
+def _lines(file: Any, path: Path) -> Iterator[bytes]:
+    """Yields the lines of a file. 13 MB of gzip can hold a line that fills the memory."""
+    for number in count(1):
+        line = file.readline(_MAX_LINE_BYTES + 1)
+        if len(line) > _MAX_LINE_BYTES:
+            expected = f"lines of at most {_MAX_LINE_BYTES >> 20} MiB"
+            raise InputError(f"{path}, line {number}", expected, "a longer one", "Write one trajectory per line.")
+        if not line:
+            return
+        yield line
 
 
 def _load_parquet(path: Path) -> Iterator[Any]:

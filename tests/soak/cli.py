@@ -27,12 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     from tests.soak.inputs import Inputs, set_up_process
 
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Attack whole commands at random.")
-    parser.add_argument("--minutes", type=float, default=30, help="duration; all attacks take turns")
+    parser.add_argument("--minutes", type=float, default=30, help="duration; all attacks take turns; 0: one case of each")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the cases; default: the time")
-    parser.add_argument("--attack", default="", help="only the attacks whose name contains this")
+    parser.add_argument("--attack", action="append", help="only the attacks whose name contains this; repeatable")
     parser.add_argument("--case", type=int, help="only this case of each attack")
     options = parser.parse_args(arguments)
-    chosen = {name: function for name, function in ATTACKS.items() if options.attack in name}
+    parts = options.attack or [""]
+    chosen = [name for name in ATTACKS if any(part in name for part in parts)]
     if not chosen:
         parser.error(f"--attack: expected a part of one of {', '.join(ATTACKS)}; got {options.attack!r}")
     print(f"seed {options.seed}", flush=True)
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         (top / "inputs").mkdir()
         inputs = Inputs(top / "inputs")
         end, number = time.monotonic() + 60 * options.minutes, options.case or 0
-        while time.monotonic() < end:
+        while not all(counts.values()) or (time.monotonic() < end and options.case is None):
             for name in chosen:
                 if time.monotonic() > end and counts[name]:
                     continue
@@ -54,8 +55,6 @@ def main(arguments: list[str] | None = None) -> int:
                     failures.append(Failure(name, number, text))
                     print(f"FAILED {name}, case {number}: {text[-1500:]}", flush=True)
             number += 1
-            if options.case is not None:
-                break
     finally:
         shutil.rmtree(top, ignore_errors=True)
     print(table(counts, failures))

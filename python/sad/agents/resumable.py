@@ -46,18 +46,19 @@ class ResumableFile:
         self.trajectories: dict[str, Trajectory] = {}
         self.dropped_lines = 0
         self.complete = out.exists()
+        begun = self._partial.exists() and self._partial.stat().st_size > 0  # an empty one was created and then interrupted
         if not resume:
-            for path in (out, self._partial):
-                if path.exists():
+            for path, exists in ((out, self.complete), (self._partial, begun)):
+                if exists:
                     remedy = "Choose another name, remove it, or continue it with --resume."
                     raise InputError("out", "a new file", f"{str(path)!r}, which exists", remedy)
-        elif self.complete or self._partial.exists():
+        elif self.complete or begun:
             self._check_config(config)
             if self.complete:
                 self.trajectories = {trajectory.id: trajectory for trajectory in read_jsonl(out)}
         self._config_text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
         self._stream: BinaryIO | None = None
-        if not self.complete and self._partial.exists():
+        if not self.complete and begun:
             self._read_partial()
 
     def add(self, trajectory: Trajectory) -> None:

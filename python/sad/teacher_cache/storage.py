@@ -71,7 +71,7 @@ class CacheFolder:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = (os.getpid(), *fsspec.core.url_to_fs(self.url))
-            except (ImportError, ValueError) as error:
+            except (ImportError, ValueError, OSError) as error:
                 remedy = "Give a folder, or the URL of a file system that fsspec can open here."
                 raise InputError(self._argument, "a path that can be opened", f"{self.url!r} ({error})", remedy) from error
         return self._opened[1:]

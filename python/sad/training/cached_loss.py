@@ -15,7 +15,7 @@ from sad.model_parts import forward_as
 from sad.teacher_cache.metadata import logit_columns
 from sad.teacher_cache.reader import TeacherCache
 from sad.training.collator import SpanCollator, model_inputs
-from sad.training.config import SADConfig
+from sad.training.loss_config import SpanLossConfig
 from sad.training.losses import LossOutput, loss_options, parts_of, per_token, step_weights, warn_of_rounded_logits
 from sad.training.token_weights import log_columns
 from sad.trajectories.spans import supervised_kinds
@@ -34,7 +34,7 @@ class CachedLoss:
         InputError: The cache cannot replace the teacher with this student and configuration.
     """
 
-    def __init__(self, args: SADConfig, student: nn.Module, cache: TeacherCache, collator: Any) -> None:
+    def __init__(self, args: SpanLossConfig, student: nn.Module, cache: TeacherCache, collator: Any) -> None:
         if args.temperature != 1.0:
             remedy = "Set temperature to 1, or pass a live teacher: the top-k values do not determine the rest at another T."
             raise InputError("temperature", "1 with a teacher cache", str(args.temperature), remedy)
@@ -48,9 +48,6 @@ class CachedLoss:
         if not isinstance(collator, SpanCollator) or collator.teacher_cache is None:
             remedy = "Leave it out, or pass sad.SpanCollator(teacher_cache=..., max_length=...)."
             raise InputError("data_collator", "one that reads the teacher cache", type(collator).__name__, remedy)
-        if args.accelerator_config is not None and args.accelerator_config.dispatch_batches:
-            remedy = "Leave dispatch_batches out: it splits batches without their loss_rows."
-            raise InputError("accelerator_config", "no dispatch_batches with a teacher cache", "true", remedy)
         cache.check_observe(args.observe)
         cache.check_columns(logit_columns(student))
         self._args, self._vocab_size = args, cache.metadata.vocab_size

@@ -24,8 +24,8 @@ from sad.losses import (
 )
 from sad.model_parts import Head, ModelParts, forward_as, split_model
 from sad.training.collator import model_inputs
-from sad.training.config import SADConfig
 from sad.training.contrastive import directions, info_nce
+from sad.training.loss_config import SpanLossConfig
 from sad.training.teacher import teacher_logits, vocabulary_group
 from sad.training.token_weights import StepWeights, log_columns
 from sad.trajectories.spans import supervised_kinds
@@ -89,7 +89,7 @@ class LogitsLoss:
         teacher: The teacher.
     """
 
-    def __init__(self, args: SADConfig, teacher: nn.Module) -> None:
+    def __init__(self, args: SpanLossConfig, teacher: nn.Module) -> None:
         self._args, self._teacher, self._step_weights = args, teacher, step_weights(args)
 
     def __call__(
@@ -133,7 +133,7 @@ class LogitsLoss:
             **_divergence_options(args, normalizer, weights),
         )
         if args.ce_weight:
-            options = _ce_options(args, normalizer, weights, columns)
+            options = ce_options(args, normalizer, weights, columns)
             ce = fused_span_ce(outputs.logits, inputs["input_ids"], span_ids, **options)
             loss, stats = _mixed(args.ce_weight, (loss, stats), ce)
         return LossOutput(loss, stats, outputs, token_weights=weights)
@@ -164,7 +164,7 @@ class HiddenLoss:
     """
 
     def __init__(
-        self, args: SADConfig, student: ModelParts, teacher: ModelParts, from_logits: LogitsLoss, rows_known: bool
+        self, args: SpanLossConfig, student: ModelParts, teacher: ModelParts, from_logits: LogitsLoss, rows_known: bool
     ) -> None:
         self._args, self._student, self._teacher = args, student, teacher
         self._from_logits, self._rows_known, self._step_weights = from_logits, rows_known, step_weights(args)
@@ -221,8 +221,8 @@ class HiddenLoss:
                 )
                 result = divergence(hidden, _divergence_options(args, normalizer, weights))
                 if args.ce_weight:
-                    options = _ce_options(args, normalizer, weights, columns)
-                    ce = _linear_span_ce(hidden, head, inputs, **linear, **options)
+                    options = ce_options(args, normalizer, weights, columns)
+                    ce = linear_span_ce(hidden, head, inputs, **linear, **options)
                     result = _mixed(args.ce_weight, result, ce)
                 contrastive = None
                 if args.contrastive_weight and model.training:
@@ -246,7 +246,9 @@ class HiddenLoss:
         return info_nce(ours, theirs, present, args.contrastive_temperature)
 
 
-def live_loss(args: SADConfig, student: nn.Module, teacher: nn.Module, *, rows_known: bool) -> LogitsLoss | HiddenLoss:
+def live_loss(
+    args: SpanLossConfig, student: nn.Module, teacher: nn.Module, *, rows_known: bool, gpus: int = 1
+) -> LogitsLoss | HiddenLoss:
     """Chooses between the loss from hidden states and the loss from logits, by `loss_from`.
 
     Args:
@@ -254,6 +256,7 @@ def live_loss(args: SADConfig, student: nn.Module, teacher: nn.Module, *, rows_k
         student: The student, before it is wrapped.
         teacher: The teacher.
         rows_known: As for `HiddenLoss`.
+        gpus: Number of GPUs of this process.
 
     Raises:
         InputError: `loss_from` is "hidden" and a model cannot be split, or the contrastive term lacks hidden states.
@@ -261,7 +264,7 @@ def live_loss(args: SADConfig, student: nn.Module, teacher: nn.Module, *, rows_k
     from_logits = LogitsLoss(args, teacher)
     student_parts = parts_of("student", student, args)
     teacher_parts = None if student_parts is None else parts_of("teacher", teacher, args)
-    if args.contrastive_weight and (teacher_parts is None or args.n_gpu > 1):
+    if args.contrastive_weight and (teacher_parts is None or gpus > 1):
         got = f"{args.contrastive_weight} with a loss from logits"
         remedy = "Use models with a separate backbone and head, and one process per GPU; or set it to 0."
         raise InputError("contrastive_weight", "a loss from hidden states for it", got, remedy)
@@ -276,7 +279,7 @@ def warn_of_rounded_logits(model: nn.Module, logits: Tensor, accelerator: Accele
         logger.warning_once(_ROUNDED_LOGITS)
 
 
-def parts_of(name: str, model: nn.Module, args: SADConfig) -> ModelParts | None:
+def parts_of(name: str, model: nn.Module, args: SpanLossConfig) -> ModelParts | None:
     """Splits a model for the loss from hidden states. Returns None for the loss from logits.
 
     Args:
@@ -300,12 +303,12 @@ def parts_of(name: str, model: nn.Module, args: SADConfig) -> ModelParts | None:
         return None
 
 
-def step_weights(args: SADConfig) -> StepWeights:
+def step_weights(args: SpanLossConfig) -> StepWeights:
     """Returns the factor of `token_weighting`."""
     return StepWeights(args.token_weighting, args.step_weight_limit, args.observe, args.backend)
 
 
-def loss_options(args: SADConfig, normalizer: Tensor, token_weights: Tensor | None) -> dict[str, Any]:
+def loss_options(args: SpanLossConfig, normalizer: Tensor, token_weights: Tensor | None) -> dict[str, Any]:
     """Returns the options that every loss function takes."""
     return {
         "lambda_reason": args.lambda_reason,
@@ -325,11 +328,11 @@ def per_token(options: dict[str, Any]) -> dict[str, Any]:
     return options | {"reduction": "none", "return_stats": False, "normalizer": None, "token_weights": None}
 
 
-def _divergence_options(args: SADConfig, normalizer: Tensor, token_weights: Tensor | None) -> dict[str, Any]:
+def _divergence_options(args: SpanLossConfig, normalizer: Tensor, token_weights: Tensor | None) -> dict[str, Any]:
     return loss_options(args, normalizer, token_weights) | {"divergence": args.divergence, "beta": args.beta}
 
 
-def _ce_options(args: SADConfig, normalizer: Tensor, token_weights: Tensor | None, columns: int) -> dict[str, Any]:
+def ce_options(args: SpanLossConfig, normalizer: Tensor, token_weights: Tensor | None, columns: int) -> dict[str, Any]:
     """Returns the options of the cross-entropy: the columns of the divergence, at temperature 1."""
     return loss_options(args, normalizer, token_weights) | {"temperature": 1.0, "vocab_size": columns}
 
@@ -350,7 +353,7 @@ def _divergence_from_uniform(hidden: Tensor, head: Head, span_ids: Tensor, colum
     )
 
 
-def _linear_span_ce(
+def linear_span_ce(
     hidden: Tensor, head: Head, inputs: Mapping[str, Tensor], *, rows: Tensor | None, **options: Any
 ) -> tuple[Tensor, SpanStats]:
     """Returns `fused_span_ce` from hidden states: `fused_linear_topk_span_kl` with alpha 0 and no teacher columns."""

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test fuzz lint format bench clean
+.PHONY: demo test test-lowest fuzz soak lint format bench clean
 
 demo: $(INSTALLED)  ## distill a small agent from a larger one and evaluate both
 	$(BIN)/sad demo --out demo-run
@@ -19,6 +19,29 @@ N ?= 100000
 SEED ?= 1
 fuzz: $(INSTALLED)  ## compare N random calls of the losses with a float64 oracle, on all backends
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(N) --seed $(SEED)
+
+MINUTES ?= 30
+soak: $(INSTALLED)  ## attack whole commands at random: kills, full disks, signals, flipped bits, hostile input
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
+
+# The lower bounds of pyproject.toml, in an environment of its own. Pip's index may offer only a build of PyTorch of several
+# gigabytes: set PIP_EXTRA_INDEX_URL to an index with CPU builds, or LOWEST_TORCH to another version.
+LOWEST ?= .venv-lowest
+LOWEST_EXTRAS := lora endpoint webshop
+LOWEST_TORCH ?= $(shell sed -n 's/^ *"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+LOWEST_TESTS := tests/test_structure.py tests/sad/agents tests/sad/teacher_cache tests/sad/cli/test_train.py \
+	tests/sad/cli/test_cache.py tests/sad/cli/test_collect_eval.py tests/sad/cli/test_inspect.py tests/sad/cli/test_plan.py \
+	tests/sad/training/test_trainer.py tests/sad/training/test_adapters.py tests/sad/training/test_config.py \
+	tests/sad/envs/test_webshop.py tests/sad/trajectories/test_encode.py tests/sad/trajectories/test_chat.py \
+	tests/sad/test_models.py tests/sad/test_files.py
+test-lowest: $(INSTALLED)  ## run a part of the tests with the lowest versions that pyproject.toml accepts
+	$(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python -m tests.lowest --torch $(LOWEST_TORCH) $(LOWEST_EXTRAS) > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet "setuptools>=77" "pybind11>=2.13" "ninja>=1.11" "pytest>=8.4" "hypothesis>=6.130"
+	SAD_BUILD_CUDA=0 $(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --no-build-isolation \
+		".[lora,endpoint,webshop]"
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -p no:cacheprovider $(LOWEST_TESTS)
 
 lint: $(INSTALLED)  ## check the style of Python and C++
 	$(BIN)/ruff check .
@@ -44,4 +67,4 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info sadkernels/native/*.so
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info sadkernels/native/*.so

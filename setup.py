@@ -35,6 +35,9 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 PYTHON_INCLUDES = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-pthread"]
+# The library names files relative to the check-out, not the folders of the machine that built it.
+PREFIXES = {ROOT: ".", sysconfig.get_paths()["include"]: "python"}
+PREFIX_MAPS = [f"-ffile-prefix-map={path}={name}" for path, name in PREFIXES.items()]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 ISA_FLAGS = {
     "span_kl_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
@@ -124,7 +127,8 @@ class CpuExtension(NativeExtension):
 
     def write(self, n: ninja_syntax.Writer, target: Path) -> None:
         link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-        common = [*CXX_FLAGS, f"-I{CSRC}", f"-I{CSRC / 'cpu'}", *PYTHON_INCLUDES, *(["-DSAD_X86=1"] if X86 else [])]
+        includes = [f"-I{CSRC}", f"-I{CSRC / 'cpu'}", *PYTHON_INCLUDES]
+        common = [*CXX_FLAGS, *PREFIX_MAPS, *includes, *(["-DSAD_X86=1"] if X86 else [])]
         n.variable("cxx", os.environ.get("CXX", "c++"))
         n.rule("compile", "$cxx $flags -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
         n.rule("link", f"$cxx -shared -pthread {' '.join(link)} $in -o $out")

@@ -16,7 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-SLOW_FILES = ("test_sanitizers.py", "test_build.py", "test_fuzz.py")  # first, so that no worker is left with one at the end
+# First, so that no worker is left with one at the end.
+SLOW_FILES = ("test_sanitizers.py", "test_build.py", "test_fuzz.py", "test_soak.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

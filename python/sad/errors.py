@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 
 class InputError(ValueError):
     """Reports input that cannot be used, with enough detail to fix it.
@@ -21,3 +23,27 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
         return type(self), (self.where, self.expected, self.got, self.remedy)
+
+
+def printable(text: str) -> str:
+    """Returns text without characters that control a terminal, such as ESC.
+
+    So data cannot move the cursor, set the title or write to the clipboard.
+
+    Line ends and tabs stay. Every other control or format character that changes how a line is shown (C0, C1, bidirectional
+    overrides) and every lone surrogate is shown as an escape, such as `\\x1b`.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if char in "\n\t" or not _is_control(char) else _escape(char) for char in text)
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cs") or char in _BIDIRECTIONAL
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+_BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -314,6 +314,26 @@ class FolderLock(contextlib.AbstractContextManager):
         return owner if isinstance(owner, dict) else {}
 
 
+def lock_stream(stream: BinaryIO, argument: str, path: str | os.PathLike[str]) -> None:
+    """Locks an open file until it is closed, so that one process at a time appends to it. Windows has no lock.
+
+    Args:
+        stream: The file, open for writing.
+        argument: The argument's name for error messages.
+        path: Its path for error messages.
+
+    Raises:
+        InputError: Another process has the lock.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        got = f"{str(path)!r}, which another process writes to"
+        raise InputError(argument, "a file of this process", got, "Wait until it ends, or choose another name.") from None
+
+
 def _self_description() -> dict[str, Any]:
     since = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"host": socket.gethostname(), "process": os.getpid(), "since": since}

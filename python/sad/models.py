@@ -71,6 +71,7 @@ def load_model(
     seed: int = 0,
     quantization: str | None = None,
     device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Loads a causal language model.
 
@@ -83,6 +84,7 @@ def load_model(
         seed: Random seed of these weights.
         quantization: "8bit" or "4bit" quantizes the weights of the linear layers, except the head, while loading.
         device: Device of a quantized model.
+        trust_remote_code: Whether to run Python code in the folder, if its config names any.
 
     Raises:
         InputError: The folder holds no loadable model, or a package is missing.
@@ -93,42 +95,56 @@ def load_model(
     check_dtype(f"{name}_dtype", dtype)
     try:
         if from_config:
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
             torch.manual_seed(seed)
             chosen = torch.float32 if dtype == "auto" else DTYPES[dtype]
-            return AutoModelForCausalLM.from_config(config).to(chosen)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).to(chosen)
         if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
             remedy = "Save weights there."
             if name == "student":
                 remedy = "Add --from-config to start from random weights, or save weights there."
             raise InputError(name, "a folder with model weights", f"only a config in {str(path)!r}", remedy)
-        options = {"dtype": DTYPES[dtype], "local_files_only": True}
+        options = {"dtype": DTYPES[dtype], "local_files_only": True, "trust_remote_code": trust_remote_code}
         if quantization is not None:
             options |= {"quantization_config": quantization_config(quantization, DTYPES[dtype]), "device_map": {"": device}}
         return AutoModelForCausalLM.from_pretrained(path, **options)
-    except InputError:
+    except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        remedy = "Load it with AutoModelForCausalLM.from_pretrained to see the whole error."
-        raise InputError(name, f"a causal language model in {str(path)!r}", str(error), remedy) from error
+    except Exception as error:  # damaged weights and configs raise many types
+        raise _not_loadable(name, f"a causal language model in {str(path)!r}", error) from error
+
+
+def _not_loadable(name: str, expected: str, error: Exception) -> InputError:
+    """Returns the error for a folder that cannot be loaded. Code in the folder is not run unasked."""
+    if "trust_remote_code" in str(error):
+        got = "a config that names Python code in the folder"
+        remedy = "Pass --trust-remote-code if you have read this code and trust it: it runs with all your rights."
+        return InputError(name, expected, got, remedy)
+    got = f"{type(error).__name__}: {str(error)[:2000].rstrip('.')}"
+    return InputError(name, expected, got, "Copy or save the folder again. `transformers` shows the whole error.")
 
 
 def _check_adapter_dir(name: str, path: str | Path) -> Path:
     """Checks that peft is installed and that the base model of the adapters exists, and returns the folder."""
     check_package(name, "peft", "lora")
-    base = json.loads(Path(path, _ADAPTER).read_text()).get("base_model_name_or_path")
-    if base is None or not Path(base).is_dir():
+    try:
+        base = json.loads(Path(path, _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise InputError(str(Path(path, _ADAPTER)), "a JSON object", got, "Copy or save the adapters again.") from None
+    if not isinstance(base, str) or not Path(base).is_dir():
         remedy = f"Set base_model_name_or_path in {Path(path, _ADAPTER)} to the folder of the base model."
         raise InputError(name, "adapters whose base model is a folder", f"adapters of {base!r}", remedy)
     return Path(path)
 
 
-def load_tokenizer(name: str, path: str | Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(name: str, path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """Loads the tokenizer in a model's folder. Returns None if the folder has none.
 
     Args:
         name: The argument's name for messages.
         path: The folder, or the name of a model on the Hugging Face Hub.
+        trust_remote_code: Whether to run Python code in the folder, if its config names any.
 
     Raises:
         InputError: The tokenizer cannot be loaded.
@@ -137,10 +153,9 @@ def load_tokenizer(name: str, path: str | Path) -> PreTrainedTokenizerBase | Non
     if not any((path / file).is_file() for file in _TOKENIZER):
         return None
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and the Rust tokenizers raise many types
-        remedy = "Load it with AutoTokenizer.from_pretrained to see the whole error."
-        raise InputError(f"{name}'s tokenizer", f"a tokenizer in {str(path)!r}", str(error), remedy) from error
+        raise _not_loadable(f"{name}'s tokenizer", f"a tokenizer in {str(path)!r}", error) from error
 
 
 def shared_tokenizer(

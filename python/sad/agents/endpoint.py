@@ -6,15 +6,18 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from threading import Event
 from typing import Any, NamedTuple
 
 from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
+from sad.agents.responses import NoAnswerError, ResponseError, call_within, check_url, response_hook, without_secret
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 
 APIS = ("chat", "completions")
 _CHARACTERS_PER_TOKEN = 8  # limit for the text of servers that ignore `max_tokens`
+_LONGEST_RETRY_AFTER = 60.0  # seconds that the client waits if a server asks for a pause
 _PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before the next attempt after an invalid response; doubles each time
 
 
@@ -42,7 +45,7 @@ class Endpoint:
         model: Name of the model on the server.
         api: `"chat"` sends messages, for models with a chat template. `"completions"` sends the transcript as text.
         api_key: Key that is sent with each request. Local servers often need none.
-        timeout: Timeout of a request in seconds.
+        timeout: Timeout of a request in seconds. It limits the connection, each read, and the whole response.
         retries: Maximum number of repetitions of a request after a 429 or 5xx status, a lost connection, a timeout or an
             invalid response.
 
@@ -67,15 +70,22 @@ class Endpoint:
             raise InputError("endpoint", "the openai package", "an environment without it", remedy) from None
         if api not in APIS:
             raise InputError("api", " or ".join(map(repr, APIS)), repr(api), "Use one of these.")
-        if not url.startswith(("http://", "https://")):
-            remedy = "Start the URL with http:// or https://."
-            raise InputError("endpoint", "a URL such as http://localhost:8000/v1", repr(url), remedy)
-        if not timeout > 0 or retries < 0:
+        check_url(url)
+        if not 0 < timeout < float("inf") or retries < 0:
             got = f"{timeout} s and {retries} retries"
             raise InputError("endpoint", "a timeout above 0 s and 0 or more retries", got, "Use larger numbers.")
         self.url, self.model, self.api, self.retries = url, model, api, retries
-        self._openai = openai
-        self._client = openai.OpenAI(base_url=url, api_key=api_key or "none", timeout=timeout, max_retries=retries)
+        self._openai, self._key = openai, api_key
+        self._seconds = (retries + 1) * (timeout + _LONGEST_RETRY_AFTER)
+        client = openai.DefaultHttpxClient(timeout=timeout, event_hooks={"response": [response_hook(timeout)]})
+        self._client = openai.OpenAI(
+            base_url=url,
+            api_key=api_key or "none",
+            timeout=timeout,
+            max_retries=retries,
+            http_client=client,
+            default_headers={"Accept-Encoding": "identity"},
+        )
 
     def complete(self, conversation: Sequence[str], *, max_tokens: int, temperature: float, seed: int) -> Completion:
         """Requests the next turn of the model.
@@ -92,21 +102,23 @@ class Endpoint:
         """
         openai = self._openai
         options = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
+        request: Callable[[], Any]
+        if self.api == "chat":
+            roles = ("user", "assistant")
+            messages = [{"role": roles[n % 2], "content": text.rstrip("\n")} for n, text in enumerate(conversation)]
+            request = partial(self._client.chat.completions.create, messages=messages, **options)
+        else:
+            request = partial(self._client.completions.create, prompt="".join(conversation), **options)
         for attempt in range(self.retries + 1):
             try:
-                if self.api == "chat":
-                    roles = ("user", "assistant")
-                    messages = [{"role": roles[n % 2], "content": text.rstrip("\n")} for n, text in enumerate(conversation)]
-                    response = self._client.chat.completions.create(messages=messages, **options)
-                else:
-                    response = self._client.completions.create(prompt="".join(conversation), **options)
+                response = call_within(self._seconds, request)
             except openai.BadRequestError as error:
                 if "context" in str(error).lower():  # servers differ in code and wording, but all name the context
                     raise ContextFullError from None
                 raise self._request_error(error) from None
-            except (openai.APIResponseValidationError, ValueError) as error:
+            except (openai.APIResponseValidationError, ValueError, RecursionError) as error:  # also JSON that is nested deep
                 invalid: object = error
-            except openai.OpenAIError as error:
+            except (openai.OpenAIError, NoAnswerError, ResponseError) as error:
                 raise self._request_error(error) from None
             else:
                 completion = _parse_response(response)
@@ -116,11 +128,12 @@ class Endpoint:
                 invalid = response
             if attempt < self.retries:
                 time.sleep(min(_PAUSE * 2**attempt, _LONGEST_PAUSE))
-        got = f"{str(invalid)[:200]!r}, {self.retries + 1} times"
+        got = f"{without_secret(str(invalid), self._key)[:200]!r}, {self.retries + 1} times"
         raise InputError("endpoint", f"responses of OpenAI's API from {self.url}", got, "Check the URL.")
 
     def _request_error(self, error: Exception) -> InputError:
-        got = f"{type(error).__name__}: {str(error)[:300]}"
+        cause = error.__cause__ if isinstance(error.__cause__, ResponseError) else error
+        got = f"{type(error).__name__}: {without_secret(str(cause), self._key)[:300].rstrip('.')}"
         remedy = "Check the URL, the model name and the key, and that the server is running."
         return InputError("endpoint", f"a response of {self.model!r} from {self.url}", got, remedy)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sad.errors import InputError
 from sad.trajectories.kept import token_offsets
+from sad.trajectories.rendering import render
 
 _TURN = "<a turn of the agent>"  # placeholder for an assistant message when the template renders the text after it
 
@@ -147,7 +148,7 @@ class ChatTranscriptTokenizer(TranscriptTokenizer):
     def _render(self, contents: list[str]) -> str:
         """Renders a conversation with alternating user and assistant messages."""
         messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
-        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return render(self._tokenizer, messages, None, add_generation_prompt=True)
 
     def _encode_rendered(self, rendered: str) -> list[int]:
         return self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]

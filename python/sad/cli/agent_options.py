@@ -35,6 +35,13 @@ class AgentOptions:
     max_turn_tokens: int = option(128, group=ROLLOUT, help="Maximum number of tokens per turn.")
     batch_size: int = option(64, group=ROLLOUT, help="Number of parallel episodes.")
 
+    trust_remote_code: bool = option(
+        False,
+        flag="--trust-remote-code",
+        group=ROLLOUT,
+        help="Run Python code in model folders whose config names any. Default: refuse such folders.",
+    )
+
     endpoint: str | None = option(None, group=ENDPOINT, help="URL of an OpenAI-compatible server, with the version (/v1).")
     api: str = option("chat", group=ENDPOINT, help="chat, or completions for models without a chat template.")
     api_key_env: str = option("OPENAI_API_KEY", group=ENDPOINT, help="Environment variable with the key of the endpoint.")

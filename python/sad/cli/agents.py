@@ -13,6 +13,7 @@ import torch
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 import sad
@@ -21,7 +22,7 @@ from sad.agents.endpoint import Endpoint
 from sad.agents.prompts import prompt_text
 from sad.cli.agent_options import AgentOptions
 from sad.envs.protocol import Env, Task
-from sad.errors import InputError
+from sad.errors import InputError, printable
 from sad.models import load_model, load_tokenizer
 from sad.trajectories.trajectory import Trajectory
 
@@ -49,8 +50,10 @@ def load_agent(name: str, options: AgentOptions) -> Agent:
         key = os.environ.get(options.api_key_env)
         endpoint = Endpoint(options.endpoint, name, api=options.api, api_key=key, timeout=options.timeout)
         return Agent(name, endpoint=endpoint)
-    model = load_model("model", name).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer("model", name)
+    trust = options.trust_remote_code
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model("model", name, trust_remote_code=trust).eval().to(device)
+    tokenizer = load_tokenizer("model", name, trust_remote_code=trust)
     if tokenizer is None:
         remedy = "Save it there with `tokenizer.save_pretrained(...)`."
         raise InputError("model", "a folder with a model and its tokenizer", f"no tokenizer in {name!r}", remedy)
@@ -68,7 +71,11 @@ def make_env(options: AgentOptions) -> Env:
         key, equals, value = entry.partition("=")
         if not equals or not key:
             raise InputError("--option", "name=value", repr(entry), "Write for example --option size=small.")
-        keywords[key] = yaml.safe_load(value)
+        try:
+            keywords[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            got = f"{entry!r} ({error})"
+            raise InputError("--option", "name=value with a YAML value", got, "Put quotes around the value.") from None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*skipped")  # printed below without a source line
@@ -115,7 +122,7 @@ def rollout_tasks(
     """
     total = len(tasks) * (1 if agent.name == EXPERT else samples) - len(skip_ids)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"{agent.name}: episodes", total=total)
+        bar = progress.add_task(escape(printable(f"{agent.name}: episodes")), total=total)
 
         def finished(trajectory: Trajectory) -> None:
             if on_trajectory is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ class CollectOptions(AgentOptions):
 @takes(CollectOptions)
 def command(options: CollectOptions) -> None:
     """Run an agent or the scripted expert on tasks, and save the trajectories."""
+    from sad import interrupts
     from sad.agents.collect import sample_id, select_tasks
     from sad.agents.resumable import ResumableFile
     from sad.cli.agents import EXPERT, load_agent, make_env, rollout_tasks
@@ -63,17 +65,19 @@ def command(options: CollectOptions) -> None:
     if options.resume:
         dropped = "; dropped an incomplete one" if file.dropped_lines else ""
         typer.echo(f"{options.out}: {len(file.trajectories)} episodes exist already{dropped}", err=True)
-    rollout_tasks(
-        agent,
-        env,
-        tasks,
-        options,
-        samples=samples,
-        clean=options.clean,
-        keep_ids=options.keep_ids,
-        skip_ids=tuple(file.trajectories),
-        on_trajectory=file.add,
-    )
+    interrupts.explain(file.kept)
+    with closing(file):
+        rollout_tasks(
+            agent,
+            env,
+            tasks,
+            options,
+            samples=samples,
+            clean=options.clean,
+            keep_ids=options.keep_ids,
+            skip_ids=tuple(file.trajectories),
+            on_trajectory=file.add,
+        )
     trajectories = [file.trajectories[sample_id(task, k)] for k in range(samples) for task in tasks]
     saved = [trajectory for trajectory in trajectories if trajectory.success] if options.solved else trajectories
     file.finish(saved)

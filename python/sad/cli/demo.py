@@ -25,8 +25,10 @@ def command(options: DemoOptions) -> None:
     import warnings
 
     from rich.console import Console
+    from rich.markup import escape
     from transformers.utils import logging
 
+    from sad import interrupts
     from sad.demo.progress import Stages
     from sad.demo.run import check_folder, run_demo
 
@@ -35,7 +37,8 @@ def command(options: DemoOptions) -> None:
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers|accelerate")
     console = Console()
-    console.print(f"[bold]sad demo[/], seed {options.seed}: results go to {options.out}/\n", highlight=False)
+    console.print(f"[bold]sad demo[/], seed {options.seed}: results go to {escape(str(options.out))}/\n", highlight=False)
+    interrupts.explain(lambda: f"{options.out} is not complete. Run the command again with a new folder.")
     with Stages(console) as stages:
         results = run_demo(options, stages)
     _print_results(console, options, results)
@@ -57,4 +60,5 @@ def _print_results(console: Console, options: DemoOptions, results: dict[str, An
         f"Total time: {results['seconds']:.0f} s. Loss curves, time per stage and span labels: "
         f"{options.out / 'report.html'}",
         highlight=False,
+        markup=False,
     )

@@ -52,7 +52,7 @@ def command(options: InspectOptions) -> None:
     Prints the overlay of the first trajectories, the span lengths of all trajectories, and the lines that could not be
     parsed.
     """
-    from sad.errors import InputError
+    from sad.errors import InputError, printable
     from sad.files import check_new_file
     from sad.trajectories.inspection import inspect_trajectories
     from sad.trajectories.read import read_data
@@ -93,11 +93,11 @@ def command(options: InspectOptions) -> None:
     )
     if not inspection.lengths.trajectories:
         raise stop_error(inspection.refused, len(inspection.refused), "")
-    typer.echo(f"{file}: {'; '.join(recognized)}")
+    typer.echo(printable(f"{file}: {'; '.join(recognized)}"))
     _print(inspection, in_terminal, options.max_length)
     if page is not None:
         _write_page(inspection, on_page, options)
-        typer.echo(f"page: {page}")
+        typer.echo(printable(f"page: {page}"))
 
 
 def _pieces(item):
@@ -180,11 +180,12 @@ def _print(inspection, limit: int, max_length: int | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from sad.errors import printable
     from sad.report.overlay import terminal_overlay
 
     console = Console(highlight=False)
     for item in inspection.kept[:limit]:
-        console.rule(Text(item.trajectory.id, style="bold"), align="left")
+        console.rule(Text(printable(item.trajectory.id), style="bold"), align="left")
         console.print(_summary(item), style="dim")
         console.print(terminal_overlay(_pieces(item)), soft_wrap=True)
     table = Table(title=f"Lengths in {inspection.lengths.unit}", title_justify="left", title_style="bold")
@@ -198,13 +199,13 @@ def _print(inspection, limit: int, max_length: int | None) -> None:
     console.print(Text(_totals(inspection)), soft_wrap=True)
     console.print(Text(", ".join(f"{row['label']} {100 * row['share']:.1f} %" for row in _share_rows(inspection))))
     for fact in _training_facts(inspection, max_length):
-        console.print(Text(fact), soft_wrap=True)
+        console.print(Text(printable(fact)), soft_wrap=True)
     _print_refused(console, inspection.refused)
     unparsed = inspection.unparsed
     shown = unparsed[: UNPARSED_LIMIT["terminal"]]
     console.print(Text(f"not parsed: {len(unparsed)} place(s)" if unparsed else "not parsed: nothing"))
     for name, item in shown:
-        console.print(Text(f"  {name}, line {item.line}: {item.text[:80]!r}: {item.reason}"), soft_wrap=True)
+        console.print(Text(printable(f"  {name}, line {item.line}: {item.text[:80]!r}: {item.reason}")), soft_wrap=True)
     if len(unparsed) > len(shown):
         console.print(f"  and {len(unparsed) - len(shown)} more")
 
@@ -212,12 +213,14 @@ def _print(inspection, limit: int, max_length: int | None) -> None:
 def _print_refused(console, refused) -> None:
     from rich.text import Text
 
+    from sad.errors import printable
+
     if not refused:
         return
     console.print(Text(f"refused: {len(refused)} trajector{'y' if len(refused) == 1 else 'ies'}"))
     limit = UNPARSED_LIMIT["terminal"]
     for item in refused[:limit]:
-        console.print(Text(f"  {item.error}"), soft_wrap=True)
+        console.print(Text(printable(f"  {item.error}")), soft_wrap=True)
     if len(refused) > limit:
         console.print(f"  and {len(refused) - limit} more")
 

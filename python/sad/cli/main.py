@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import typer
 
-from sad.errors import InputError
+from sad import interrupts
+from sad.cli import failures
+from sad.errors import printable
 
 COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "train", "eval", "bench", "doctor")
 
@@ -24,12 +27,16 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Runs the `sad` command."""
-    try:
-        app()
-    except InputError as error:
-        typer.secho(f"sad: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
+    """Runs the `sad` command. With SAD_TRACEBACK=1 an error shows where it was raised."""
+    with interrupts.handled():
+        try:
+            app()
+        except Exception as error:
+            message = failures.describe(error)
+            if message is None or os.environ.get("SAD_TRACEBACK") == "1":
+                raise
+            typer.secho(f"sad: {printable(message)}", fg=typer.colors.RED, err=True)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def config_of(argument: str, model: str) -> PretrainedConfig:
     if Path(model).is_dir():
         path = check_model_dir(argument, model)
         try:
-            return AutoConfig.from_pretrained(path, local_files_only=True)
+            return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many types for a malformed file
             remedy = "Load it with AutoConfig.from_pretrained to see the whole error."
             raise InputError(str(path / "config.json"), "a config of transformers", str(error), remedy) from error

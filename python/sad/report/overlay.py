@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from sad.errors import printable
 from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:
@@ -98,6 +99,6 @@ def terminal_overlay(pieces: Sequence[Piece]) -> Text:
         margin = "".join(mark for kind, mark in _MARKS.items() if kind in kinds)
         text.append(f"{margin:>2} │ ", style="dim")
         for piece in line:
-            text.append(piece.text, style=_STYLES[piece.kind][piece.shade])
+            text.append(printable(piece.text), style=_STYLES[piece.kind][piece.shade])
         text.append("\n")
     return text

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sad.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -55,14 +57,16 @@ def ends(evaluations: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
 def rich_table(
     header: list[str] | tuple[str, ...], rows: list[list[str]], title: str | None = None, *, stacked: bool = False
 ) -> Table:
-    """Returns a table for a rich console. `stacked` puts text in parentheses on its own line."""
+    """Returns a table for a rich console. `stacked` puts text in parentheses on its own line. No text is read as markup."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=None if title is None else Text(printable(title)), title_justify="left", title_style="bold")
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
+        table.add_column(Text(printable(name)), justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(cell.replace(" (", "\n(") if stacked and index else cell for index, cell in enumerate(row)))
+        cells = (cell.replace(" (", "\n(") if stacked and index else cell for index, cell in enumerate(row))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 

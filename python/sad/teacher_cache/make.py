@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sad import interrupts
 from sad.errors import InputError
 from sad.model_parts import model_digest
 from sad.models import check_dtype, check_fits, check_model_dir, check_quantization, load_model, load_tokenizer
@@ -76,6 +77,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         observe=options.observe,
         teacher_name=folder.resolve().name,
     )
+    interrupts.explain(lambda: f"Complete shards in {options.out} are kept. To continue, repeat the command.")
     report = write_teacher_cache(teacher, examples, options.out, metadata, batch_tokens=options.batch_tokens)
     announce(
         f"{options.out}: {report.tokens} supervised tokens, {report.bytes_per_token:.1f} bytes per token\n"
@@ -88,7 +90,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
 
 def _load_tokenizer(options: CacheOptions) -> PreTrainedTokenizerBase:
     folder = options.tokenizer or options.teacher
-    tokenizer = load_tokenizer("teacher", folder)
+    tokenizer = load_tokenizer("teacher", folder, trust_remote_code=options.trust_remote_code)
     if tokenizer is None:
         remedy = "Give a folder with a tokenizer, such as the student's, with --tokenizer."
         raise InputError("teacher's tokenizer", "a folder with a tokenizer", f"none in {folder!r}", remedy)
@@ -96,8 +98,14 @@ def _load_tokenizer(options: CacheOptions) -> PreTrainedTokenizerBase:
 
 
 def _load_teacher(options: CacheOptions, state: PartialState, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    quantization = {"quantization": options.teacher_quantization, "device": state.device}
-    teacher = load_model("teacher", Path(options.teacher), dtype=options.teacher_dtype, **quantization)
+    teacher = load_model(
+        "teacher",
+        Path(options.teacher),
+        dtype=options.teacher_dtype,
+        quantization=options.teacher_quantization,
+        device=state.device,
+        trust_remote_code=options.trust_remote_code,
+    )
     check_fits("teacher", teacher, tokenizer, options.max_length)
     return teacher if options.teacher_quantization is not None else teacher.to(state.device)
 

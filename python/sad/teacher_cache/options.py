@@ -56,6 +56,12 @@ class CacheOptions:
     teacher_quantization: str | None = option(
         None, help="8bit or 4bit (needs bitsandbytes). Default: no quantization.", group=_TEACHER
     )
+    trust_remote_code: bool = option(
+        False,
+        flag="--trust-remote-code",
+        group=_TEACHER,
+        help="Run Python code in the teacher's folder, if its config names any. Default: refuse such a folder.",
+    )
     batch_tokens: int = option(BATCH_TOKENS, help="Tokens per batch of the teacher, padding included.", group=_TEACHER)
     use_cpu: bool = option(False, flag="--use-cpu", help="Run on the CPU even if there is a GPU.", group=_TEACHER)
 

@@ -40,7 +40,7 @@ from sad.teacher_cache.rows import (
 INDEX_NAME = "index.json"
 SHARD_NAME = re.compile(r"rows-[0-9a-f]{16}\.safetensors")
 # Names under which files are written before they are renamed.
-PARTIAL_NAME = re.compile(rf"(?:{SHARD_NAME.pattern}|{re.escape(INDEX_NAME)})\.[0-9a-f]{{32}}\.partial")
+PARTIAL_NAME = re.compile(rf"\.?(?:{SHARD_NAME.pattern}|{re.escape(INDEX_NAME)})\.[0-9a-f]+\.partial")
 _MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors format
 
 
@@ -71,7 +71,7 @@ class CacheFolder:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = (os.getpid(), *fsspec.core.url_to_fs(self.url))
-            except (ImportError, ValueError) as error:
+            except (ImportError, ValueError, OSError) as error:
                 remedy = "Give a folder, or the URL of a file system that fsspec can open here."
                 raise InputError(self._argument, "a path that can be opened", f"{self.url!r} ({error})", remedy) from error
         return self._opened[1:]
@@ -87,6 +87,8 @@ class CacheFolder:
     def sizes(self) -> dict[str, int]:
         """Returns the folder's entries: name to bytes, -1 for a subfolder. A missing folder has no entries.
 
+        A link to a file counts as the file, such as those of the hub's cache and of DVC.
+
         Raises:
             InputError: The path is a file.
         """
@@ -100,11 +102,22 @@ class CacheFolder:
         except FileNotFoundError:
             return {}
         names = {item["name"].rstrip("/").rpartition("/")[2]: item for item in found}
-        return {name: item["size"] if item["type"] == "file" else -1 for name, item in names.items()}
+        are_files = {
+            name: item["type"] == "file" or bool(item.get("islink") and fs.isfile(item["name"]))
+            for name, item in names.items()
+        }
+        return {name: item["size"] if are_files[name] else -1 for name, item in names.items()}
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file under a temporary name and renames it, so that an interrupted write leaves no incomplete file."""
+        """Writes a file under a temporary name and renames it, so that an interrupted write leaves no incomplete file.
+
+        A local file is flushed to the disk.
+        """
         fs, path = self._locate(name)
+        if isinstance(fs, LocalFileSystem):
+            self._maps.pop(name, None)
+            files.write_file(path, data)
+            return
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         partial = f"{path}.{uuid.uuid4().hex}.partial"
         fs.pipe_file(partial, data)

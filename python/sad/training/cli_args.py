@@ -56,6 +56,12 @@ class RunOptions:
     lora_targets: str | None = option(
         None, group="Student", help="Layers with adapters, such as q_proj,v_proj. Default: all linear layers but the head."
     )
+    trust_remote_code: bool = option(
+        False,
+        flag="--trust-remote-code",
+        group="Student",
+        help="Run Python code in model folders whose config names any. Default: refuse such folders.",
+    )
     data: list[str] = option(
         [], group="Data", help="Trajectories to train on: a file, a folder or a pattern (*). May be repeated. Required."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,7 @@ class SADConfig(CurriculumFields, SpanLossConfig, BatchFields, TrainingArguments
     save_total_limit: int | None = _redefault("save_total_limit", 2)
 
     def __post_init__(self) -> None:
+        self._check_finite()
         self.check_loss()
         check_number(self, "max_length", "a whole number >= 2", lambda x: x >= 2 and x == int(x))
         check_number(self, "pad_to_multiple_of", "a whole number >= 1", lambda x: x >= 1 and x == int(x), optional=True)
@@ -62,6 +64,15 @@ class SADConfig(CurriculumFields, SpanLossConfig, BatchFields, TrainingArguments
             remedy = "The teacher's distribution is a soft target already; raise temperature to smooth it."
             raise InputError("label_smoothing_factor", "0", got, remedy)
         TrainingArguments.__post_init__(self)
+
+    def _check_finite(self) -> None:
+        """Checks the numbers of the base class too, because NaN passes its comparisons."""
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name, None)
+            unlimited = item.name == "max_grad_norm" and value == math.inf
+            if isinstance(value, float) and not math.isfinite(value) and not unlimited:
+                raise InputError(item.name, "a finite number", str(value), "Choose a finite number.")
+        check_number(self, "learning_rate", "a number >= 0", lambda x: x >= 0)
 
     def _check_curriculum(self) -> None:
         for name in ("curriculum_alpha", "curriculum_beta", "curriculum_gamma"):

@@ -33,10 +33,11 @@ class NonFiniteError(InputError):
 
 
 class _Step(NamedTuple):
-    """An optimizer step: its number, its flag on the host (above 0: bad), the copy's event, its batches and their flags."""
+    """An optimizer step: its number, its two flags on the host (above 0: bad, stop), the copy's event, its batches and their
+    flags."""
 
     number: int
-    bad: Tensor
+    flags: Tensor
     copied: Any
     batches: list[tuple[Mapping[str, Tensor], Tensor]]
 
@@ -50,6 +51,7 @@ class FiniteGuard(TrainerCallback):
     Attributes:
         skipped: Number of skipped steps.
         example_names: Names of the training examples for messages; None: their indices.
+        stop_requested: Whether this process wants to stop the training. It is reduced with the flag of the next step.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -57,6 +59,7 @@ class FiniteGuard(TrainerCallback):
         self._policy = trainer.args.nan_policy
         self._reads_late = trainer.args.device.type == "cuda"
         self.example_names: Sequence[str] | None = None
+        self.stop_requested = False
         self._reset()
 
     def _reset(self) -> None:
@@ -64,6 +67,11 @@ class FiniteGuard(TrainerCallback):
         self._batches: list[tuple[Mapping[str, Tensor], Tensor]] = []
         self._pending: deque[_Step] = deque()
         self._withheld: torch.optim.Optimizer | None = None
+        self._all_stop = False
+
+    def stop_agreed(self, processes: int) -> bool:
+        """Whether the training stops after this step. Several processes give the same answer after the same step."""
+        return self._all_stop if processes > 1 else self.stop_requested
 
     # --- the step ---
 
@@ -78,7 +86,7 @@ class FiniteGuard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs) -> None:
         self.read_flags()
-        bad = self._flag(model)
+        bad, stop = self._flags(model)
         batches, self._batches = self._batches, []
         self._steps += 1
         inner = getattr(optimizer, "optimizer", optimizer)
@@ -87,9 +95,9 @@ class FiniteGuard(TrainerCallback):
         if self._reads_late and (withholds or self._policy == "stop"):
             if withholds:
                 inner.found_inf, self._withheld = bad, inner
-            self._pending.append(_Step(state.global_step + 1, *_copy_to_host(bad), batches))
+            self._pending.append(_Step(state.global_step + 1, *_copy_to_host(torch.stack([bad, stop])), batches))
             return
-        self._judge(_Step(state.global_step + 1, bad, None, batches), model)
+        self._judge(_Step(state.global_step + 1, torch.stack([bad, stop]), None, batches), model)
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         if self._withheld is not None:
@@ -122,8 +130,11 @@ class FiniteGuard(TrainerCallback):
             step.copied.synchronize()
             self._judge(step, None)
 
-    def _flag(self, model: nn.Module) -> Tensor:
-        """Returns 1.0 on the device if a loss or the gradient is not finite, over all processes, else 0.0."""
+    def _flags(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Returns two numbers on the device, over all processes.
+
+        The first is 1.0 if a loss or the gradient is not finite, the second above 0.0 if a process wants to stop.
+        """
         accelerator = self._trainer.accelerator
         flags = [~finite for _, finite in self._batches]
         if accelerator.scaler is None:  # a gradient scaler expects infinite gradients, and skips them itself
@@ -132,13 +143,17 @@ class FiniteGuard(TrainerCallback):
                 flags.append(~torch.isfinite(torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)))
         device = self._trainer.args.device
         bad = torch.stack([flag.to(device) for flag in flags]).any().float()
-        if accelerator.num_processes > 1:
-            bad = accelerator.reduce(bad, reduction="sum").clamp(max=1.0)
-        return bad
+        if accelerator.num_processes == 1:
+            return bad, torch.zeros_like(bad)
+        stop = torch.full_like(bad, float(self.stop_requested))
+        bad, stop = accelerator.reduce(torch.stack([bad, stop]), reduction="sum").unbind()
+        return bad.clamp(max=1.0), stop
 
     def _judge(self, step: _Step, model: nn.Module | None) -> None:
         """Stops or skips a bad step. With a model, the optimizer has not run yet."""
-        if not step.bad.item():
+        bad, stop = step.flags.tolist()
+        self._all_stop = self._all_stop or stop > 0
+        if not bad:
             self._in_a_row = 0
             return
         finite = self._parameters_are_finite()

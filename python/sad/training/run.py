@@ -18,15 +18,18 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 import sad
-from sad import files, models
+from sad import files, interrupts, models
 from sad.errors import InputError
+from sad.model_parts import model_digest
 from sad.teacher_cache.reader import TeacherCache
 from sad.training import difficulty
+from sad.training.checkpoints import list_checkpoints
 from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.data_files import evaluation_sets, expand_paths
 from sad.training.model_card import model_card
 from sad.training.progress import LogTable, step_line
+from sad.training.stopping import SignalStop
 from sad.training.trainer import SADTrainer, check_teacher
 from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
 from sad.trajectories.options import encoding_keywords
@@ -54,6 +57,7 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
     Raises:
         InputError: An input cannot be used, or another process writes to the folder. The folder is unchanged.
         NonFiniteError: A loss, gradient or parameter is NaN or infinite. Earlier checkpoints are kept.
+        Interrupted: A signal has ended the training, after a checkpoint was saved.
     """
     with contextlib.ExitStack() as stack:
         return _distill(options, values, say, stack)
@@ -88,7 +92,8 @@ def _distill(
     paths = {"data": expand_paths("data", options.data), **evaluation_sets(options.eval_data)}
     read = {name: _read(found, options, announce) for name, found in paths.items()}
     probes = [trajectory.text for trajectory in read["data"][0] if trajectory.text][:_PROBES]
-    tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
+    trust = options.trust_remote_code
+    tokenizers = {name: models.load_tokenizer(name, getattr(options, name), trust_remote_code=trust) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
     if cache is not None:
         cache.check_tokenizer(tokenizer)
@@ -110,6 +115,11 @@ def _distill(
     if options.resume:
         run.check_same_data(digest)
     teacher, student = _load_models(options, config, tokenizer, announce)
+    teacher_digest = None if teacher is None else model_digest(teacher)
+    if cache is not None:
+        teacher_digest = cache.metadata.teacher
+    if options.resume:
+        run.check_same_teacher(teacher_digest)
     if options.lora_rank is not None:
         lora = (options.lora_rank, options.lora_alpha, options.lora_targets)
         student = models.add_adapters(student, options.student, *lora, seed=config.seed)
@@ -136,14 +146,25 @@ def _distill(
         files.remove_partials(run.path)
         run.write_config({item.name: getattr(options, item.name) for item in fields(RunOptions)} | as_yaml(config, values))
         counts = {name: len(kept) + len(refused) for name, (kept, refused) in read.items()}
-        run.write_run(_record(corpora, counts, digest))
+        run.write_run(_record(corpora, counts, digest) | {"teacher_sha256": teacher_digest})
     checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
+    interrupts.explain(lambda: _kept(run))
+    stop = SignalStop(trainer.finite_guard, main)
+    trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    stop.raise_if_stopped()
     _save_model(trainer, run.model, _facts(corpora, paths), _command(options, values))
     announce(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
     return trainer
+
+
+def _kept(run: RunFolder) -> str:
+    """Says what an interrupted run keeps."""
+    saved = list_checkpoints(run.path)
+    kept = f"The last checkpoint is {saved[0]}." if saved else f"{run.path} has no checkpoint yet."
+    return f"{kept} Continue with: sad train --resume --out {shlex.quote(str(run.path))}"
 
 
 def _read(
@@ -226,11 +247,25 @@ class RunFolder:
         Raises:
             InputError: It started with others.
         """
-        remedy = "Delete the file to resume without this check, if the data are the same."
-        started = files.read_record(self.run, remedy).get("data_sha256") if self.run.is_file() else None
+        remedy = "Resume with the same file, format and max_length, or start a new run."
+        self._check_same("data", "tokens and labels", "data_sha256", digest, remedy)
+
+    def check_same_teacher(self, digest: str | None) -> None:
+        """Checks that the run started with this teacher.
+
+        Args:
+            digest: Hash of the current teacher; None without one.
+
+        Raises:
+            InputError: It started with another one.
+        """
+        self._check_same("teacher", "teacher", "teacher_sha256", digest, "Resume with the same teacher, or start a new run.")
+
+    def _check_same(self, argument: str, what: str, key: str, digest: str | None, remedy: str) -> None:
+        unchecked = "Delete the file to resume without this check, if data and teacher are the same."
+        started = files.read_record(self.run, unchecked).get(key) if self.run.is_file() else None
         if started not in (None, digest):
-            remedy = "Resume with the same file, format and max_length, or start a new run."
-            raise InputError("data", f"the tokens and labels of the run in {self.path}", "others", remedy)
+            raise InputError(argument, f"the {what} of the run in {self.path}", "another", remedy)
 
 
 class MetricsWriter(TrainerCallback):
@@ -245,14 +280,22 @@ class MetricsWriter(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.is_world_process_zero and self._path.is_file():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _is_up_to(line, state.global_step)]
             files.write_file(self._path, "".join(kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero and logs:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line of `metrics.jsonl` was logged until a step. A damaged line was not."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def _load_models(
@@ -267,9 +310,15 @@ def _load_models(
             dtype=options.teacher_dtype,
             quantization=options.teacher_quantization,
             device=config.device,
+            trust_remote_code=options.trust_remote_code,
         )
     loaded["student"] = models.load_model(
-        "student", options.student, dtype=options.student_dtype, from_config=options.from_config, seed=config.seed
+        "student",
+        options.student,
+        dtype=options.student_dtype,
+        from_config=options.from_config,
+        seed=config.seed,
+        trust_remote_code=options.trust_remote_code,
     )
     for name, model in loaded.items():
         models.check_fits(name, model, tokenizer, config.max_length)

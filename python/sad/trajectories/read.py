@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from sad.trajectories.sources.base import is_dict_list
 from sad.trajectories.trajectory import Trajectory, from_record
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet")
+_MAX_LINE_BYTES = 512 << 20
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 
@@ -283,20 +285,33 @@ def _file(path: Path) -> Iterator[_Value]:
     try:
         with path.open("rb") as raw:
             zipped = path.suffix == ".gz" or raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as lines:
-            yield from _json_values(_in_utf8(lines), path)
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            yield from _json_values(_lines(file, path), path)
     except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError; a truncated archive raises EOFError
         raise InputError(str(path), "a readable JSON Lines file (.gz: gzipped)", str(error), "Check the file.") from None
 
 
-def _in_utf8(lines: Any) -> Iterable[bytes]:
-    """Returns the lines of a file in UTF-8; a file in UTF-16, as PowerShell writes it, is converted."""
-    if lines.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return lines
-    try:
-        return lines.read().decode("utf-16").encode().splitlines(keepends=True)
-    except UnicodeError as error:
-        raise OSError(f"not the UTF-16 that its first bytes announce ({error})") from None
+def _lines(file: Any, path: Path) -> Iterator[bytes]:
+    """Yields the lines of a file in UTF-8; a file in UTF-16, as PowerShell writes it, is converted.
+
+    13 MB of gzip can hold a line that fills the memory, so a line has a maximum length.
+    """
+    if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        text = io.TextIOWrapper(file, encoding="utf-16", newline="\n")  # the separators of Unicode do not end a line
+        read = lambda: text.readline(_MAX_LINE_BYTES + 1).encode()  # noqa: E731
+    else:
+        read = lambda: file.readline(_MAX_LINE_BYTES + 1)  # noqa: E731
+    for number in count(1):
+        try:
+            line = read()
+        except UnicodeError as error:
+            raise OSError(f"not the UTF-16 that its first bytes announce ({error})") from None
+        if len(line) > _MAX_LINE_BYTES:
+            expected = f"lines of at most {_MAX_LINE_BYTES >> 20} MiB"
+            raise InputError(f"{path}, line {number}", expected, "a longer one", "Write one trajectory per line.")
+        if not line:
+            return
+        yield line
 
 
 def _load_parquet(path: Path) -> Iterator[Any]:

@@ -13,11 +13,13 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
+from sad.limits import TookTooLongError, time_limit
 from sad.trajectories.messages import Form, Message, leading_thought, one_call_per_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_TEMPLATE_SECONDS, _TEMPLATE_CHARACTERS = 20, 1 << 26  # of one rendering; a conversation needs milliseconds
 _REST_OF_LINE = re.compile(r"[^\S\n]*\n?")
 _EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*</think>|\[THINK\]\s*\[/THINK\])\s*")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "tool_plan")
@@ -269,17 +271,26 @@ class Renderer:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
-    """Renders messages that are already in the form of a template.
+    """Renders messages that are already in the form of a template. transformers renders it in a sandbox.
 
     Raises:
-        InputError: There is no chat template, or it rejects the messages.
+        InputError: There is no chat template, it rejects the messages, takes too long, or writes too much.
     """
     if not getattr(tokenizer, "chat_template", None):
         remedy = "Set tokenizer.chat_template, or render the messages yourself and pass text."
         raise InputError("tokenizer", "a tokenizer with a chat template", "one without", remedy)
     try:
-        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+        with time_limit(_TEMPLATE_SECONDS):
+            rendered = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+    except TookTooLongError:
+        got = f"one that needs more than {_TEMPLATE_SECONDS} s"
+        raise InputError("tokenizer", "a chat template that ends", got, "Replace it: --chat-template.") from None
     except Exception as error:  # a template can raise any exception: jinja2's errors, KeyError, TypeError
         remedy = "Check the roles, their order, and that the template knows the messages' keys."
         got = f"{type(error).__name__}: {error}"
         raise InputError("messages", "messages that the tokenizer's chat template accepts", got, remedy) from error
+    if len(rendered) > _TEMPLATE_CHARACTERS:
+        got = f"{len(rendered)} characters"
+        expected = f"at most {_TEMPLATE_CHARACTERS} characters from the chat template"
+        raise InputError("tokenizer", expected, got, "Replace the template: --chat-template.")
+    return rendered

@@ -37,7 +37,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_folder("tokenizer", name, weights=False), local_files_only=True)
+        folder = model_folder("tokenizer", name, weights=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except InputError:
         raise
     except Exception as error:  # an OSError, or any exception of the parser of a tokenizer file

@@ -6,11 +6,13 @@ import gzip
 import json
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sad.errors import InputError
+from sad.files import atomic_file
 from sad.trajectories.formats import ChatFormat, Format, get_format
 from sad.trajectories.kept import KeptTokens, read_kept
 from sad.trajectories.messages import check_messages, shown
@@ -230,17 +232,12 @@ def write_jsonl(path: str | os.PathLike[str], trajectories: Iterable[Trajectory]
     path = Path(path)
     if path.exists() and not overwrite:
         raise InputError(str(path), "a new file", "an existing one", "Choose another name, or pass overwrite=True.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     count = 0
-    try:
-        with partial.open("wb") as raw, _compressed(raw) if path.suffix == ".gz" else raw as file:
-            for trajectory in trajectories:
-                file.write(json_line(trajectory))
-                count += 1
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    zipped = path.suffix == ".gz"
+    with atomic_file(path, overwrite=overwrite) as raw, _compressed(raw) if zipped else nullcontext(raw) as file:
+        for trajectory in trajectories:
+            file.write(json_line(trajectory))
+            count += 1
     return count
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,3 +54,47 @@ def serving(answer: Callable[[str, dict[str, Any]], Answer]) -> Iterator[tuple[s
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def raw_serving(respond: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Runs a server that reads a request and then calls `respond` with the connection. Yields its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    closed = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            try:
+                connection.settimeout(10)
+                with connection.makefile("rb") as request:
+                    length = 0
+                    while (line := request.readline()).strip():
+                        name, _, value = line.lower().partition(b":")
+                        length = int(value) if name == b"content-length" else length
+                    request.read(length)
+                respond(connection)
+            except OSError:  # the client has closed the connection
+                pass
+
+    def accept() -> None:
+        while not closed.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        closed.set()
+        listener.close()
+
+
+def drip(connection: socket.socket, head: bytes, body: bytes, pause: float = 0.02) -> None:
+    """Sends `head` at once and `body` byte by byte."""
+    connection.sendall(head)
+    for byte in body:
+        connection.sendall(bytes([byte]))
+        time.sleep(pause)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import time
 
@@ -16,7 +17,7 @@ from sad.agents.endpoint import Endpoint, rollout_endpoint
 from sad.agents.episode import EndReason
 from sad.errors import InputError
 
-from .server import completion, serving
+from .server import completion, drip, raw_serving, serving
 from .toy import Doors
 
 PROMPT = "Open what is asked for.\nReasoning: so\nAction: open door 99\n"
@@ -103,6 +104,41 @@ def test_permanent_failures_are_one_message(answer, options: dict, said: str) ->
     with serving(answer) as (url, requests), pytest.raises(InputError, match=said):
         rollout_endpoint(Endpoint(url, "m", **options), env, env.tasks, batch_size=3)
     assert len(requests) <= 3 * (options.get("retries", 0) + 1), "the other episodes must not start"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+BOMB = gzip.compress(b" " * (64 << 20))  # 64 MiB in 64 kB
+ECHO = b'HTTP/1.1 401 No\r\nconnection: close\r\n\r\n{"error": {"message": "no key Bearer sk-secret"}}'
+ZIPPED = HEAD + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(BOMB) + BOMB
+
+
+@pytest.mark.parametrize(
+    ("respond", "said"),
+    [
+        (lambda c: drip(c, HEAD + b"content-length: 9999\r\n\r\n", b" " * 9999), "imed out"),
+        (lambda c: drip(c, b"HTTP/1.1 200 OK\r\nx: ", b"y" * 9999), "no response within"),
+        (lambda c: c.sendall(ZIPPED), "compressed"),
+        (lambda c: c.sendall(HEAD + b"\r\n" + b" " * (17 << 20)), "more than 16 MiB"),
+        (lambda c: c.sendall(HEAD + b"connection: close\r\n\r\n" + b"[" * 200_000), "OpenAI's API"),
+        (lambda c: c.sendall(HEAD + b"content-length: 500\r\n\r\n{"), "onnection"),
+        (lambda c: c.sendall(b"\x00\xff" * 500), "onnection"),
+        (lambda c: c.sendall(ECHO), r"\*\*\*"),
+    ],
+    ids=["slow body", "slow headers", "gzip", "large", "nested", "truncated", "garbage", "echoed key"],
+)
+def test_a_hostile_server_is_one_message_in_bounded_time(respond, said, monkeypatch) -> None:
+    monkeypatch.setattr("sad.agents.endpoint._LONGEST_RETRY_AFTER", 0.5)
+    start = time.monotonic()
+    with raw_serving(respond) as url, pytest.raises(InputError, match=said) as caught:
+        Endpoint(url, "m", api_key="sk-secret", retries=0, timeout=0.5).complete(["x"], max_tokens=1, temperature=0, seed=0)
+    assert time.monotonic() - start < 5 and "sk-secret" not in str(caught.value)
+
+
+def test_a_url_with_a_password_is_refused_without_repeating_it() -> None:
+    for url in ("http://me:pass-1@host/v1", "https://pass-1@host/v1", "http://[::1", "http:///v1", "http://host:port/v1"):
+        with pytest.raises(InputError, match="endpoint") as caught:
+            Endpoint(url, "m")
+        assert "pass-1" not in str(caught.value)
 
 
 def test_unreachable_server_and_invalid_arguments() -> None:

@@ -78,7 +78,12 @@ def test_an_interrupted_collection_resumes_to_the_same_file(sad, models, tmp_pat
         assert sad(*command, "--out", cut)[0] != 0
     partial = tmp_path / "cut.jsonl.partial"
     assert not cut.exists() and [t.id for t in package.read_jsonl(partial)] == kept
-    partial.write_bytes(partial.read_bytes() + b'{"id": "open-5", "text": "You se')
+    written = partial.read_bytes()
+    for place in range(0, len(written), 97):
+        partial.write_bytes(written[:place] + bytes([written[place] ^ 4]) + written[place + 1 :])
+        code, _, stderr = sad(*command, "--out", cut, "--resume")
+        assert code == 2 and "cut.jsonl.partial, line " in stderr and "Delete the line" in stderr
+    partial.write_bytes(written + b'{"id": "open-5", "text": "You se')
     assert sad(*command, "--out", cut)[0] == 2, "continuing needs --resume"
     code, _, stderr = sad(*command, "--out", cut, "--resume", "--temperature", "0.3")
     assert code == 2 and "temperature was 0.2 and is 0.3" in stderr

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
+from sad.interrupts import Interrupted
 from sad.training.config import SADConfig
+from sad.training.stopping import SignalStop
 from sad.training.trainer import SADTrainer
 from tests.sad.teacher_cache import tiny_cache
 from tests.sad.training import tiny
@@ -75,6 +77,44 @@ def contrastive(folder: Path, accumulate: int) -> dict:
     return {"weights": weights(made), "logs": logs}
 
 
+class SignalAtStep(TrainerCallback):
+    """Acts as if this process received a signal during step 2."""
+
+    def __init__(self, stop: SignalStop) -> None:
+        self.stop = stop
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.stop.request(15)
+
+
+def stopped(folder: Path) -> list[str]:
+    """One process receives a signal. Returns the checkpoints; both processes must leave the loop after the same step."""
+    made = trainer(folder, batch=2, save_strategy="no")
+    stop = SignalStop(made.finite_guard, made.is_world_process_zero())
+    if not made.is_world_process_zero():
+        made.callback_handler.callbacks.insert(0, SignalAtStep(stop))  # before the guard reads the request
+    made.add_callback(stop)
+    made.train()
+    try:
+        stop.raise_if_stopped()
+    except Interrupted as signal:
+        assert signal.exit_code == 143
+        return sorted(path.name for path in folder.glob("checkpoint-*"))
+    return []
+
+
+def without_labels(folder: Path) -> dict:
+    """Trains on data of which every second example has no supervised token, so that a whole batch has none."""
+    made = trainer(folder, batch=1, gradient_accumulation_steps=1, max_steps=6, save_strategy="no", curriculum=False)
+    examples = [dict(example) for example in made.train_dataset]
+    for example in examples[::2]:
+        example["span_ids"] = [0] * len(example["span_ids"])
+    made.train_dataset = examples
+    made.train()
+    return {"weights": weights(made), "loss": [log["loss"] for log in made.state.log_history if "loss" in log]}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     whole = trainer(folder / "whole", batch=2)
@@ -88,9 +128,14 @@ def main(folder: Path) -> None:
     result["resumed"] = {"weights": weights(second)}
     result["cached"] = tiny_cache.make_and_train(folder / "cached", batch=2)
     result["contrastive"] = contrastive(folder / "contrastive", accumulate=1)
+    result["stopped"] = stopped(folder / "stopped")
+    result["without labels"] = without_labels(folder / "without labels")
     if whole.is_world_process_zero():
         measured = json.loads((folder / "whole" / "curriculum.json").read_text())
-        torch.save({**result, "curriculum": measured, "processes": whole.accelerator.num_processes}, folder / "result.pt")
+        torch.save(
+            {**result, "curriculum": measured, "processes": whole.accelerator.num_processes, "folder": str(folder)},
+            folder / "result.pt",
+        )
     torch.distributed.destroy_process_group()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +40,32 @@ def test_two_processes_are_one(two, tmp_path):
 def test_resumed_in_two_processes(two):
     """Resumes inside the second epoch, whose order every process must restore."""
     torch.testing.assert_close(two["resumed"]["weights"], two["whole"]["weights"], rtol=0, atol=0)
+
+
+def test_resumed_in_another_number_of_processes(two, tmp_path):
+    """One process resumes a checkpoint that two processes saved inside the second epoch."""
+    shutil.copytree(Path(two["folder"]) / "whole" / "checkpoint-4", tmp_path / "checkpoint-4")
+    one = worker.trainer(tmp_path, batch=4)
+    one.train(resume_from_checkpoint=True)
+    assert one.state.global_step == 7
+    torch.testing.assert_close(worker.weights(one), two["whole"]["weights"], rtol=0, atol=1e-6)
+
+
+def test_a_signal_to_one_process_stops_both_with_one_checkpoint(two):
+    assert two["stopped"] == ["checkpoint-2"]
+
+
+def test_a_process_without_a_supervised_token(two, tmp_path):
+    """Steps in which one process, or both, have no label equal those of one process with both examples."""
+    loss = two["without labels"]["loss"]
+    assert len(loss) == 6 and all(0 <= x < 100 for x in loss) and any(loss)
+    one = worker.trainer(tmp_path, batch=2, gradient_accumulation_steps=1, max_steps=6, save_strategy="no", curriculum=False)
+    examples = [dict(example) for example in one.train_dataset]
+    for example in examples[::2]:
+        example["span_ids"] = [0] * len(example["span_ids"])
+    one.train_dataset = examples
+    one.train()
+    torch.testing.assert_close(two["without labels"]["weights"], worker.weights(one), rtol=0, atol=1e-6)
 
 
 def test_the_contrastive_term_of_two_processes(two, tmp_path):

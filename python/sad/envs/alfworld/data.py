@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from sad.envs.protocol import Task
 from sad.errors import InputError
 
 GAME_FILE = "game.tw-pddl"
+_MAX_BYTES = 64 << 20  # the released games have less than 1 MiB
 _GAMES_FOLDER = "json_2.1.1"
 _DOWNLOAD = (
     "Get the games with `pip install alfworld` and `alfworld-download`, then pass their folder as root=, or set "
@@ -31,7 +33,8 @@ _TASK = re.compile(r'"task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
 _PUT = re.compile(r'\baction\s+PutObject\s*\{\s*template\s*::\s*"([^"]*)"')
 _PUT_ANSWER = re.compile(r'"PutObject\.feedback"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
 _ARRIVAL = re.compile(r'"GotoLocation\.feedback"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
-_HELP = re.compile(r'\baction\s+help\s*\{.*?feedback\s*::\s*"([^"]*)"', re.DOTALL)
+_HELP = re.compile(r"\baction\s+help\s*\{")
+_FEEDBACK = re.compile(r'feedback\s*::\s*"([^"]*)"')
 _HELP_RULE = re.compile(r'"help\.feedback"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*' + _TEXT)
 _FIELD = re.compile(r"(\{[^{}]*\}|#[^#]*#)")
 _FIELDS = {  # field of a grammar rule -> field of `GameTexts`
@@ -94,7 +97,7 @@ def list_games(root: str | PathLike[str] | None, split: str, seed: int, types: S
         name = path.parent.relative_to(folder).as_posix()
         try:
             task = _task(path, name)
-        except (InputError, ValueError, OSError) as error:
+        except (InputError, ValueError, OSError, RecursionError) as error:
             skipped.append(f"{path}: {error}")
             continue
         if task is not None and (types is None or task.type in types):
@@ -118,7 +121,7 @@ def read_game(file: GameFile) -> Game:
         return _read(file, os.stat(file.path).st_mtime_ns)
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(file.path, "a game file", str(error), _DOWNLOAD) from None
 
 
@@ -143,8 +146,14 @@ def _split_folder(root: str | PathLike[str] | None, split: str) -> Path:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yields the paths of the game files below a folder."""
+    """Yields the paths of the game files below a folder. A folder that links reach again is listed once."""
+    seen: set[tuple[int, int]] = set()
     for path, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders.sort()
         game = path[len(str(folder)) :]
         if GAME_FILE in names and "movable" not in game and "Sliced" not in game:
@@ -152,6 +161,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _load(path: str | Path) -> dict[str, Any]:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+        got = f"{status.st_size} bytes" if stat.S_ISREG(status.st_mode) else "something else than a file"
+        raise InputError(str(path), f"a file of at most {_MAX_BYTES >> 20} MiB", got, "Download it again.")
     data = json.loads(Path(path).read_bytes())
     if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("grammar", "pddl_problem")):
         raise InputError(str(path), "an object with `grammar` and `pddl_problem`", "another value", "Download it again.")
@@ -195,7 +208,8 @@ def _help(grammar: str) -> str:
 
     The released games contain the answer itself. Games that users generate refer to a rule.
     """
-    answer = _HELP.search(grammar)
+    action = _HELP.search(grammar)
+    answer = _FEEDBACK.search(grammar, action.end()) if action else None
     if answer is None or "#" not in answer[1]:
         return answer[1] if answer else ""
     rule = _HELP_RULE.search(grammar)

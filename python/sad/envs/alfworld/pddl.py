@@ -23,7 +23,7 @@ from sad.envs.household.game import (
 from sad.envs.protocol import Task
 from sad.errors import InputError
 
-_FACT = re.compile(r"\((\w+)\s+([^()]*)\)")
+_FACT = re.compile(r"\((\w+)\s([^()]*)\)")  # one blank: the search stays linear if a file has thousands
 _TRAITS = {
     "pickupable": "pickupable",
     "cleanable": "cleanable",

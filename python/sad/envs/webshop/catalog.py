@@ -119,17 +119,18 @@ def read_catalog(root: str | PathLike[str] | None, catalog: str | None, *, human
     attributes = _read(folder, *attributes_file, kind=dict)
     instructions = _read(folder, *_HUMAN, kind=dict) if human else {}
     reviews = _read(folder, _REVIEWS, "", kind=list) if (folder / _REVIEWS).is_file() else []
-    reviews_of = {review.get("asin"): review for review in reviews if isinstance(review, dict)}
+    reviews_of = {asin: one for one in reviews if isinstance(one, dict) and isinstance(asin := one.get("asin"), str)}
     products: dict[str, Product] = {}
     skipped: list[str] = []
     for number, item in enumerate(items):
         asin = item.get("asin") if isinstance(item, dict) else None
-        if asin in products or asin == "nan" or (isinstance(asin, str) and len(asin) > _ASIN_LENGTH):
+        if isinstance(asin, str) and (asin in products or asin == "nan" or len(asin) > _ASIN_LENGTH):
             continue
         try:
+            _text(asin)
             product = _product(item, attributes.get(asin), instructions.get(asin), reviews_of.get(asin))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            skipped.append(f"{items_file[0]}, product {number} ({asin}): {type(error).__name__}: {error}")
+            skipped.append(f"{items_file[0]}, product {number} ({str(asin)[:40]}): {type(error).__name__}: {error}")
             continue
         products[product.asin] = product
     if not products:

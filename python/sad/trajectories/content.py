@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -57,8 +57,8 @@ class Piece(NamedTuple):
 class SplitContent(NamedTuple):
     """The pieces of a message, without gaps, and what could not be split although it looks as if it could."""
 
-    pieces: list[Piece]
-    unparsed: list[Unparsed]
+    pieces: Sequence[Piece]
+    unparsed: Sequence[Unparsed]
 
 
 def split_content(text: str, fmt: ChatFormat, *, calls_follow: bool, thoughts_apart: bool) -> SplitContent:
@@ -73,6 +73,17 @@ def split_content(text: str, fmt: ChatFormat, *, calls_follow: bool, thoughts_ap
     Returns:
         Pieces that cover the text without gaps, none for blank text.
     """
+    formats = tuple(found for found in map(get_format, fmt.text_formats) if isinstance(found, Format))
+    split = _split_short if len(text) <= _SHORT else _split
+    return split(text, fmt, formats, calls_follow, thoughts_apart)
+
+
+_SHORT = 2000  # characters up to which results are kept: a conversation of several examples splits its messages again
+
+
+def _split(
+    text: str, fmt: ChatFormat, formats: tuple[Format, ...], calls_follow: bool, thoughts_apart: bool
+) -> SplitContent:
     unparsed: list[Unparsed] = []
     pieces = [Piece(0, len(text), None, 0)] if text.strip() else []
     if not thoughts_apart:
@@ -81,11 +92,14 @@ def split_content(text: str, fmt: ChatFormat, *, calls_follow: bool, thoughts_ap
     for piece in pieces:
         split += _split_tags(text, piece, fmt, unparsed) if piece.kind is None else [piece]
     if not any(piece.kind is SpanKind.ACT for piece in split):
-        split = [new for piece in split for new in _split_unknown(text, piece, fmt, calls_follow, unparsed)]
-    return SplitContent(_settle(text, split, calls_follow), sorted(unparsed))
+        split = [new for piece in split for new in _split_unknown(text, piece, formats, calls_follow, unparsed)]
+    return SplitContent(tuple(_settle(text, split, calls_follow)), tuple(sorted(unparsed)))
 
 
-def spans_of(pieces: list[Piece], include_prefix: bool) -> list[Span]:
+_split_short = lru_cache(maxsize=4096)(_split)
+
+
+def spans_of(pieces: Sequence[Piece], include_prefix: bool) -> list[Span]:
     """Returns the pieces that the model wrote as spans."""
     starts = [piece.start if include_prefix else min(piece.content, piece.end) for piece in pieces]
     return [Span(s, piece.end, piece.kind) for s, piece in zip(starts, pieces) if piece.kind and s < piece.end]
@@ -240,11 +254,13 @@ def _fenced(text: str, piece: Piece) -> list[tuple[int, int]]:
     return blocks
 
 
-def _split_unknown(text: str, piece: Piece, fmt: ChatFormat, calls_follow: bool, unparsed: list[Unparsed]) -> list[Piece]:
+def _split_unknown(
+    text: str, piece: Piece, formats: tuple[Format, ...], calls_follow: bool, unparsed: list[Unparsed]
+) -> list[Piece]:
     """Splits text without tags of actions: a JSON object, line prefixes, a code block at the end."""
     if piece.kind is not None or not text[piece.start : piece.end].strip():
         return [piece]
-    pieces = _split_prefixes(text, piece, fmt, unparsed) or [piece]
+    pieces = _split_prefixes(text, piece, formats, unparsed) or [piece]
     if calls_follow or any(new.kind is SpanKind.ACT for new in pieces) or pieces[-1].kind is SpanKind.NONE:
         return pieces
     last = pieces[-1]
@@ -322,12 +338,11 @@ def _skip_blanks(text: str, at: int) -> int:
     return at
 
 
-def _split_prefixes(text: str, piece: Piece, fmt: ChatFormat, unparsed: list[Unparsed]) -> list[Piece]:
+def _split_prefixes(text: str, piece: Piece, formats: tuple[Format, ...], unparsed: list[Unparsed]) -> list[Piece]:
     """Splits by the line prefixes of the text formats; returns [] without one.
 
     Text before the first prefix is a thought if an action, but not an answer, follows. Otherwise the text stays whole.
     """
-    formats = tuple(found for found in map(get_format, fmt.text_formats) if isinstance(found, Format))
     pieces = _pieces_by_prefix(text, piece, formats)
     first_own = next((number for number, new in enumerate(pieces) if new.kind is not SpanKind.NONE), len(pieces))
     pieces = pieces[first_own:]  # the environment cannot write before the model does

@@ -142,7 +142,8 @@ def signalled(case: Case) -> None:
     result.check(0, 128 + number)
     if result.code:
         assert result.said.count("sad: stopped by") == 1, result.said
-        assert ended - float(sent.read_text()) < 10 if name in ("train", "cached") else 2.5, "too slow"
+        limit = 60 if name in ("train", "cached") else 15  # far above 2 s, because the machine may be busy
+        assert ended - float(sent.read_text()) < limit, f"{ended - float(sent.read_text()):.1f} s until the end"
     _continue(case, task, out)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-SECONDS = 60  # no case needs a tenth of it
+SECONDS = 300  # no case needs a tenth of it on a machine that is not busy
 # What a write to a file or folder looks like in Python's audit events; `open` counts for writing only.
 _EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree", "os.link", "os.symlink")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC

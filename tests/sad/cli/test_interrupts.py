@@ -19,6 +19,7 @@ from tests.sad.cli.test_collect_eval import models  # noqa: F401  (fixture)
 from tests.sad.cli.test_reliability import wait_for
 from tests.sad.cli.test_train import FAST, folder, inputs, sad  # noqa: F401  (fixtures)
 
+LIMIT = 60  # seconds. It is 2 s on a machine that is not busy; without the second thread the process never ends.
 CTRL_C, TERM = signal.SIGINT, signal.SIGTERM
 
 
@@ -36,7 +37,7 @@ class Command:
         """Sends a signal and returns the seconds until the process has ended."""
         start = time.monotonic()
         self.process.send_signal(number)
-        self.process.wait(60)
+        self.process.wait(240)
         return time.monotonic() - start
 
     def said(self) -> str:
@@ -78,7 +79,7 @@ def test_the_first_signal_saves_a_checkpoint_and_the_second_ends_at_once(sad, fo
         wait_for((tmp_path / "in a step").exists, run.process)
         run.process.send_signal(TERM)
         wait_for(lambda: "Repeat it" in run.said(), run.process)
-        assert run.stop(TERM) < 2.5 and run.process.returncode == 143
+        assert run.stop(TERM) < LIMIT and run.process.returncode == 143
         assert "has no checkpoint yet" in run.said() and "Traceback" not in run.said()
 
 
@@ -105,7 +106,7 @@ def test_episodes_are_kept_and_resumed_after_a_signal(sad, models, tmp_path, com
     )
     with Command(tmp_path, *given, code=hangs) as run:
         wait_for(lambda: "hangs" in run.said(), run.process)
-        assert run.stop(TERM) < 2.5 and run.process.returncode == 143
+        assert run.stop(TERM) < LIMIT and run.process.returncode == 143
         assert "3 episodes are kept in" in run.said() and "add --resume" in run.said(), run.said()
     code, _, stderr = sad(*given)
     assert code == 2 and "--resume" in stderr

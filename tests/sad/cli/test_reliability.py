@@ -19,7 +19,7 @@ from tests.sad.cli.test_train import FAST, folder, inputs, sad  # noqa: F401  (f
 
 
 def wait_for(found, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not found():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

@@ -221,7 +221,7 @@ def test_many_unparsed_places_are_counted_and_not_all_shown(run, tmp_path):
         ),
         (
             ["good.jsonl", "-t", "no-such-folder"],
-            "tokenizer: expected a folder or model name with a tokenizer, got 'no-such-folder'",
+            "tokenizer: expected a folder with a model, or a model of the Hugging Face Hub, got 'no-such-folder'",
         ),
         (["good.jsonl", "--id", "nobody"], "--id: expected ids in good.jsonl, got nobody. The first id is 'good.jsonl:1'."),
         (["good.jsonl", "--long", "cut"], "long: expected one of truncate, window, turns, got 'cut'."),

@@ -24,15 +24,24 @@ constexpr int warp_width = 32;
 
 // 16 bytes. Loads and stores need an address that is a multiple of 16.
 struct alignas(16) Bytes16 {
+#if defined(SAD_EMULATED)
+    Bytes16() = default;
+    Bytes16(const Bytes16& x) { *this = x; }
+    Bytes16& operator=(const Bytes16& x) {
+        emulation::check_alignment(this);
+        emulation::check_alignment(&x);
+        for (int i = 0; i < 4; ++i) part[i] = x.part[i];
+        return *this;
+    }
+#endif
     std::uint32_t part[4];
 };
 
 #if defined(SAD_EMULATED)
 
-inline unsigned char* dynamic_shared() { return emulation::here.mine->shared.get(); }
+inline unsigned char* dynamic_shared() { return emulation::here().mine->shared.get(); }
 
-inline float exp2_approx(float x) { return std::exp2(x); }
-inline float log2_approx(float x) { return std::log2(x); }
+using emulation::exp2_approx, emulation::log2_approx;
 
 inline float widen(Bfloat16 x) { return to_float(x); }
 inline float widen(Float16 x) { return to_float(x); }
@@ -57,30 +66,26 @@ inline void store_streaming(T* p, const T& x) {
     *p = x;
 }
 
-inline void copy_async(Bytes16* to, const void* from) { emulation::here.batches.back().push_back({to, from}); }
-inline void commit_copies() { emulation::here.batches.emplace_back(); }
+inline void copy_async(Bytes16* to, const void* from) { emulation::copy_async(to, from); }
+inline void commit_copies() { emulation::commit_copies(); }
 template <int Left>  // waits until at most `Left` of the committed batches are pending
 inline void wait_for_copies() {
-    auto& batches = emulation::here.batches;
-    while (batches.size() > Left + 1) {
-        for (const auto& copy : batches.front()) std::memcpy(copy.to, copy.from, sizeof(Bytes16));
-        batches.erase(batches.begin());
-    }
+    emulation::wait_for_copies(Left);
 }
 
-inline unsigned cluster_rank() { return emulation::code_has_clusters ? emulation::here.rank : 0; }
+inline unsigned cluster_rank() { return emulation::code_has_clusters ? emulation::here().rank : 0; }
 inline unsigned cluster_blocks() {
-    return emulation::code_has_clusters ? static_cast<unsigned>(emulation::here.cluster->blocks.size()) : 1;
+    return emulation::code_has_clusters ? static_cast<unsigned>(emulation::here().cluster->blocks.size()) : 1;
 }
 inline void cluster_sync() {
     if (!emulation::code_has_clusters) return __syncthreads();
-    emulation::here.cluster->barrier.arrive_and_wait();
+    emulation::wait(emulation::here().cluster->barrier);
 }
 template <typename T>
 inline const T* shared_of(const T* mine, unsigned rank) {
     if (!emulation::code_has_clusters) return mine;
     const auto offset = reinterpret_cast<const unsigned char*>(mine) - dynamic_shared();
-    return reinterpret_cast<const T*>(emulation::here.cluster->blocks[rank]->shared.get() + offset);
+    return reinterpret_cast<const T*>(emulation::here().cluster->blocks[rank]->shared.get() + offset);
 }
 
 #else

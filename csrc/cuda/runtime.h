@@ -54,7 +54,11 @@ inline EmulatedGpu& emulated_gpu() {
     static EmulatedGpu emulated{{2, 90, 50 << 20, 232448, 233472, 64}, {2}, 90, 90};
     return emulated;
 }
-inline const Gpu& gpu(int) { return emulated_gpu().gpu; }
+inline Gpu gpu(int) {
+    Gpu properties = emulated_gpu().gpu;
+    properties.max_block_threads = emulation::Modes::of_environment().threads;
+    return properties;
+}
 
 class DeviceGuard {
  public:

@@ -10,15 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sad.errors import InputError
 from sad.model_parts import model_digest
-from sad.models import check_dtype, check_fits, check_model_dir, check_quantization, load_model, load_tokenizer
+from sad.models import check_dtype, check_fits, check_model_dir, check_quantization, load_model
+from sad.teacher_cache.examples import load_cache_tokenizer, read_examples
 from sad.teacher_cache.metadata import CacheMetadata, logit_columns, tokenizer_digest
 from sad.teacher_cache.options import CacheOptions
+from sad.teacher_cache.outside import fill_from_endpoint
 from sad.teacher_cache.storage import CacheFolder
 from sad.teacher_cache.writer import CacheReport, read_shards, write_teacher_cache
-from sad.trajectories.encode import encode_all
-from sad.trajectories.options import encoding_keywords
-from sad.trajectories.read import read_data
-from sad.trajectories.tokenizers import set_chat_template
 
 
 def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> CacheReport:
@@ -41,28 +39,11 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
     state = PartialState(cpu=True) if options.use_cpu else PartialState()
     announce = say if state.is_main_process else lambda message: None
     read_shards(CacheFolder(options.out))  # reject a folder with other files before loading anything large
-    folder = check_model_dir("teacher", options.teacher)
-    encoding = encoding_keywords(options)
-    tokenizer = _load_tokenizer(options)
-    set_chat_template(tokenizer, options.chat_template)
-    examples = []
-    for path in options.data:
-        trajectories, refused = read_data(path, options.source, options.on_error, announce)
-        corpus = encode_all(
-            trajectories,
-            tokenizer,
-            max_length=options.max_length,
-            observe=options.observe,
-            on_error=options.on_error,
-            refused=refused,
-            say=announce,
-            **encoding,
-        )
-        announce(f"{path}: read {len(trajectories)} trajectories; {corpus.summary()}")
-        examples += corpus.examples
-    if not examples:
-        remedy = "Check the data with `sad inspect`, and set their format with --format."
-        raise InputError("data", "trajectories with reasoning or actions", "none", remedy)
+    folder = None if options.teacher is None else check_model_dir("teacher", options.teacher)
+    tokenizer = load_cache_tokenizer(options.tokenizer or options.teacher)
+    examples = read_examples(options, tokenizer, announce)
+    if folder is None:
+        return fill_from_endpoint(options, examples, tokenizer, announce)
     teacher = _load_teacher(options, state, tokenizer)
     dtype = str(teacher.dtype).removeprefix("torch.")
     announce(f"teacher: {type(teacher).__name__}, {teacher.num_parameters():,} parameters, {dtype}")
@@ -84,15 +65,6 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         f"for a student with a uniform tail, the loss misses {report.tail_spread:.4f} nats of KL per token"
     )
     return report
-
-
-def _load_tokenizer(options: CacheOptions) -> PreTrainedTokenizerBase:
-    folder = options.tokenizer or options.teacher
-    tokenizer = load_tokenizer("teacher", folder)
-    if tokenizer is None:
-        remedy = "Give a folder with a tokenizer, such as the student's, with --tokenizer."
-        raise InputError("teacher's tokenizer", "a folder with a tokenizer", f"none in {folder!r}", remedy)
-    return tokenizer
 
 
 def _load_teacher(options: CacheOptions, state: PartialState, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -36,6 +36,8 @@ class CacheMetadata:
         teacher: `sad.model_parts.model_digest` of the teacher.
         teacher_dtype: Dtype of the teacher's weights.
         teacher_name: Name of the teacher for messages. It does not take part in comparisons.
+        exact_entropy: Whether the entropies are those of the whole softmax. Otherwise only the top k are known, and the
+            entropies are lower bounds.
         observe: Whether the cache has rows of observation tokens, for a training with lambda_observe > 0.
 
     Raises:
@@ -49,6 +51,7 @@ class CacheMetadata:
     teacher: str
     teacher_dtype: str
     teacher_name: str = field(default="", compare=False)
+    exact_entropy: bool = True
     observe: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class CacheMetadata:
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object that files store."""
         record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        if self.exact_entropy:
+            del record["exact_entropy"]
         if not self.observe:  # caches from before this field stay equal to new ones
             del record["observe"]
         return record
@@ -92,6 +97,7 @@ def metadata_from_json(file: str, record: Any) -> CacheMetadata:
     if record.get("version") != VERSION:
         remedy = "Write the cache again, or use the version of sad that wrote it."
         raise InputError(file, f"version {VERSION} of the format", repr(record.get("version")), remedy)
+    record = {"exact_entropy": True, **record}
     try:
         values = {"observe": False, **record}
         return CacheMetadata(**{item.name: values[item.name] for item in dataclasses.fields(CacheMetadata)})

@@ -63,7 +63,8 @@ class TeacherCache:
     def __str__(self) -> str:
         k, columns, teacher = self.metadata.top_k, self.metadata.vocab_size, self.metadata.teacher_name or "a teacher"
         tokens = f"{self.rows} supervised tokens of {len(self)} trajectories"
-        return f"{k} of {columns} log-probabilities of {teacher} for {tokens}"
+        bounds = "" if self.metadata.exact_entropy else "; teacher entropies in logs and curriculum are lower bounds"
+        return f"{k} of {columns} log-probabilities of {teacher} for {tokens}{bounds}"
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._locations

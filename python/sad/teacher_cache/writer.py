@@ -116,7 +116,7 @@ def write_teacher_cache(
             named = [[(digests[i], by_digest[digests[i]]) for i in batch] for batch in batches]
             _write_shards(runner, named, folder, metadata, shard_size, show_progress and state.is_local_main_process)
         state.wait_for_everyone()
-        return _run_on_main(state, lambda: _finish(folder, metadata, list(by_digest)))
+        return _run_on_main(state, lambda: finish_cache(folder, metadata, list(by_digest)))
 
 
 def _run_on_main(state: PartialState, compute: Callable[[], _Result]) -> _Result:
@@ -241,7 +241,7 @@ def _write_shards(
         folder.write(*serialize_shard(pending, metadata))
 
 
-def _finish(folder: CacheFolder, metadata: CacheMetadata, digests: list[str]) -> CacheReport:
+def finish_cache(folder: CacheFolder, metadata: CacheMetadata, digests: list[str]) -> CacheReport:
     """Writes the index, deletes damaged and partial files, and computes the statistics."""
     headers = read_shards(folder, metadata)
     written = {entry.digest for header in headers.values() for entry in header.entries}

@@ -88,8 +88,8 @@ class SpanCollator:
         Raises:
             InputError: An example has no labels, or not one label, weight and turn per token, or is not in the cache.
         """
-        rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
         labels = span_ids_of(examples, self.max_length)
+        rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
         options = {"pad_token_id": self.pad_token_id, "pad_to_multiple_of": self.pad_to_multiple_of, "observe": self.observe}
         batch = pad_batch(rows, labels, **options)
         columns = {"token_weights": (np.float32, 0.0), "turn_ids": (np.int64, _PAD_TURN)}

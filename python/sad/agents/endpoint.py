@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
+from sad.server import error_text
 
 APIS = ("chat", "completions")
 _CHARACTERS_PER_TOKEN = 8  # limit for the text of servers that ignore `max_tokens`
@@ -101,7 +102,7 @@ class Endpoint:
                 else:
                     response = self._client.completions.create(prompt="".join(conversation), **options)
             except openai.BadRequestError as error:
-                if "context" in str(error).lower():  # servers differ in code and wording, but all name the context
+                if "context" in error_text(error).lower():  # servers differ in code and wording, but all name the context
                     raise ContextFullError from None
                 raise self._request_error(error) from None
             except (openai.APIResponseValidationError, ValueError) as error:
@@ -120,7 +121,7 @@ class Endpoint:
         raise InputError("endpoint", f"responses of OpenAI's API from {self.url}", got, "Check the URL.")
 
     def _request_error(self, error: Exception) -> InputError:
-        got = f"{type(error).__name__}: {str(error)[:300]}"
+        got = error_text(error)
         remedy = "Check the URL, the model name and the key, and that the server is running."
         return InputError("endpoint", f"a response of {self.model!r} from {self.url}", got, remedy)
 

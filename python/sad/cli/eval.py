@@ -41,7 +41,7 @@ def command(options: EvalOptions) -> None:
 
     from sad.agents.collect import select_tasks
     from sad.agents.evaluate import check_reference, evaluate
-    from sad.cli.agents import load_agent, make_env, rollout_tasks
+    from sad.cli.agents import check_endpoint_used, load_agent, make_env, rollout_tasks
     from sad.errors import InputError
     from sad.files import check_new_file
     from sad.trajectories.read import read_jsonl
@@ -56,6 +56,7 @@ def command(options: EvalOptions) -> None:
     for path in paths.values():
         check_new_file("trajectories", path)
     reference = None if options.teacher is None or options.teacher in models else read_jsonl(options.teacher)
+    check_endpoint_used(models, options)
     env = make_env(options)
     tasks = select_tasks(env, options.tasks)
     if reference is not None:

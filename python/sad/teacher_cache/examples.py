@@ -55,13 +55,16 @@ def read_examples(
     return examples
 
 
-def load_cache_tokenizer(folder: str | None) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer in a folder.
+def load_cache_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a model.
+
+    Args:
+        folder: The model's folder, or its name on the Hugging Face Hub.
 
     Raises:
         InputError: There is none.
     """
-    tokenizer = load_tokenizer("teacher", folder or "")
+    tokenizer = load_tokenizer("teacher", folder)
     if tokenizer is None:
         remedy = "Give a folder with a tokenizer, such as the student's, with --tokenizer."
         raise InputError("teacher's tokenizer", "a folder with a tokenizer", f"none in {folder!r}", remedy)

@@ -40,7 +40,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
     announce = say if state.is_main_process else lambda message: None
     read_shards(CacheFolder(options.out))  # reject a folder with other files before loading anything large
     folder = None if options.teacher is None else check_model_dir("teacher", options.teacher)
-    tokenizer = load_cache_tokenizer(options.tokenizer or options.teacher)
+    tokenizer = load_cache_tokenizer(options.tokenizer or options.teacher or "")
     examples = read_examples(options, tokenizer, announce)
     if folder is None:
         return fill_from_endpoint(options, examples, tokenizer, announce)
@@ -55,7 +55,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         teacher=model_digest(teacher),
         teacher_dtype=options.teacher_quantization or dtype,
         observe=options.observe,
-        teacher_name=folder.resolve().name,
+        teacher_name=folder.resolve().name if Path(options.teacher).is_dir() else options.teacher,
     )
     report = write_teacher_cache(teacher, examples, options.out, metadata, batch_tokens=options.batch_tokens)
     announce(

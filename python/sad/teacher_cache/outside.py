@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sad.errors import InputError
+from sad.hub import model_folder
 from sad.teacher_cache.endpoint import open_endpoint
 from sad.teacher_cache.examples import load_cache_tokenizer, read_examples
 from sad.teacher_cache.filling import Example, Source, write_rows
@@ -133,7 +133,7 @@ def _vocab_size(requested: int | None, folder: str, tokenizer: PreTrainedTokeniz
             raise InputError("vocab_size", f"at least the tokenizer's {used} ids", str(requested), remedy)
         return requested
     try:
-        config = json.loads(Path(folder, "config.json").read_text())
+        config = json.loads((model_folder("tokenizer", folder, weights=False) / "config.json").read_text())
         columns = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     except (OSError, ValueError, AttributeError):
         columns = None

@@ -118,6 +118,11 @@ def changed(record: dict[str, Any], **columns: Any) -> dict[str, Any]:
     return {**json.loads(json.dumps(record)), **columns}
 
 
+def moved(record: dict[str, Any]) -> dict[str, Any]:
+    """Every token gets the list of the next one."""
+    return {name: [None, *record[name][2:], record[name][1]] for name in ("token_ids", "logprobs")}
+
+
 POSITION = int(supervised_rows(EXAMPLES[0]["span_ids"])[2]) + 1
 
 
@@ -151,7 +156,7 @@ def at(record, name, function):
         (lambda r: at(changed(r, token_logprobs=None), "logprobs", lambda x: [y / 3 for y in x]), "temperature 1"),
         (lambda r: at(r, "token_logprobs", lambda x: 0.0), "position {p}: expected "),
         (lambda r: changed(r, token_logprobs=[1]), "token_logprobs: expected a list of"),
-        (lambda r: changed(r, **{name: [None, *r[name][2:], r[name][1]] for name in ("token_ids", "logprobs")}), "posi"),
+        (lambda r: changed(r, **moved(r)), r"position \d+: expected "),
     ],
 )  # fmt: skip
 def test_wrong_records_are_refused(records, tmp_path, make, said):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sad.errors import InputError
+from sad.model_parts import model_digest
 from sad.teacher_cache.options import DTYPES
 from sad.trajectories.spans import is_supervised
 
@@ -103,6 +104,43 @@ def metadata_from_json(file: str, record: Any) -> CacheMetadata:
         return CacheMetadata(**{item.name: values[item.name] for item in dataclasses.fields(CacheMetadata)})
     except (KeyError, TypeError, InputError) as error:
         raise InputError(file, "the metadata of a teacher cache", str(error), "Write the cache again.") from error
+
+
+def cache_metadata(
+    teacher: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    top_k: int = 64,
+    dtype: str = DTYPES[0],
+    vocab_size: int | None = None,
+    observe: bool = False,
+    name: str = "",
+) -> CacheMetadata:
+    """Returns the identity of a cache of a teacher in memory, for `sad.write_teacher_cache`.
+
+    Args:
+        teacher: A causal language model of `transformers`.
+        tokenizer: Its tokenizer.
+        top_k: k, log-probabilities per row.
+        dtype: Storage of the log-probabilities: "uint16" or "float32".
+        vocab_size: V, columns of the softmax. Default: all columns of the teacher's head. Pass the size of the student's
+            head if that is smaller.
+        observe: Whether to store observation tokens too, for a training with lambda_observe > 0.
+        name: Name of the teacher for messages.
+
+    Raises:
+        InputError: `dtype` or `top_k` is out of range.
+    """
+    return CacheMetadata(
+        top_k=top_k,
+        vocab_size=logit_columns(teacher) if vocab_size is None else vocab_size,
+        dtype=dtype,
+        tokenizer=tokenizer_digest(tokenizer),
+        teacher=model_digest(teacher),
+        teacher_dtype=str(teacher.dtype).removeprefix("torch."),
+        teacher_name=name,
+        observe=observe,
+    )
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

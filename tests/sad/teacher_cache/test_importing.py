@@ -114,6 +114,24 @@ def test_a_file_with_a_bad_record_keeps_the_rows_before_it(local, records, tmp_p
     assert all(np.array_equal(cache.read(**x).ids, local.read(**x).ids) for x in EXAMPLES)
 
 
+def test_an_interrupt_keeps_the_rows_before_it(local, tmp_path):
+    asked = []
+
+    def source(missing):
+        asked.append(len(missing))
+        for number, example in reversed(list(enumerate(missing))):
+            if len(asked) == 1 and number == 1:
+                raise KeyboardInterrupt
+            yield number, local.read(**example)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(source, EXAMPLES, tmp_path, METADATA, shard_seconds=0.0, show_progress=False)
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(EXAMPLES) - 2  # one shard per example
+    report = write_rows(source, EXAMPLES, tmp_path, METADATA, shard_size=1, show_progress=False)
+    assert asked == [len(EXAMPLES), 2] and report.tokens == local.rows
+    assert all(np.array_equal(TeacherCache(tmp_path).read(**x).logprobs, local.read(**x).logprobs) for x in EXAMPLES)
+
+
 def changed(record: dict[str, Any], **columns: Any) -> dict[str, Any]:
     return {**json.loads(json.dumps(record)), **columns}
 

@@ -145,7 +145,7 @@ class SpanLossTrainer:
             weight = self._loss_config.contrastive_weight / self.current_gradient_accumulation_steps
             loss = loss + weight * output.contrastive
         if model.training:
-            mask = inputs.get("attention_mask")
+            mask = inputs.get("attention_mask", inputs.get("token_mask"))
             self._throughput.add(torch.ones_like(inputs["input_ids"]) if mask is None else mask)
         return (loss, output.outputs) if return_outputs else loss
 

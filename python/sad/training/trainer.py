@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -26,6 +28,7 @@ from sad.training.curriculum import CurriculumSampler, curriculum_sampler
 from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
 from sad.training.model_card import model_card
+from sad.training.packing import why_not_packed
 from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
 from sad.trajectories.encode import cut_warning
 
@@ -101,6 +104,7 @@ class SADTrainer(SpanLossTrainer, Trainer):
                 observe=args.observe,
                 turn_balance=args.turn_balance,
                 turn_half_life=args.turn_half_life,
+                packing=_packing(args, model, teacher_model, train_dataset),
             )
         named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         datasets = {"train_dataset": train_dataset, **named}
@@ -142,7 +146,28 @@ class SADTrainer(SpanLossTrainer, Trainer):
         self.finite_guard.add(inputs, loss)
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.args.nan_policy == "skip" else loss
 
-    # --- the curriculum ---
+    # --- the data ---
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Returns the data loader of an evaluation. Its batches are not packed: one row is one example."""
+        with self._unpacked():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Returns the data loader of predictions. Its batches are not packed: one row is one example."""
+        with self._unpacked():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _unpacked(self) -> Iterator[None]:
+        collator = self.data_collator
+        if isinstance(collator, SpanCollator):
+            self.data_collator = copy.copy(collator)
+            self.data_collator.packing = "never"
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -245,6 +270,32 @@ def _renamed(teacher: nn.Module | None, teacher_model: nn.Module | None) -> nn.M
         raise InputError("teacher", "only teacher_model", "both", "Remove teacher: it is the old name of teacher_model.")
     warnings.warn("SADTrainer(teacher=...) is deprecated. Use teacher_model=...", DeprecationWarning, stacklevel=3)
     return teacher
+
+
+def _packing(args: SADConfig, student: nn.Module, teacher: nn.Module | None, train_dataset: Dataset | None) -> str:
+    """Returns how the batches of the training are packed.
+
+    Raises:
+        InputError: `packing` is "always", and the models or other options do not allow it.
+    """
+    if args.packing == "never":
+        return "never"
+    conflicts = {
+        "contrastive_weight": args.contrastive_weight > 0,
+        "token_weighting": args.token_weighting == "step_divergence",
+        "train_dataset, which is a stream": train_dataset is not None and not hasattr(train_dataset, "__len__"),
+        "several GPUs in one process": args.n_gpu > 1,
+    }
+    why = next((f"not possible with {name}" for name, here in conflicts.items() if here), None)
+    for name, model in (("student", student), ("teacher", teacher)):
+        if why is None and model is not None and (reason := why_not_packed(model)) is not None:
+            why = f"the {name} cannot read packed rows: {reason}"
+    if why is None:
+        return args.packing
+    if args.packing == "always":
+        raise InputError("packing", "auto or never here", f"'always' ({why})", "Set it to auto.")
+    logger.info("Trajectories are not packed: %s.", why)
+    return "never"
 
 
 def _check(teacher_model: nn.Module | None, args: object, teacher_cache: object) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sad.errors import InputError
 from sad.losses import SpanStats, fused_linear_topk_span_kl, fused_topk_span_kl
-from sad.model_parts import forward_as
+from sad.model_parts import Head
 from sad.teacher_cache.metadata import logit_columns
 from sad.teacher_cache.reader import TeacherCache
 from sad.training.collator import SpanCollator, model_inputs
 from sad.training.loss_config import SpanLossConfig
-from sad.training.losses import LossOutput, loss_options, parts_of, per_token, step_weights, warn_of_rounded_logits
+from sad.training.losses import LossOutput, loss_options, parts_of, per_token, run_loss, step_weights, warn_of_rounded_logits
 from sad.training.token_weights import log_columns
 from sad.trajectories.spans import supervised_kinds
 
@@ -96,31 +96,27 @@ class CachedLoss:
             )
             return LossOutput(loss, stats, outputs, token_weights=weights)
 
-        def forward(**batch: Tensor) -> tuple[Tensor, SpanStats, Tensor | None]:
-            with accelerator.autocast():
-                hidden, head = self._parts.hidden(batch), self._parts.head()
-
-                def divergence(hidden: Tensor, options: dict[str, Any]) -> Any:
-                    return fused_linear_topk_span_kl(
-                        hidden,
-                        head.weight,
-                        *topk,
-                        span_ids,
-                        student_bias=head.bias,
-                        logit_scale=head.scale,
-                        logit_softcap=head.softcap,
-                        rows=inputs["loss_rows"],
-                        chunk_bytes=args.loss_chunk_bytes,
-                        **options,
-                    )
-
-                return weighted(
-                    lambda options: divergence(hidden, options), lambda options: divergence(hidden.detach(), options)
+        def compute(hidden: Tensor, head: Head) -> LossOutput:
+            def divergence(hidden: Tensor, options: dict[str, Any]) -> Any:
+                return fused_linear_topk_span_kl(
+                    hidden,
+                    head.weight,
+                    *topk,
+                    span_ids,
+                    student_bias=head.bias,
+                    logit_scale=head.scale,
+                    logit_softcap=head.softcap,
+                    rows=inputs["loss_rows"],
+                    chunk_bytes=args.loss_chunk_bytes,
+                    **options,
                 )
 
-        with forward_as(accelerator.unwrap_model(model), forward):
-            loss, stats, weights = model(**batch)
-        return LossOutput(loss, stats, {}, token_weights=weights)
+            loss, stats, weights = weighted(
+                lambda options: divergence(hidden, options), lambda options: divergence(hidden.detach(), options)
+            )
+            return LossOutput(loss, stats, {}, token_weights=weights)
+
+        return run_loss(self._parts, model, inputs, accelerator, compute)
 
 
 def _scattered(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from sad.losses import (
     fused_span_ce,
     fused_span_kl,
 )
-from sad.model_parts import Head, ModelParts, forward_as, split_model
+from sad.model_parts import Head, ModelParts, split_model
 from sad.training.collator import model_inputs
 from sad.training.contrastive import directions, info_nce
 from sad.training.loss_config import SpanLossConfig
@@ -90,7 +90,8 @@ class LogitsLoss:
     """
 
     def __init__(self, args: SpanLossConfig, teacher: nn.Module) -> None:
-        self._args, self._teacher, self._step_weights = args, teacher, step_weights(args)
+        self.teacher = teacher
+        self._args, self._step_weights = args, step_weights(args)
 
     def __call__(
         self,
@@ -103,7 +104,7 @@ class LogitsLoss:
     ) -> LossOutput:
         """See `SpanLoss`. Adds `fused_span_ce` on the same logits if `ce_weight` is set."""
         args, batch = self._args, model_inputs(inputs)
-        teacher = teacher_logits(self._teacher, batch, accelerator)
+        teacher = teacher_logits(self.teacher, batch, accelerator)
         outputs = model(**batch)
         warn_of_rounded_logits(model, outputs.logits, accelerator)
         group = self._vocabulary_group(model, outputs.logits, teacher, accelerator)
@@ -143,7 +144,7 @@ class LogitsLoss:
     ) -> ProcessGroup | None:
         """Returns the processes that share the vocabulary, or None if the logits are whole."""
         student_group = vocabulary_group(accelerator.unwrap_model(model), logits, accelerator)
-        teacher_group = vocabulary_group(self._teacher, teacher, accelerator)
+        teacher_group = vocabulary_group(self.teacher, teacher, accelerator)
         if (student_group is None) != (teacher_group is None) or (student_group and logits.shape[-1] != teacher.shape[-1]):
             got = f"{logits.shape[-1]} columns of the student beside {teacher.shape[-1]} of the teacher"
             remedy = "Load both models with the same tensor-parallel plan for the head."
@@ -187,11 +188,11 @@ class HiddenLoss:
         args, span_ids = self._args, inputs["span_ids"]
         rows = inputs.get("loss_rows") if model.training and self._rows_known else None
         with torch.no_grad(), accelerator.autocast():
-            teacher_hidden, teacher_head = self._teacher.hidden(model_inputs(inputs)), self._teacher.head()
+            teacher_hidden = self._teacher.run_backbone(self._from_logits.teacher, model_inputs(inputs))
 
-        def forward(**batch: Tensor) -> tuple[Tensor, SpanStats, Tensor | None, Tensor | None]:
-            with accelerator.autocast():
-                hidden, head = self._student.hidden(batch), self._student.head()
+        with self._teacher.gathered_head() as teacher_head:
+
+            def compute(hidden: Tensor, head: Head) -> LossOutput:
                 linear = {"rows": rows, "chunk_bytes": args.loss_chunk_bytes}
                 columns = min(len(head.weight), len(teacher_head.weight))
 
@@ -227,11 +228,9 @@ class HiddenLoss:
                 contrastive = None
                 if args.contrastive_weight and model.training:
                     contrastive = self._contrastive(span_ids, columns, (hidden, head), (teacher_hidden, teacher_head))
-                return *result, contrastive, weights
+                return LossOutput(*result, {}, contrastive, weights)
 
-        with forward_as(accelerator.unwrap_model(model), forward):
-            loss, stats, contrastive, weights = model(**model_inputs(inputs))
-        return LossOutput(loss, stats, {}, contrastive, weights)
+            return run_loss(self._student, model, inputs, accelerator, compute)
 
     def _contrastive(
         self, span_ids: Tensor, columns: int, student: tuple[Tensor, Head], teacher: tuple[Tensor, Head]
@@ -271,6 +270,51 @@ def live_loss(
     if teacher_parts is None:
         return from_logits
     return HiddenLoss(args, student_parts, teacher_parts, from_logits, rows_known)
+
+
+def run_loss(
+    parts: ModelParts,
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    accelerator: Accelerator,
+    compute: Callable[[Tensor, Head], LossOutput],
+) -> LossOutput:
+    """Computes a loss from hidden states inside the call of the student and of its head, so that the hooks of DDP, FSDP and
+    DeepSpeed fire.
+
+    Only the loss passes through the hooks, which may cast it: FSDP2 in bfloat16 would round the statistics too. The value
+    that is returned is the exact one.
+
+    Args:
+        parts: The parts of the student.
+        model: The student, wrapped or not.
+        inputs: A batch of `sad.SpanCollator`.
+        accelerator: The accelerator that wrapped the model.
+        compute: Receives the hidden states and the head.
+    """
+    outputs: list[LossOutput] = []
+
+    def loss(hidden: Tensor, head: Head) -> Tensor:
+        outputs.append(compute(hidden, head))
+        contrastive = outputs[-1].contrastive
+        return outputs[-1].loss if contrastive is None else torch.stack([outputs[-1].loss, contrastive])
+
+    inner = accelerator.unwrap_model(model)
+    passed = parts.run(model, inner, model_inputs(inputs), loss, accelerator.autocast)
+    [output] = outputs
+    if output.contrastive is None:
+        return output._replace(loss=_with_graph_of(passed, output.loss))
+    return output._replace(
+        loss=_with_graph_of(passed[0], output.loss), contrastive=_with_graph_of(passed[1], output.contrastive)
+    )
+
+
+def _with_graph_of(passed: Tensor, exact: Tensor) -> Tensor:
+    """Returns the value `exact`, whose gradient flows through `passed`."""
+    if passed.dtype == exact.dtype:
+        return passed
+    passed = passed.to(exact.dtype)
+    return passed + (exact - passed).detach()
 
 
 def warn_of_rounded_logits(model: nn.Module, logits: Tensor, accelerator: Accelerator) -> None:

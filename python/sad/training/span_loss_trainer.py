@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
-from sad.training.cached_loss import CachedLoss
+from sad.training.cached_loss import cached_loss
 from sad.training.collator import SpanCollator
 from sad.training.imitation import ImitationLoss
 from sad.training.loss_config import SpanLossConfig
@@ -87,7 +87,7 @@ class SpanLossTrainer:
         elif self.teacher_cache is None:
             self._span_loss = ImitationLoss(config, student, rows_known=rows_known)
         else:
-            self._span_loss = CachedLoss(config, student, self.teacher_cache, collator)
+            self._span_loss = cached_loss(config, student, self.teacher_cache, collator, device=device, gpus=gpus)
             for name, dataset in datasets.items():
                 if dataset is not None:
                     self.teacher_cache.check_examples(dataset, max_length, name)

@@ -76,9 +76,6 @@ def _check_cache(args: SpanLossConfig, student: nn.Module, cache: TeacherCache, 
     if collator.teacher_cache.metadata != cache.metadata:
         got = f"{collator.teacher_cache.path!r} beside {cache.path!r}"
         raise InputError("data_collator", "one that reads the same teacher cache", got, "Leave it out.")
-    if args.accelerator_config is not None and args.accelerator_config.dispatch_batches:
-        remedy = "Leave dispatch_batches out: it splits batches without their loss_rows."
-        raise InputError("accelerator_config", "no dispatch_batches with a teacher cache", "true", remedy)
     cache.check_observe(args.observe)
     cache.check_columns(logit_columns(student))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +13,8 @@ from sad.errors import InputError
 from sad.model_parts import model_digest
 from sad.models import check_dtype, check_fits, check_model_dir, check_quantization, load_model
 from sad.teacher_cache.examples import load_cache_tokenizer, read_examples
-from sad.teacher_cache.metadata import CacheMetadata, logit_columns, tokenizer_digest
+from sad.teacher_cache.head import head_of, hidden_metadata
+from sad.teacher_cache.metadata import HIDDEN, CacheMetadata, logit_columns, tokenizer_digest
 from sad.teacher_cache.options import CacheOptions
 from sad.teacher_cache.outside import fill_from_endpoint
 from sad.teacher_cache.storage import CacheFolder
@@ -48,9 +50,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
     dtype = str(teacher.dtype).removeprefix("torch.")
     announce(f"teacher: {type(teacher).__name__}, {teacher.num_parameters():,} parameters, {dtype}")
     metadata = CacheMetadata(
-        top_k=options.top_k,
-        vocab_size=_vocab_size(options.vocab_size, teacher, tokenizer),
-        dtype=options.dtype,
+        **_of_kind(options, teacher, _vocab_size(options.vocab_size, teacher, tokenizer)),
         tokenizer=tokenizer_digest(tokenizer),
         teacher=model_digest(teacher),
         teacher_dtype=options.teacher_quantization or dtype,
@@ -58,6 +58,12 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         teacher_name=folder.resolve().name if Path(options.teacher).is_dir() else options.teacher,
     )
     report = write_teacher_cache(teacher, examples, options.out, metadata, batch_tokens=options.batch_tokens)
+    if metadata.is_hidden:
+        announce(
+            f"{options.out}: {report.tokens} supervised tokens, {report.bytes_per_token:.1f} bytes per token, and "
+            f"{report.head_bytes / 1e6:.1f} MB for the head\nhidden states in {metadata.dtype} of a teacher in {dtype}"
+        )
+        return report
     announce(
         f"{options.out}: {report.tokens} supervised tokens, {report.bytes_per_token:.1f} bytes per token\n"
         f"the top {options.top_k} tokens have {report.mass:.2%} of the teacher's probability on average, "
@@ -65,6 +71,16 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         f"for a student with a uniform tail, the loss misses {report.tail_spread:.4f} nats of KL per token"
     )
     return report
+
+
+def _of_kind(options: CacheOptions, teacher: PreTrainedModel, vocab_size: int) -> dict[str, Any]:
+    """Returns the fields of the metadata that depend on what the cache stores."""
+    if not options.hidden:
+        return {"top_k": options.top_k, "vocab_size": vocab_size, "dtype": options.dtype}
+    head = head_of(teacher, vocab_size)
+    own = str(head.weight.dtype).removeprefix("torch.")
+    dtype = options.dtype or (own if own in ("bfloat16", "float16") else "bfloat16")
+    return {"kind": HIDDEN, "top_k": 0, "dtype": dtype, **hidden_metadata(head)}
 
 
 def _load_teacher(options: CacheOptions, state: PartialState, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

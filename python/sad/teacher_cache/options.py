@@ -10,6 +10,8 @@ from sad.trajectories.options import check_long, check_unroll, encoding_option
 from sad.trajectories.refused import check_on_error
 
 DTYPES = ("uint16", "float32")  # storage of the log-probabilities
+HIDDEN_DTYPES = ("bfloat16", "float16", "float32")  # storage of hidden states
+TOP_K = 64
 BATCH_TOKENS = 4096
 
 _INPUT, _CACHE, _TEACHER = "Input", "Cache", "Teacher"
@@ -30,8 +32,21 @@ class CacheOptions:
     teacher: str | None = option(None, help="Folder of the teacher model, if there is no --endpoint.", group=_INPUT)
     data: list[str] = option(help="Trajectories: a file or a folder. May be repeated.", group=_INPUT)
     out: str = option(help="Folder of the cache, or a URL that fsspec can open.", group=_CACHE)
-    top_k: int = option(64, help="Log-probabilities to store per supervised token.", group=_CACHE)
-    dtype: str = option("uint16", help="Storage of the log-probabilities: uint16 or float32.", group=_CACHE)
+    top_k: int | None = option(
+        None, help=f"Log-probabilities to store per supervised token. Default: {TOP_K}.", group=_CACHE
+    )
+    hidden: bool = option(
+        False,
+        flag="--hidden",
+        help="Store the teacher's last hidden states and its head instead of log-probabilities: the exact loss.",
+        group=_CACHE,
+    )
+    dtype: str | None = option(
+        None,
+        help="Storage. Log-probabilities: uint16 (default) or float32. With --hidden bfloat16, float16 or float32. Default "
+        "with --hidden: the teacher's dtype if it has 16 bits, else bfloat16.",
+        group=_CACHE,
+    )
     format: str | None = encoding_option("format", _INPUT)
     source: str = encoding_option("source", _INPUT)
     long: str = encoding_option("long", _INPUT)
@@ -74,12 +89,18 @@ class CacheOptions:
     timeout: float = option(300.0, help="Timeout of a request in seconds.", group=_ENDPOINT)
 
     def __post_init__(self) -> None:
+        if self.hidden and self.top_k is not None:
+            remedy = "Leave one of them out: the hidden states determine all log-probabilities."
+            raise InputError("top_k", "nothing with hidden", str(self.top_k), remedy)
+        if not self.hidden:
+            self.top_k = TOP_K if self.top_k is None else self.top_k
+            self.dtype = DTYPES[0] if self.dtype is None else self.dtype
         for name, least in (("top_k", 1), ("max_length", 2), ("batch_tokens", 1)):
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 remedy = "Choose a value in that range."
-                raise InputError(name, f"a whole number >= {least}", str(getattr(self, name)), remedy)
-        if self.dtype not in DTYPES:
-            raise InputError("dtype", "one of " + ", ".join(DTYPES), repr(self.dtype), "Choose one of these.")
+                raise InputError(name, f"a whole number >= {least}", str(value), remedy)
+        check_storage(self.dtype, self.hidden)
         check_long(self.long, self.max_length, self.long_context, self.long_head)
         check_on_error(self.on_error)
         self._check_teacher()
@@ -98,6 +119,9 @@ class CacheOptions:
                 remedy = "Give --teacher FOLDER, or --endpoint URL and --model NAME."
                 raise InputError("teacher", "a folder with a model", "none", remedy)
             return
+        if self.hidden:
+            remedy = "Leave out --hidden: a server sends log-probabilities only."
+            raise InputError("hidden", "nothing with endpoint", "True", remedy)
         for name, default in (("teacher", None), ("teacher_quantization", None), ("teacher_dtype", "auto")):
             if getattr(self, name) != default:
                 remedy = f"Leave out --{name.replace('_', '-')}: the server runs the teacher. Its name goes into --model."
@@ -109,3 +133,15 @@ class CacheOptions:
             raise InputError("api", "one of " + ", ".join(APIS), repr(self.api), "Choose one of these.")
         if self.concurrency < 1:
             raise InputError("concurrency", "a whole number >= 1", str(self.concurrency), "8 is usual.")
+
+
+def check_storage(dtype: str | None, hidden: bool) -> None:
+    """Checks the storage of log-probabilities or, with `hidden`, of hidden states. None: the default.
+
+    Raises:
+        InputError: The kind of cache does not have this storage.
+    """
+    dtypes = HIDDEN_DTYPES if hidden else DTYPES
+    if dtype is not None and dtype not in dtypes:
+        expected = f"one of {', '.join(dtypes)} for {'hidden states' if hidden else 'log-probabilities'}"
+        raise InputError("dtype", expected, repr(dtype), "Choose one of these.")

@@ -59,7 +59,7 @@ class SADTrainer(SpanLossTrainer, Trainer):
             reads the cache.
         processing_class: The tokenizer, which is saved with the model.
         teacher_cache: A `sad.TeacherCache` or its path, instead of `teacher_model`. It must hold the examples of all
-            datasets. The loss is then `sad.fused_topk_span_kl`.
+            datasets. With log-probabilities the loss is `sad.fused_topk_span_kl`; with hidden states it is the teacher's.
         teacher: Deprecated name of `teacher_model`.
         peft_config: A `peft.LoraConfig` or another configuration of peft: adapters are added to the student, whose own
             weights are frozen.

@@ -37,6 +37,7 @@ class Question(NamedTuple):
         positions: The tokens whose predictions are wanted, ascending, each at least 1.
         top_k: Likely tokens per position.
         vocab_size: Columns of the softmax.
+        text: Whether to request the text of the tokens from a server that sends it on demand only (SGLang).
     """
 
     model: str
@@ -44,6 +45,7 @@ class Question(NamedTuple):
     positions: Sequence[int]
     top_k: int
     vocab_size: int
+    text: bool = False
 
 
 class Spelling:
@@ -114,7 +116,7 @@ def sglang_request(question: Question) -> tuple[str, dict[str, Any]]:
     body: dict[str, Any] = {"input_ids": list(question.tokens), "stream": False}
     body |= {"sampling_params": {"max_new_tokens": 1, "temperature": 1.0, "top_p": 1.0}}
     body |= {"return_logprob": True, "logprob_start_len": question.positions[0] - 1, "top_logprobs_num": question.top_k}
-    return "/generate", body | {"return_text_in_logprobs": False}
+    return "/generate", body | {"return_text_in_logprobs": question.text}
 
 
 def echo_request(question: Question) -> tuple[str, dict[str, Any]]:

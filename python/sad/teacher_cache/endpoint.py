@@ -78,7 +78,7 @@ class EndpointTeacher:
             try:
                 if form == "echo" and self._names_by_text(shortest):
                     self._spare = SPARE
-                self.rows(shortest)
+                self.rows(shortest, text=True)
             except _NoValuesError as error:
                 refusals.append(f"{form}: {error.got}")
                 continue
@@ -158,8 +158,12 @@ class EndpointTeacher:
             stop.set()
             self._server.stop()
 
-    def rows(self, example: Mapping[str, Sequence[int]]) -> TeacherRows:
+    def rows(self, example: Mapping[str, Sequence[int]], *, text: bool = False) -> TeacherRows:
         """Requests one example and returns its rows.
+
+        Args:
+            example: A mapping with `input_ids` and `span_ids`, with a supervised token.
+            text: Whether the text of the tokens is compared too if it costs the server extra time.
 
         Raises:
             InputError: As in `run`.
@@ -175,7 +179,7 @@ class EndpointTeacher:
                 raise ValueError(f"a response of another form ({type(error).__name__}: {error})") from error
 
         try:
-            lists = self._server.post(*write(question._replace(top_k=asked)), check)
+            lists = self._server.post(*write(question._replace(top_k=asked, text=text)), check)
             if lists is None:
                 got, remedy = "a response without log-probabilities of the prompt", "Choose another --api."
                 raise _NoValuesError("endpoint", f"log-probabilities from {self._server.url}", got, remedy)

@@ -251,7 +251,7 @@ class Reversed:
         return TOKENIZER.decode([V - 1 - x for x in ids])
 
 
-@pytest.mark.parametrize("owner", ["vllm", "someone"])
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "someone"])
 def test_another_tokenizer_is_refused(model, tmp_path, owner):
     with serving(Backend(model, Reversed(), owner, ids=False)) as (url, _):
         with pytest.raises(InputError, match=r"position \d+ of .*expected token .* from the server.*--tokenizer"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,12 @@ class TeacherCache:
         if self.metadata.is_hidden:
             return f"the head and the hidden states ({self.metadata.dtype}) of {teacher} for {tokens}"
         return f"{k} of {columns} log-probabilities of {teacher} for {tokens}{bounds}"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes in memory of the values of one supervised token."""
+        values = row_module(self.metadata).no_rows(self.metadata).tensors().values()
+        return sum(math.prod(x.shape[1:]) * x.element_size() for x in values)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._locations

@@ -135,6 +135,9 @@ class Server:
         if not url.startswith(("http://", "https://")):
             remedy = "Start the URL with http:// or https://."
             raise InputError("endpoint", "a URL such as http://localhost:8000/v1", repr(url), remedy)
+        if "@" in url.partition("://")[2].partition("/")[0]:  # a password would stand in messages
+            remedy = "Put the key into the environment variable that --api-key-env names."
+            raise InputError("endpoint", "a URL without a user name and a password", "one with them", remedy)
         if not 0 < timeout < float("inf") or retries < 0:
             got = f"{timeout} s and {retries} retries"
             raise InputError("endpoint", "a timeout above 0 s and 0 or more retries", got, "Use larger numbers.")

@@ -279,6 +279,11 @@ def test_a_hanging_server_and_no_server(model, tmp_path):
         with pytest.raises(InputError, match="APITimeoutError"):
             fill(url, tmp_path, timeout=0.1, retries=1)
         assert time.monotonic() - start < 5
+    for options in ({"url": "localhost"}, {"url": "http://me:secret@host/v1"}, {"timeout": 0.0}, {"retries": -1},
+                    {"requests_per_minute": 0.0}, {"concurrency": 0}, {"api": "soap"}):  # fmt: skip
+        with pytest.raises(InputError) as found:
+            teacher(**{"url": "http://localhost/v1"} | options)
+        assert "secret" not in str(found.value)
     with pytest.raises(InputError, match=r"APIConnectionError.*efused"):
         fill("http://127.0.0.1:9/v1", tmp_path, retries=0)
 

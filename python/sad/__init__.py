@@ -32,7 +32,7 @@ _HOMES = {
     "sad.trajectories.sources": ("register_source", "sources"),
     "sad.trajectories.generated": ("label_generated",),
     "sad.trajectories.encode": ("Encoded", "EncodedCorpus", "encode", "encode_all"),
-    "sad.teacher_cache.metadata": ("CacheMetadata",),
+    "sad.teacher_cache.metadata": ("CacheMetadata", "cache_metadata"),
     "sad.teacher_cache.reader": ("TeacherCache",),
     "sad.teacher_cache.writer": ("CacheReport", "write_teacher_cache"),
     "sad.planner.plan": ("plan",),

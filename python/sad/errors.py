@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
@@ -15,9 +16,13 @@ class InputError(ValueError):
         expected: The accepted values.
         got: The actual value.
         remedy: What the user can do, as a sentence.
+
+    With one argument it takes the text of a traceback of this error (see `_parts_of`).
     """
 
-    def __init__(self, where: str, expected: str, got: str, remedy: str) -> None:
+    def __init__(self, where: str, expected: str = "", got: str = "", remedy: str = "") -> None:
+        if not expected:
+            where, expected, got, remedy = _parts_of(where)
         super().__init__(f"{where}: expected {expected}, got {got}. {remedy}")
         self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
 
@@ -47,3 +52,14 @@ def _escape(char: str) -> str:
 
 
 _BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _parts_of(text: str) -> tuple[str, str, str, str]:
+    """Returns the arguments of the error in a traceback.
+
+    PyTorch raises an error of a DataLoader worker again in the main process, with the text of its traceback as its only
+    argument. The traceback ends with the name of the class and the message.
+    """
+    message = text.strip().rpartition("\n")[2]
+    found = re.fullmatch(r"(?:[\w.]+: )?(.*?): expected (.*), got (.*?)\. (.*)", message)
+    return found.groups() if found else ("input", "usable input", text, "See the traceback in the message.")

@@ -3,13 +3,17 @@
 The losses from hidden states need the two parts separately. Models differ in what they do after the head: Gemma caps the
 logits, Cohere and Granite scale them. So `split_model` runs four tokens through the parts and through the whole model, and
 compares the logits.
+
+FSDP2 and ZeRO stage 3 gather the weights of a module when it is called. So the loss runs inside the call of the model, and
+inside the call of its head: the head is then whole, and its gradient goes back to the shards.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -63,9 +67,13 @@ class ModelParts:
             logit_softcap = getattr(config, "final_logit_softcapping", None)
         self._backbone, self._head, self._config = backbone, head, config
         self._scale, self._softcap = logit_scale, logit_softcap
+        self._is_checked = True  # `check` may defer its work
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        """Returns the hidden states (B, T, H) that the head receives. The backbone runs without a key-value cache."""
+        """Returns the hidden states (B, T, H) that the head receives. The backbone runs without a key-value cache.
+
+        Call it inside the call of the whole model (`run`, `run_backbone`) if its weights may be sharded.
+        """
         options = {} if getattr(self._config, "use_cache", None) is None else {"use_cache": False}
         return self._backbone(**batch, **options).last_hidden_state
 
@@ -77,26 +85,87 @@ class ModelParts:
         """Returns the current head. Call it in every step, because adapters change the effective weight."""
         return Head(_weight_of(self._head), _bias_of(self._head), self._scale, self._softcap)
 
-    @torch.no_grad()
+    def run(
+        self,
+        model: nn.Module,
+        inner: nn.Module,
+        batch: Mapping[str, Any],
+        compute: Callable[[Tensor, Head], Tensor],
+        context: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> Tensor:
+        """Calls the model with `compute` in place of its head.
+
+        The hooks of the wrapper, of the model and of the head fire. So a sharded head is gathered once, for `compute`, and
+        the gradients of all weights are reduced and sharded again.
+
+        Args:
+            model: The model, wrapped or not.
+            inner: The model without its wrapper.
+            batch: The arguments of the backbone.
+            compute: Receives the hidden states (B, T, H) and the head, and returns a tensor with a graph. Wrappers may cast
+                it to another dtype.
+            context: Makes the context in which everything runs, such as autocast.
+        """
+
+        def forward(**batch: Any) -> Tensor:
+            with context():
+                hidden = self.hidden(batch)
+                with forward_as(self._head, lambda hidden: compute(hidden, self.head())):
+                    return self._head(hidden)
+
+        self._check_now(model, inner, context)
+        with forward_as(inner, forward):
+            return model(**batch)
+
+    def run_backbone(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Calls a model that no wrapper surrounds, and returns the hidden states (B, T, H). The head does not run."""
+        self._check_now(model, model, nullcontext)
+        with forward_as(model, lambda **batch: self.hidden(batch)):
+            return model(**batch)
+
+    @contextmanager
+    def gathered_head(self) -> Iterator[Head]:
+        """Gathers the head for a `with` block, without a graph. Every process must enter it."""
+        with gathered_parameters(self._head.parameters()):
+            with torch.no_grad():
+                head = self.head()
+                head = head._replace(weight=_gathered(head.weight), bias=_gathered(head.bias))
+            yield head
+
     def check(self, model: nn.Module) -> None:
-        """Compares the logits of the parts with the logits of the whole model.
+        """Compares the logits of the parts with the logits of the whole model, or defers that to the first `run`.
+
+        Weights that are still missing cannot be compared: ZeRO stage 3 gathers them only in the wrapped model, and FSDP's
+        loading that saves host memory fills them later in all processes but one.
 
         Raises:
-            ValueError: They differ, or the weights are sharded in a way that the parts cannot use.
+            ValueError: They differ, or the model is spread over devices.
         """
-        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-            raise ValueError("ZeRO stage 3 has sharded its weights")
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
             raise ValueError("it is spread over several devices")
-        device = self._head.weight.device if hasattr(self._head, "weight") else next(model.parameters()).device
+        if weights_are_missing(model):
+            self._is_checked = False
+        else:
+            self._compare(model, model, 1e-3 if _weight_of(self._head).dtype == torch.float32 else 5e-2, nullcontext)
+
+    def _check_now(self, model: nn.Module, inner: nn.Module, context: Callable[[], AbstractContextManager]) -> None:
+        """Makes up for a check that was deferred. Mixed precision may be on by now."""
+        if not self._is_checked:
+            self._is_checked = True
+            self._compare(model, inner, 5e-2, context)
+
+    @torch.no_grad()
+    def _compare(
+        self, model: nn.Module, inner: nn.Module, tolerance: float, context: Callable[[], AbstractContextManager]
+    ) -> None:
+        device = next(inner.parameters()).device
         vocab = self._config.get_text_config().vocab_size if hasattr(self._config, "get_text_config") else 2
         ids = torch.arange(_PROBE_TOKENS, device=device)[None] % vocab
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        with _eval_mode(model):
+        with _eval_mode(inner):
             expected = model(**batch).logits.float()
-            logits = self.head().logits(self.hidden(batch)).float()
+            logits = self.run(model, inner, batch, lambda hidden, head: head.logits(hidden), context).float()
         scale = expected.abs().amax().clamp(min=1.0)
-        tolerance = 1e-3 if _weight_of(self._head).dtype == torch.float32 else 5e-2
         if logits.shape != expected.shape or not bool(((logits - expected).abs() <= tolerance * scale).all()):
             raise ValueError("its logits are not what its head and its configuration describe")
 
@@ -137,13 +206,34 @@ def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
             module.forward = own
 
 
+def weights_are_missing(model: nn.Module) -> bool:
+    """Whether this process lacks weights of a model: ZeRO stage 3 has sharded it, or FSDP fills it later."""
+    partitioned = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    loads_later = all(
+        os.environ.get(name, "false").lower() in ("1", "true")
+        for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+    )
+    return partitioned or loads_later
+
+
+def gathered_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
+    """Returns a context in which parameters that ZeRO stage 3 has sharded are whole. Every process must enter it."""
+    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters(partitioned)
+
+
 def model_digest(model: nn.Module) -> str:
     """Returns a hash that identifies a model: name, shape and up to 64 values of every parameter."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        values = _gathered(parameter.detach()).flatten()
-        values = values[:: max(1, values.numel() // 64)][:64].float().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+        with gathered_parameters([parameter]):
+            values = _gathered(parameter.detach()).flatten()
+            values = values[:: max(1, values.numel() // 64)][:64].float().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()
 
 

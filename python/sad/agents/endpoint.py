@@ -11,9 +11,10 @@ from threading import Event
 from typing import Any, NamedTuple
 
 from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
-from sad.agents.responses import NoAnswerError, ResponseError, call_within, check_url, response_hook, without_secret
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
+from sad.responses import NoAnswerError, ResponseError, call_within, check_url, response_hook, without_secret
+from sad.server import error_text
 
 APIS = ("chat", "completions")
 _CHARACTERS_PER_TOKEN = 8  # limit for the text of servers that ignore `max_tokens`
@@ -113,7 +114,7 @@ class Endpoint:
             try:
                 response = call_within(self._seconds, request)
             except openai.BadRequestError as error:
-                if "context" in str(error).lower():  # servers differ in code and wording, but all name the context
+                if "context" in error_text(error).lower():  # servers differ in code and wording, but all name the context
                     raise ContextFullError from None
                 raise self._request_error(error) from None
             except (openai.APIResponseValidationError, ValueError, RecursionError) as error:  # also JSON that is nested deep
@@ -133,7 +134,8 @@ class Endpoint:
 
     def _request_error(self, error: Exception) -> InputError:
         cause = error.__cause__ if isinstance(error.__cause__, ResponseError) else error
-        got = f"{type(error).__name__}: {without_secret(str(cause), self._key)[:300].rstrip('.')}"
+        got = error_text(error) if cause is error else f"{type(error).__name__}: {cause}"
+        got = without_secret(got, self._key).rstrip(".")
         remedy = "Check the URL, the model name and the key, and that the server is running."
         return InputError("endpoint", f"a response of {self.model!r} from {self.url}", got, remedy)
 

@@ -60,6 +60,26 @@ def load_agent(name: str, options: AgentOptions) -> Agent:
     return Agent(name, model, tokenizer)
 
 
+def check_endpoint_used(models: Sequence[str], options: AgentOptions) -> None:
+    """Checks that a model runs at the endpoint, if one is given, and prints which models run here.
+
+    Raises:
+        InputError: All models are local folders or the expert.
+    """
+    here = [name for name in models if name == EXPERT or Path(name).is_dir()]
+    if options.endpoint is None or not here:
+        return
+    if len(here) == len(models):
+        got = f"{', '.join(map(repr, here))}, which {'is' if len(here) == 1 else 'are'} here"
+        remedy = (
+            "Remove --endpoint, or pass the model's name on the server. If a folder has the same name, run the command from "
+            "another folder."
+        )
+        raise InputError("model", f"the name of a model at {options.endpoint}", got, remedy)
+    for name in here:
+        typer.echo(f"{name} runs here, not at {options.endpoint}", err=True)
+
+
 def make_env(options: AgentOptions) -> Env:
     """Makes the environment and prints the number of skipped data records, if there are any.
 

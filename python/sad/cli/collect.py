@@ -44,11 +44,12 @@ def command(options: CollectOptions) -> None:
     from sad import interrupts
     from sad.agents.collect import sample_id, select_tasks
     from sad.agents.resumable import ResumableFile
-    from sad.cli.agents import EXPERT, load_agent, make_env, rollout_tasks
+    from sad.cli.agents import EXPERT, check_endpoint_used, load_agent, make_env, rollout_tasks
     from sad.files import check_new_file
 
     if not (options.resume and options.out.exists()):
         check_new_file("out", options.out)
+    check_endpoint_used([options.model], options)
     env = make_env(options)
     tasks = select_tasks(env, options.tasks)
     samples = 1 if options.model == EXPERT else options.samples

@@ -49,7 +49,7 @@ def command(options: EvalOptions) -> None:
     from sad import interrupts
     from sad.agents.collect import select_tasks
     from sad.agents.evaluate import check_reference, evaluate
-    from sad.cli.agents import load_agent, make_env, rollout_tasks
+    from sad.cli.agents import check_endpoint_used, load_agent, make_env, rollout_tasks
     from sad.errors import InputError
     from sad.trajectories.read import read_jsonl
 
@@ -64,6 +64,7 @@ def command(options: EvalOptions) -> None:
     _check_new_files(options)
     paths = _episode_paths(options)
     reference = None if options.teacher is None or options.teacher in models else read_jsonl(options.teacher)
+    check_endpoint_used(models, options)
     env = make_env(options)
     tasks = select_tasks(env, options.tasks)
     if reference is not None:

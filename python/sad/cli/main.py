@@ -5,24 +5,37 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from sad import interrupts
 from sad.cli import failures
 from sad.errors import printable
 
-COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "train", "eval", "bench", "doctor")
+COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "cache import", "train", "eval", "bench", "doctor")
+
+
+class Commands(TyperGroup):
+    """Commands, of which some have names of two words. `sad cache` and `sad cache import` are two of them."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Returns the command that the first one or two arguments name, and the other arguments."""
+        pair = " ".join(args[:2])
+        return super().resolve_command(ctx, [pair, *args[2:]] if pair in self.commands else args)
+
 
 app = typer.Typer(
     name="sad",
+    cls=Commands,
     help="Structured Agent Distillation: distill large ReAct-style agents into small ones.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 for _name in COMMANDS:
-    _module = importlib.import_module(f"sad.cli.{_name}")
+    _module = importlib.import_module(f"sad.cli.{_name.replace(' ', '_')}")
     app.command(_name, context_settings=getattr(_module, "CONTEXT_SETTINGS", None))(_module.command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ _COLUMNS = ("mode", "fits", "micro-batch", "weights", "gradients", "optimizer", 
 _DESCRIPTIONS = {
     "naive": "logits of both models and PyTorch's KL",
     "linear": "sad.fused_linear_span_kl on the supervised rows, in chunks",
-    "cached": "the teacher's top {k} log-probabilities per token from disk, no teacher in memory",
+    "cached": "the teacher's top {k} log-probabilities per token from disk; all others are one bucket",
+    "hidden": "the teacher's hidden states from disk, its head in memory; any temperature and divergence",
 }
+_CACHE_COLUMNS = ("mode", "exact", "bytes per token", "GB per million tokens", "GB of the head")
 
 
 @dataclass(frozen=True)
@@ -64,26 +67,35 @@ def _cells(mode: str, found: ModePlan) -> list[str]:
     return [mode, fits, count, *map(_gb, (*sizes, phase.activations, phase.loss)), _gb(found.peak)]
 
 
-def _show(found: Plan) -> None:
+def _show_table(columns: Sequence[str], rows: list[list[str]], title: str) -> None:
     from rich.console import Console
 
     from sad.report.table import rich_table
 
+    console = Console()
+    if console.is_terminal:
+        console.print(rich_table(columns, rows, title))
+        return
+    table = [list(columns), *rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    typer.echo(title)
+    for row in table:
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths))
+        typer.echo("  ".join(["", first.strip().ljust(widths[0]), *others]))
+
+
+def _show(found: Plan) -> None:
     request, rows = found.request, [_cells(mode, mode_plan) for mode, mode_plan in found.modes.items()]
     for name, shape in (("teacher", found.teacher), ("student", found.student)):
         typer.echo(f"{name}: {getattr(request, name)}, {shape.parameters:,} parameters")
     gpu, usable = _gb(request.gpu_bytes), _gb(found.usable)
     typer.echo(f"GPU: {gpu} GB, of which {usable} for tensors; batch {request.batch} x {request.seq}")
-    title, console = "Memory in GB at the peak of a step", Console()
-    if console.is_terminal:
-        console.print(rich_table(_COLUMNS, rows, title))
-    else:
-        table = [list(_COLUMNS), *rows]
-        widths = [max(map(len, column)) for column in zip(*table)]
-        typer.echo(title)
-        for row in table:
-            first, *others = (cell.rjust(width) for cell, width in zip(row, widths))
-            typer.echo("  ".join(["", first.strip().ljust(widths[0]), *others]))
+    _show_table(_COLUMNS, rows, "Memory in GB at the peak of a step")
+    caches = [
+        [mode, "yes" if mode == "hidden" else "no", str(size.row), f"{size.row / 10**3:.1f}", _gb(size.head)]
+        for mode, size in found.caches.items()
+    ]
+    _show_table(_CACHE_COLUMNS, caches, "Teacher cache on disk, per supervised token")
     for mode, mode_plan in found.modes.items():
         savings = f"; fits with {' and '.join(mode_plan.savings)}" if mode_plan.savings else ""
         peak = f"; peak: {mode_plan.peak_phase.name}"
@@ -119,6 +131,7 @@ def _as_json(found: Plan) -> dict[str, Any]:
         "parameters": {"teacher": found.teacher.parameters, "student": found.student.parameters},
         "usable": found.usable,
         "modes": modes,
+        "caches": {mode: asdict(size) for mode, size in found.caches.items()},
         "mode": found.mode,
         "command": found.command,
         "notes": found.notes,

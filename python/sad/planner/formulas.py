@@ -6,12 +6,13 @@ V = vocabulary size, c = bytes per number in matrix products, r = bytes per numb
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sad.planner.model_shape import ModelShape
 from sadkernels.ops import chunked
 
-MODES = ("naive", "linear", "cached")
+MODES = ("naive", "linear", "cached", "hidden")
+CACHES = ("cached", "hidden")  # the modes without a teacher in memory
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,10 @@ class Setup:
 
     Args:
         mode: "naive": logits of both models and PyTorch's KL. "linear": sad.fused_linear_span_kl. "cached": the teacher's
-            top-k log-probabilities from disk and sad.fused_linear_topk_span_kl.
+            top-k log-probabilities from disk and sad.fused_linear_topk_span_kl. "hidden": its hidden states from disk, its
+            head in memory, and sad.fused_linear_span_kl.
         micro_batch: Sequences per forward.
+        accumulation: Micro-batches per optimizer step. The trainer loads them together.
         seq: Tokens per sequence.
         dtype: "bf16": autocast over float32 weights. "fp32": no autocast.
         optimizer: A name in `request.OPTIMIZERS`.
@@ -36,6 +39,7 @@ class Setup:
 
     mode: str = "linear"
     micro_batch: int = 1
+    accumulation: int = 1
     seq: int = 512
     dtype: str = "bf16"
     optimizer: str = "adamw"
@@ -120,6 +124,8 @@ def _teacher_weight_bytes(teacher: ModelShape | None, setup: Setup) -> int:
     """Weights are bfloat16. Quantized layers store a scale per row (8 bits) or per 64 numbers (4 bits, NF4)."""
     if teacher is None or setup.mode == "cached":
         return 0
+    if setup.mode == "hidden":
+        return 2 * teacher.lm_head
     bytes_per_weight = {16: 2.0, 8: 1.0, 4: 0.5 + 4 / 64}[setup.teacher_bits]
     return round(bytes_per_weight * teacher.linear) + 2 * (teacher.parameters - teacher.linear)
 
@@ -240,9 +246,39 @@ def phases(student: ModelShape, teacher: ModelShape | None, setup: Setup) -> lis
         head_copy = 2 * student.lm_head if setup.autocasts else 0
         logits = setup.matmul_bytes * setup.tokens * student.vocab + head_copy
         found.insert(1, Phase("logits", saved + cached, teacher_output + logits))
-    if teacher is not None and setup.mode != "cached":
+    if teacher is not None and setup.mode not in CACHES:
         found.insert(0, Phase("teacher", _teacher_workspace(teacher, setup), teacher_output))
-    return found
+    loaded = _loaded_bytes(teacher, setup)
+    return [replace(phase, loss=phase.loss + loaded) for phase in found]
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """Bytes of a teacher cache on disk.
+
+    Args:
+        row: Per supervised token.
+        head: Once, for the teacher's head.
+    """
+
+    row: int
+    head: int
+
+
+def cache_size(mode: str, teacher: ModelShape, top_k: int) -> CacheSize:
+    """Returns the size of the cache that a mode reads, with the default storage of `sad cache` for a teacher in 16 bits."""
+    if mode == "hidden":  # the hidden state in 16 bits, and the entropy
+        return CacheSize(2 * teacher.lm_head_width + 4, 2 * teacher.lm_head)
+    blocks = (teacher.vocab - 1) // (1 << 16)  # borders of 16-bit ids
+    return CacheSize(4 * top_k + 4 * blocks + 16, 0)  # ids, levels; span, rest, entropy and argmax
+
+
+def _loaded_bytes(teacher: ModelShape | None, setup: Setup) -> int:
+    """Returns the bytes of the cached values of all micro-batches of a step, which stay until its end."""
+    if teacher is None or setup.mode not in CACHES:
+        return 0
+    row = 8 * setup.top_k if setup.mode == "cached" else 2 * teacher.lm_head_width  # an index and a float32; 16 bits
+    return setup.accumulation * setup.supervised_rows * (row + 4)
 
 
 def _teacher_workspace(teacher: ModelShape, setup: Setup) -> int:
@@ -252,7 +288,7 @@ def _teacher_workspace(teacher: ModelShape, setup: Setup) -> int:
 
 def _teacher_output_bytes(teacher: ModelShape | None, setup: Setup) -> int:
     if setup.mode == "cached" or teacher is None:
-        return setup.supervised_rows * setup.top_k * 8  # an index and a float32 per entry
+        return 0
     return 2 * setup.tokens * (teacher.vocab if setup.mode == "naive" else teacher.lm_head_width)
 
 
@@ -265,7 +301,7 @@ def _loss_bytes(student: ModelShape, teacher: ModelShape | None, setup: Setup) -
     if setup.mode != "naive":
         hidden = c * setup.tokens * student.lm_head_width
         # Logits of a chunk are float32; of 16-bit operands the rounded gradient is kept too.
-        bytes_per_logit = (6 if c == 2 else 4) + (4 if setup.mode == "linear" else 0)
+        bytes_per_logit = (6 if c == 2 else 4) + (0 if setup.mode == "cached" else 4)
         chunk = student.vocab * bytes_per_logit * setup.chunk_rows(student.vocab * bytes_per_logit)
         casts = 2 * head + hidden if setup.autocasts else 0
         return chunk + 4 * head + casts + hidden, tied + hidden

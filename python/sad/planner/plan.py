@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from sad.errors import InputError
-from sad.planner.formulas import MODES, PersistentBytes, Phase, Setup, persistent_bytes, phases
+from sad.planner.formulas import (
+    CACHES,
+    MODES,
+    CacheSize,
+    PersistentBytes,
+    Phase,
+    Setup,
+    cache_size,
+    persistent_bytes,
+    phases,
+)
 from sad.planner.model_shape import ModelShape, shape_of
 from sad.planner.presets import config_of
 from sad.planner.request import PlanRequest
@@ -56,6 +66,7 @@ class Plan:
         student: Sizes of the student.
         usable: Bytes of the GPU that tensors can use.
         modes: Mode to its plan.
+        caches: Mode without a teacher in memory to the size of its cache.
         mode: The recommended mode; None: nothing fits.
         command: The command line of the recommended mode; None: nothing fits.
         notes: Remarks for the user, as sentences.
@@ -66,6 +77,7 @@ class Plan:
     student: ModelShape
     usable: int
     modes: dict[str, ModePlan]
+    caches: dict[str, CacheSize]
     mode: str | None
     command: str | None
     notes: tuple[str, ...]
@@ -103,7 +115,8 @@ def plan(request: PlanRequest) -> Plan:
     mode = next((mode for mode in ("linear", "cached") if modes[mode].fits), None)
     command = _command(request, student, modes[mode]) if mode else None
     notes = tuple(_notes(request, teacher, student, modes, mode))
-    return Plan(request, teacher, student, usable, modes, mode, command, notes)
+    caches = {name: cache_size(name, teacher, request.top_k) for name in CACHES}
+    return Plan(request, teacher, student, usable, modes, caches, mode, command, notes)
 
 
 def _setups(request: PlanRequest, mode: str) -> Iterator[tuple[Setup, tuple[str, ...]]]:
@@ -141,7 +154,7 @@ def _plan_mode(mode: str, teacher: ModelShape, student: ModelShape, request: Pla
     for setup, savings in _setups(request, mode):
         persistent = persistent_bytes(student, teacher, setup)
         for micro_batch in divisors:
-            chosen = replace(setup, micro_batch=micro_batch)
+            chosen = replace(setup, micro_batch=micro_batch, accumulation=request.batch // micro_batch)
             peak_phase = max(phases(student, teacher, chosen), key=lambda phase: phase.total)
             fits = persistent.total + peak_phase.total <= usable
             found = ModePlan(chosen, request.batch // micro_batch, persistent, peak_phase, fits, savings)
@@ -208,6 +221,12 @@ def _notes(
         yield (
             "`sad cache` runs the teacher alone before the training. If the teacher does not fit on this GPU, run "
             "`sad cache` on another one or with --teacher-quantization."
+        )
+    if mode == "cached" and modes["hidden"].fits:
+        chosen = modes["hidden"]
+        yield (
+            f"The mode hidden fits too. For the exact loss, replace --top-k {request.top_k} by --hidden, and train with "
+            f"--per-device-train-batch-size {chosen.setup.micro_batch} --gradient-accumulation-steps {chosen.accumulation}."
         )
     if mode is None:
         least = min(("linear", "cached"), key=lambda name: modes[name].peak)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,15 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sad import interrupts
 from sad.errors import InputError
 from sad.model_parts import model_digest
-from sad.models import check_dtype, check_fits, check_model_dir, check_quantization, load_model, load_tokenizer
-from sad.teacher_cache.metadata import CacheMetadata, logit_columns, tokenizer_digest
+from sad.models import check_dtype, check_fits, check_model_dir, check_quantization, load_model
+from sad.teacher_cache.examples import load_cache_tokenizer, read_examples
+from sad.teacher_cache.head import head_of, hidden_metadata
+from sad.teacher_cache.metadata import HIDDEN, CacheMetadata, logit_columns, tokenizer_digest
 from sad.teacher_cache.options import CacheOptions
+from sad.teacher_cache.outside import fill_from_endpoint
 from sad.teacher_cache.storage import CacheFolder
 from sad.teacher_cache.writer import CacheReport, read_shards, write_teacher_cache
-from sad.trajectories.encode import encode_all
-from sad.trajectories.options import encoding_keywords
-from sad.trajectories.read import read_data
-from sad.trajectories.tokenizers import set_chat_template
 
 
 def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> CacheReport:
@@ -42,43 +42,31 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
     state = PartialState(cpu=True) if options.use_cpu else PartialState()
     announce = say if state.is_main_process else lambda message: None
     read_shards(CacheFolder(options.out))  # reject a folder with other files before loading anything large
-    folder = check_model_dir("teacher", options.teacher)
-    encoding = encoding_keywords(options)
-    tokenizer = _load_tokenizer(options)
-    set_chat_template(tokenizer, options.chat_template)
-    examples = []
-    for path in options.data:
-        trajectories, refused = read_data(path, options.source, options.on_error, announce)
-        corpus = encode_all(
-            trajectories,
-            tokenizer,
-            max_length=options.max_length,
-            observe=options.observe,
-            on_error=options.on_error,
-            refused=refused,
-            say=announce,
-            **encoding,
-        )
-        announce(f"{path}: read {len(trajectories)} trajectories; {corpus.summary()}")
-        examples += corpus.examples
-    if not examples:
-        remedy = "Check the data with `sad inspect`, and set their format with --format."
-        raise InputError("data", "trajectories with reasoning or actions", "none", remedy)
+    folder = None if options.teacher is None else check_model_dir("teacher", options.teacher)
+    folder_of_tokenizer = options.tokenizer or options.teacher or ""
+    tokenizer = load_cache_tokenizer(folder_of_tokenizer, trust_remote_code=options.trust_remote_code)
+    examples = read_examples(options, tokenizer, announce)
+    if folder is None:
+        return fill_from_endpoint(options, examples, tokenizer, announce)
     teacher = _load_teacher(options, state, tokenizer)
     dtype = str(teacher.dtype).removeprefix("torch.")
     announce(f"teacher: {type(teacher).__name__}, {teacher.num_parameters():,} parameters, {dtype}")
     metadata = CacheMetadata(
-        top_k=options.top_k,
-        vocab_size=_vocab_size(options.vocab_size, teacher, tokenizer),
-        dtype=options.dtype,
+        **_of_kind(options, teacher, _vocab_size(options.vocab_size, teacher, tokenizer)),
         tokenizer=tokenizer_digest(tokenizer),
         teacher=model_digest(teacher),
         teacher_dtype=options.teacher_quantization or dtype,
         observe=options.observe,
-        teacher_name=folder.resolve().name,
+        teacher_name=folder.resolve().name if Path(options.teacher).is_dir() else options.teacher,
     )
     interrupts.explain(lambda: f"Complete shards in {options.out} are kept. To continue, repeat the command.")
     report = write_teacher_cache(teacher, examples, options.out, metadata, batch_tokens=options.batch_tokens)
+    if metadata.is_hidden:
+        announce(
+            f"{options.out}: {report.tokens} supervised tokens, {report.bytes_per_token:.1f} bytes per token, and "
+            f"{report.head_bytes / 1e6:.1f} MB for the head\nhidden states in {metadata.dtype} of a teacher in {dtype}"
+        )
+        return report
     announce(
         f"{options.out}: {report.tokens} supervised tokens, {report.bytes_per_token:.1f} bytes per token\n"
         f"the top {options.top_k} tokens have {report.mass:.2%} of the teacher's probability on average, "
@@ -88,13 +76,14 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
     return report
 
 
-def _load_tokenizer(options: CacheOptions) -> PreTrainedTokenizerBase:
-    folder = options.tokenizer or options.teacher
-    tokenizer = load_tokenizer("teacher", folder, trust_remote_code=options.trust_remote_code)
-    if tokenizer is None:
-        remedy = "Give a folder with a tokenizer, such as the student's, with --tokenizer."
-        raise InputError("teacher's tokenizer", "a folder with a tokenizer", f"none in {folder!r}", remedy)
-    return tokenizer
+def _of_kind(options: CacheOptions, teacher: PreTrainedModel, vocab_size: int) -> dict[str, Any]:
+    """Returns the fields of the metadata that depend on what the cache stores."""
+    if not options.hidden:
+        return {"top_k": options.top_k, "vocab_size": vocab_size, "dtype": options.dtype}
+    head = head_of(teacher, vocab_size)
+    own = str(head.weight.dtype).removeprefix("torch.")
+    dtype = options.dtype or (own if own in ("bfloat16", "float16") else "bfloat16")
+    return {"kind": HIDDEN, "top_k": 0, "dtype": dtype, **hidden_metadata(head)}
 
 
 def _load_teacher(options: CacheOptions, state: PartialState, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

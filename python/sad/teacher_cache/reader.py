@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sad.errors import InputError
+from sad.model_parts import Head
+from sad.teacher_cache.head import read_head
+from sad.teacher_cache.hidden_rows import HiddenRows
 from sad.teacher_cache.metadata import example_digest, supervised_rows, tokenizer_digest
-from sad.teacher_cache.rows import TeacherRows, concatenate, no_rows
+from sad.teacher_cache.row_kinds import row_module
+from sad.teacher_cache.rows import TeacherRows
 from sad.teacher_cache.storage import CacheFolder, Entry, ShardHeader, read_header, read_index, read_rows
 from sad.trajectories.labels import span_ids_of
 
@@ -63,7 +68,16 @@ class TeacherCache:
     def __str__(self) -> str:
         k, columns, teacher = self.metadata.top_k, self.metadata.vocab_size, self.metadata.teacher_name or "a teacher"
         tokens = f"{self.rows} supervised tokens of {len(self)} trajectories"
-        return f"{k} of {columns} log-probabilities of {teacher} for {tokens}"
+        bounds = "" if self.metadata.exact_entropy else "; teacher entropies in logs and curriculum are lower bounds"
+        if self.metadata.is_hidden:
+            return f"the head and the hidden states ({self.metadata.dtype}) of {teacher} for {tokens}"
+        return f"{k} of {columns} log-probabilities of {teacher} for {tokens}{bounds}"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes in memory of the values of one supervised token."""
+        values = row_module(self.metadata).no_rows(self.metadata).tensors().values()
+        return sum(math.prod(x.shape[1:]) * x.element_size() for x in values)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._locations
@@ -72,7 +86,7 @@ class TeacherCache:
         """Number of examples."""
         return len(self._locations)
 
-    def read(self, input_ids: Sequence[int], span_ids: Sequence[int]) -> TeacherRows:
+    def read(self, input_ids: Sequence[int], span_ids: Sequence[int]) -> TeacherRows | HiddenRows:
         """Returns the teacher's rows at the R supervised positions of an example, in ascending order.
 
         A position is supervised if its next token is reasoning or action. With `metadata.observe`, observations count too.
@@ -95,7 +109,18 @@ class TeacherCache:
             self._headers[name] = header
         return read_rows(self._folder, name, self._headers[name], first, entry)
 
-    def read_all(self, tokens: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> TeacherRows:
+    def head(self) -> Head:
+        """Returns the teacher's head from a cache of hidden states, in CPU memory.
+
+        Raises:
+            InputError: The cache has no head, or its file is damaged.
+        """
+        if not self.metadata.is_hidden:
+            got = f"a cache of log-probabilities in {self.path!r}"
+            raise InputError("teacher_cache", "a cache of hidden states", got, "Make one with `sad cache --hidden`.")
+        return read_head(self._folder, self.metadata)
+
+    def read_all(self, tokens: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> TeacherRows | HiddenRows:
         """Returns the concatenated rows of several examples. Examples without a supervised position have no rows.
 
         Args:
@@ -106,7 +131,8 @@ class TeacherCache:
             InputError: An example is not in the cache, or its rows are damaged.
         """
         pairs = [(ids, kinds) for ids, kinds in zip(tokens, labels) if len(self._rows_of(kinds))]
-        return concatenate([no_rows(self.metadata.top_k), *(self.read(*pair) for pair in pairs)])
+        kind = row_module(self.metadata)
+        return kind.concatenate([kind.no_rows(self.metadata), *(self.read(*pair) for pair in pairs)])
 
     def entropy_sums(self, dataset: Sequence[Mapping[str, Any]], max_length: int | None) -> Tensor:
         """Returns the teacher's entropy summed over the supervised positions of each example, (n,) float64 in nats.

@@ -46,9 +46,18 @@ class TeacherRows(NamedTuple):
     entropy: NDArray[np.float32]
     argmax: NDArray[np.int32]
 
+    @property
+    def size(self) -> int:
+        """R, the number of rows."""
+        return len(self.rest)
+
     def part(self, rows: slice) -> TeacherRows:
         """Returns a slice of the rows."""
         return TeacherRows(*(x[rows] for x in self))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns what the loss needs: `ids`, `logprobs` and `entropy`."""
+        return {name: torch.from_numpy(getattr(self, name)) for name in ("ids", "logprobs", "entropy")}
 
 
 def concatenate(parts: list[TeacherRows]) -> TeacherRows:
@@ -56,9 +65,9 @@ def concatenate(parts: list[TeacherRows]) -> TeacherRows:
     return TeacherRows(*map(np.concatenate, zip(*parts)))
 
 
-def no_rows(top_k: int) -> TeacherRows:
+def no_rows(metadata: CacheMetadata) -> TeacherRows:
     """Returns `TeacherRows` with R = 0."""
-    lists = (np.zeros((0, top_k), dtype) for dtype in (np.int32, np.float32))
+    lists = (np.zeros((0, metadata.top_k), dtype) for dtype in (np.int32, np.float32))
     return TeacherRows(*lists, *(np.zeros(0, dtype) for dtype in (np.float32, np.float32, np.int32)))
 
 
@@ -147,11 +156,6 @@ def packed_columns(metadata: CacheMetadata) -> dict[str, Column]:
     named |= {"levels": ("<u2", k), "span": ("<f4", 0)} if metadata.dtype == "uint16" else {"logprobs": ("<f4", k)}
     named |= {"rest": ("<f4", 0), "entropy": ("<f4", 0), "argmax": ("<i4", 0)}
     return {name: Column(np.dtype(dtype), width) for name, (dtype, width) in named.items()}
-
-
-def row_bytes(metadata: CacheMetadata) -> int:
-    """Returns the bytes per row on disk."""
-    return sum(column.row_bytes() for column in packed_columns(metadata).values())
 
 
 def pack(rows: TeacherRows, metadata: CacheMetadata) -> dict[str, NDArray]:

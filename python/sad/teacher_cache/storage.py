@@ -25,22 +25,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sad import files
 from sad.errors import InputError
+from sad.teacher_cache.hidden_rows import HiddenRows
 from sad.teacher_cache.metadata import CacheMetadata, metadata_from_json
-from sad.teacher_cache.rows import (
-    ENTROPY_ROUNDING,
-    TeacherRows,
-    concatenate,
-    find_problem,
-    pack,
-    packed_columns,
-    tail_spread,
-    unpack,
-)
+from sad.teacher_cache.row_kinds import row_module
+from sad.teacher_cache.rows import ENTROPY_ROUNDING, Column, TeacherRows
 
-INDEX_NAME = "index.json"
+INDEX_NAME, HEAD_NAME = "index.json", "head.safetensors"
 SHARD_NAME = re.compile(r"rows-[0-9a-f]{16}\.safetensors")
 # Names under which files are written before they are renamed.
-PARTIAL_NAME = re.compile(rf"\.?(?:{SHARD_NAME.pattern}|{re.escape(INDEX_NAME)})\.[0-9a-f]+\.partial")
+_NAMES = "|".join((SHARD_NAME.pattern, re.escape(INDEX_NAME), re.escape(HEAD_NAME)))
+PARTIAL_NAME = re.compile(rf"\.?(?:{_NAMES})\.[0-9a-f]+\.partial")
 _MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors format
 
 
@@ -178,31 +172,37 @@ class DamagedFileError(InputError):
     """A file of a cache whose content is not what was written."""
 
 
-def _damaged(file: str, got: str, remedy: str = "") -> DamagedFileError:
+def damaged(file: str, got: str, remedy: str = "") -> DamagedFileError:
+    """Returns the error for a file of a cache that is not what was written."""
     remedy = remedy or "Run the `sad cache` command again: it replaces damaged files."
     return DamagedFileError(file, "a complete file of a teacher cache", got, remedy)
 
 
-def serialize_shard(examples: Sequence[tuple[str, TeacherRows]], metadata: CacheMetadata) -> tuple[str, bytes]:
+def serialize_shard(examples: Sequence[tuple[str, TeacherRows | HiddenRows]], metadata: CacheMetadata) -> tuple[str, bytes]:
     """Returns the name and the content of a shard with these (digest, rows). Equal examples get an equal name."""
-    rows = concatenate([part for _, part in examples])
-    packed, entries, start = pack(rows, metadata), [], 0
+    kind = row_module(metadata)
+    rows = kind.concatenate([part for _, part in examples])
+    packed, entries, start = kind.pack(rows, metadata), [], 0
     for digest, part in examples:
-        stop = start + len(part.rest)
+        stop = start + part.size
         checksum = _checksum({name: x[start:stop] for name, x in packed.items()}, metadata)
         entries.append(Entry(digest, stop - start, checksum, float(part.entropy.sum(dtype=np.float64))))
         start = stop
-    spread = float(tail_spread(rows, metadata.vocab_size).sum())
+    spread = float(kind.tail_spread(rows, metadata.vocab_size).sum())
     header = files.seal({**metadata.to_json(), "tail_spread": spread, "examples": entries})
     data = safetensors.numpy.save(packed, metadata={"sad": json.dumps(header)})
     name = hashlib.sha256("".join(entry.digest for entry in entries).encode()).hexdigest()[:16]
     return f"rows-{name}.safetensors", data
 
 
+def _columns(metadata: CacheMetadata) -> dict[str, Column]:
+    return row_module(metadata).packed_columns(metadata)
+
+
 def _checksum(packed: dict[str, np.ndarray], metadata: CacheMetadata) -> int:
     """Returns the CRC-32 of an example's packed rows."""
     found = 0
-    for name in packed_columns(metadata):
+    for name in _columns(metadata):
         found = zlib.crc32(np.ascontiguousarray(packed[name]), found)
     return found
 
@@ -221,23 +221,23 @@ def read_header(folder: CacheFolder, name: str, size: int) -> ShardHeader:
     file = folder.display_path(name)
     length = int.from_bytes(bytes(folder.read_ranges(name, [(0, 8)])[0]), "little") if size >= 8 else 0
     if size < 8 or not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
-        raise _damaged(file, f"{size} bytes, fewer than its header needs")
+        raise damaged(file, f"{size} bytes, fewer than its header needs")
     try:
         tensors = json.loads(bytes(folder.read_ranges(name, [(8, 8 + length)])[0]))
         header = json.loads(tensors.pop("__metadata__", {}).get("sad", "null"))
     except ValueError as error:
-        raise _damaged(file, f"a header that cannot be read ({error})") from error
+        raise damaged(file, f"a header that cannot be read ({error})") from error
     _check_seal(file, header)
     metadata = metadata_from_json(file, header)
     try:
         entries = _entries(file, header["examples"], metadata)
-        starts = {key: 8 + length + tensors[key]["data_offsets"][0] for key in packed_columns(metadata)}
+        starts = {key: 8 + length + tensors[key]["data_offsets"][0] for key in _columns(metadata)}
         end = 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values())
         _check_tensors(file, tensors, metadata, sum(entry.rows for entry in entries))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(file, f"a header without valid entries ({error})") from error
+        raise damaged(file, f"a header without valid entries ({error})") from error
     if size != end:
-        raise _damaged(file, f"{size} bytes, but {end} in its header")
+        raise damaged(file, f"{size} bytes, but {end} in its header")
     return ShardHeader(metadata, entries, float(header["tail_spread"]), starts, end)
 
 
@@ -246,7 +246,7 @@ def _check_seal(file: str, record: Any) -> None:
     if not isinstance(record, Mapping) or files.CHECKSUM not in record:
         metadata_from_json(file, record)  # names a foreign file, and another version of the format
     if not files.is_sealed(record):
-        raise _damaged(file, "another checksum of its content")
+        raise damaged(file, "another checksum of its content")
 
 
 def _entries(file: str, listed: Any, metadata: CacheMetadata) -> list[Entry]:
@@ -259,51 +259,52 @@ def _entries(file: str, listed: Any, metadata: CacheMetadata) -> list[Entry]:
     for entry in entries:
         most = entry.rows * math.log(metadata.vocab_size)
         if not -ENTROPY_ROUNDING <= entry.entropy <= most + entry.rows * ENTROPY_ROUNDING:
-            raise _damaged(file, f"an entropy of {entry.entropy} nats of example {entry.digest} with {entry.rows} rows")
+            raise damaged(file, f"an entropy of {entry.entropy} nats of example {entry.digest} with {entry.rows} rows")
     return entries
 
 
 def _check_tensors(file: str, tensors: dict[str, Any], metadata: CacheMetadata, rows: int) -> None:
-    for name, column in packed_columns(metadata).items():
+    for name, column in _columns(metadata).items():
         start, end = tensors[name]["data_offsets"]
         if end - start != rows * column.row_bytes():
-            raise _damaged(file, f"a tensor {name!r} of {end - start} bytes for {rows} rows")
+            raise damaged(file, f"a tensor {name!r} of {end - start} bytes for {rows} rows")
 
 
 def read_column(folder: CacheFolder, name: str, header: ShardHeader, key: str) -> np.ndarray:
     """Returns one packed array of a shard, all rows."""
-    column, rows = packed_columns(header.metadata)[key], sum(entry.rows for entry in header.entries)
+    column, rows = _columns(header.metadata)[key], sum(entry.rows for entry in header.entries)
     start = header.starts[key]
     [data] = folder.read_ranges(name, [(start, start + rows * column.row_bytes())])
     return column.from_bytes(data, rows)
 
 
-def read_rows(folder: CacheFolder, name: str, header: ShardHeader, first: int, entry: Entry) -> TeacherRows:
+def read_rows(folder: CacheFolder, name: str, header: ShardHeader, first: int, entry: Entry) -> TeacherRows | HiddenRows:
     """Returns the rows of one example. `first` is the index of its first row in the shard.
 
     Raises:
         InputError: The checksum does not match, or a value is impossible.
     """
-    columns, ranges, packed = packed_columns(header.metadata), [], {}
+    kind = row_module(header.metadata)
+    columns, ranges, packed = _columns(header.metadata), [], {}
     for key, column in columns.items():
         start = header.starts[key] + first * column.row_bytes()
         ranges.append((start, start + entry.rows * column.row_bytes()))
     for (key, column), data in zip(columns.items(), folder.read_ranges(name, ranges)):
         if len(data) != entry.rows * column.row_bytes():
-            raise _damaged(folder.display_path(name), f"a file that ends within example {entry.digest}")
+            raise damaged(folder.display_path(name), f"a file that ends within example {entry.digest}")
         packed[key] = column.from_bytes(data, entry.rows)
     if _checksum(packed, header.metadata) != entry.checksum:
         got = f"another checksum of example {entry.digest}"
         remedy = "Delete the file and run the `sad cache` command again."
-        raise _damaged(folder.display_path(name), got, remedy)
-    rows = unpack(packed, header.metadata)
-    problem = find_problem(rows, header.metadata.vocab_size)
+        raise damaged(folder.display_path(name), got, remedy)
+    rows = kind.unpack(packed, header.metadata)
+    problem = kind.find_problem(rows, header.metadata.vocab_size)
     total = float(rows.entropy.sum(dtype=np.float64))
     if problem is None and not math.isclose(total, entry.entropy, rel_tol=1e-6, abs_tol=1e-6):
         problem = f"a sum of entropies of {total} nats instead of {entry.entropy}"
     if problem is not None:
         got = f"{problem} in example {entry.digest}"
-        raise _damaged(folder.display_path(name), got, "Delete the folder and make the cache again.")
+        raise damaged(folder.display_path(name), got, "Delete the folder and make the cache again.")
     return rows
 
 
@@ -356,6 +357,8 @@ def read_index(folder: CacheFolder) -> Index:
         shards = [Shard(**{**one, "entries": _entries(file, one["entries"], metadata)}) for one in record["shards"]]
     except (KeyError, TypeError) as error:
         raise InputError(file, "the index of a teacher cache", f"one with unknown entries ({error})", remedy) from error
+    if metadata.is_hidden and HEAD_NAME not in sizes:
+        raise InputError(folder.display_path(HEAD_NAME), "the head of the teacher", "no such file", remedy)
     for shard in shards:
         if sizes.get(shard.name) != shard.size:
             got = f"{sizes[shard.name]} bytes" if shard.name in sizes else "no such file"

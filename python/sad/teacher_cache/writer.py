@@ -17,11 +17,15 @@ from transformers.utils import logging
 
 from sad.errors import InputError
 from sad.files import LOCK_NAME
-from sad.model_parts import split_model
+from sad.model_parts import Head, split_model
+from sad.teacher_cache.head import head_metadata, head_of, write_head
+from sad.teacher_cache.hidden_rows import HiddenRows, rows_from_hidden
 from sad.teacher_cache.metadata import CacheMetadata, example_digest, supervised_rows
 from sad.teacher_cache.options import BATCH_TOKENS
-from sad.teacher_cache.rows import TeacherRows, concatenate, row_bytes, rows_from_logits
+from sad.teacher_cache.row_kinds import row_bytes
+from sad.teacher_cache.rows import TeacherRows, concatenate, rows_from_logits
 from sad.teacher_cache.storage import (
+    HEAD_NAME,
     INDEX_NAME,
     PARTIAL_NAME,
     SHARD_NAME,
@@ -48,11 +52,12 @@ class CacheReport(NamedTuple):
 
     Attributes:
         tokens: Supervised tokens.
-        bytes_per_token: Bytes per token of all files except the index.
-        mass: Probability of the top-k tokens, mean.
+        bytes_per_token: Bytes per token of the files with rows.
+        mass: Probability of the top-k tokens, mean. 1 with hidden states, which determine all tokens.
         mass_low: Probability of the top-k tokens, 1st percentile.
         tail_spread: KL that the cache cannot show for a student with a uniform tail, mean in nats
             (`sad.teacher_cache.rows.tail_spread`).
+        head_bytes: Bytes of the file with the teacher's head. 0 without hidden states.
     """
 
     tokens: int
@@ -60,6 +65,7 @@ class CacheReport(NamedTuple):
     mass: float
     mass_low: float
     tail_spread: float
+    head_bytes: int = 0
 
 
 def write_teacher_cache(
@@ -105,6 +111,8 @@ def write_teacher_cache(
         read_shards(folder, metadata)  # refuses another folder before the lock writes to it
         stack.enter_context(folder.lock())
         written = {entry.digest for header in read_shards(folder, metadata).values() for entry in header.entries}
+        if metadata.is_hidden:
+            write_head(folder, head_of(teacher, metadata.vocab_size), metadata)
         return [digest for digest in by_digest if digest not in written]
 
     with contextlib.ExitStack() as stack:
@@ -112,11 +120,11 @@ def write_teacher_cache(
         lengths = [len(by_digest[digest]["input_ids"]) for digest in digests]
         batches = batches_by_length(lengths, batch_tokens)[state.process_index :: state.num_processes]
         if batches:
-            runner = TeacherRunner(teacher, metadata.top_k, metadata.vocab_size, observe)
+            runner = TeacherRunner(teacher, metadata)
             named = [[(digests[i], by_digest[digests[i]]) for i in batch] for batch in batches]
             _write_shards(runner, named, folder, metadata, shard_size, show_progress and state.is_local_main_process)
         state.wait_for_everyone()
-        return _run_on_main(state, lambda: _finish(folder, metadata, list(by_digest)))
+        return _run_on_main(state, lambda: finish_cache(folder, metadata, list(by_digest)))
 
 
 def _run_on_main(state: PartialState, compute: Callable[[], _Result]) -> _Result:
@@ -143,18 +151,24 @@ def read_shards(folder: CacheFolder, metadata: CacheMetadata | None = None) -> d
     Raises:
         InputError: The folder holds other files, or a cache with other metadata.
     """
-    headers = {}
-    for name, size in sorted(folder.sizes().items()):
+    headers, others, sizes = {}, [], folder.sizes()
+    for name, size in sorted(sizes.items()):
         if SHARD_NAME.fullmatch(name) and size >= 0:
             try:
                 headers[name] = read_header(folder, name, size)
             except DamagedFileError:
                 continue
-        elif name not in (INDEX_NAME, LOCK_NAME) and not PARTIAL_NAME.fullmatch(name):
-            got = f"{folder.url!r}, which holds {name!r}"
-            raise InputError("out", "a new or empty folder, or a teacher cache", got, "Choose another folder.")
-    for name, header in headers.items() if metadata is not None else ():
-        if differ := metadata.differences(header.metadata):
+        elif name not in (INDEX_NAME, HEAD_NAME, LOCK_NAME) and not PARTIAL_NAME.fullmatch(name):
+            others.append(name)
+    found = {name: header.metadata for name, header in headers.items()}
+    if HEAD_NAME in sizes and not found:  # a run that was interrupted before its first shard, or another program's file
+        begun = head_metadata(folder)
+        found, others = ({}, [*others, HEAD_NAME]) if begun is None else ({HEAD_NAME: begun}, others)
+    if others:
+        got = f"{folder.url!r}, which holds {others[0]!r}"
+        raise InputError("out", "a new or empty folder, or a teacher cache", got, "Choose another folder.")
+    for name, own in found.items() if metadata is not None else ():
+        if differ := metadata.differences(own):
             remedy = "Use the same options as the command that made the cache, or choose another folder."
             raise InputError("out", f"a cache with {differ[0]}", f"{differ[1]} in {folder.display_path(name)!r}", remedy)
     return headers
@@ -168,13 +182,15 @@ class TeacherRunner:
 
     Args:
         model: A causal language model on its device.
-        top_k: Columns per row.
-        vocab_size: The softmax runs over the first `vocab_size` columns.
-        observe: Whether observation tokens are supervised.
+        metadata: What to store. The softmax runs over the first `vocab_size` columns.
+
+    Raises:
+        InputError: Hidden states are to be stored, and the model cannot be split.
     """
 
-    def __init__(self, model: nn.Module, top_k: int, vocab_size: int, observe: bool = False) -> None:
-        self._model, self._top_k, self._vocab_size, self._observe = model.eval(), top_k, vocab_size, observe
+    def __init__(self, model: nn.Module, metadata: CacheMetadata) -> None:
+        self._model, self._metadata, self._observe = model.eval(), metadata, metadata.observe
+        self._head = head_of(model, metadata.vocab_size) if metadata.is_hidden else None
         try:
             self._parts = split_model(model)
         except ValueError as error:
@@ -182,7 +198,7 @@ class TeacherRunner:
             self._parts = None
 
     @torch.no_grad()
-    def run(self, examples: Sequence[Example]) -> Iterator[TeacherRows]:
+    def run(self, examples: Sequence[Example]) -> Iterator[TeacherRows | HiddenRows]:
         """Yields the rows of each example, from one forward over all of them.
 
         Args:
@@ -202,11 +218,10 @@ class TeacherRunner:
         else:
             output, head = self._parts.hidden(batch), self._parts.head()
         output = output.flatten(0, 1)[positions.to(output.device)]
-        parts = []
-        for chunk in output.split(max(1, _CHUNK_BYTES // (4 * self._vocab_size))):
-            logits: Tensor = chunk if head is None else head.logits(chunk)
-            parts.append(rows_from_logits(logits[:, : self._vocab_size], self._top_k))
-        rows = concatenate(parts)
+        if self._head is None:
+            rows = self._from_logits(output, head)
+        else:
+            rows = rows_from_hidden(output, self._head, self._metadata)
         if not np.isfinite(rows.entropy).all():
             remedy = "Run it in bfloat16 or float32: --teacher-dtype."
             raise InputError("teacher", "finite logits", "NaN or infinite logits", remedy)
@@ -215,6 +230,14 @@ class TeacherRunner:
             stop = start + len(supervised_rows(example["span_ids"], self._observe))
             yield rows.part(slice(start, stop))
             start = stop
+
+    def _from_logits(self, output: Tensor, head: Head | None) -> TeacherRows:
+        """Returns the rows of hidden states (R, H), or of logits (R, V) without a head."""
+        parts, columns = [], self._metadata.vocab_size
+        for chunk in output.split(max(1, _CHUNK_BYTES // (4 * columns))):
+            logits: Tensor = chunk if head is None else head.logits(chunk)
+            parts.append(rows_from_logits(logits[:, :columns], self._metadata.top_k))
+        return concatenate(parts)
 
 
 def _write_shards(
@@ -226,14 +249,14 @@ def _write_shards(
     show: bool,
 ) -> None:
     total = sum(len(supervised_rows(example["span_ids"], metadata.observe)) for batch in batches for _, example in batch)
-    pending: list[tuple[str, TeacherRows]] = []
+    pending: list[tuple[str, TeacherRows | HiddenRows]] = []
     size = 0
     with tqdm(total=total, desc="teacher", unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:
         for batch in batches:
             for (digest, _), rows in zip(batch, runner.run([example for _, example in batch])):
                 pending.append((digest, rows))
-                size += len(rows.rest) * row_bytes(metadata)
-                bar.update(len(rows.rest))
+                size += rows.size * row_bytes(metadata)
+                bar.update(rows.size)
                 if size >= shard_size:
                     folder.write(*serialize_shard(pending, metadata))
                     pending, size = [], 0
@@ -241,7 +264,7 @@ def _write_shards(
         folder.write(*serialize_shard(pending, metadata))
 
 
-def _finish(folder: CacheFolder, metadata: CacheMetadata, digests: list[str]) -> CacheReport:
+def finish_cache(folder: CacheFolder, metadata: CacheMetadata, digests: list[str]) -> CacheReport:
     """Writes the index, deletes damaged and partial files, and computes the statistics."""
     headers = read_shards(folder, metadata)
     written = {entry.digest for header in headers.values() for entry in header.entries}
@@ -251,14 +274,18 @@ def _finish(folder: CacheFolder, metadata: CacheMetadata, digests: list[str]) ->
         raise InputError(folder.url, "all examples in the written files", got, remedy)
     write_index(folder, headers)
     for name in folder.sizes():
-        if name not in headers and name not in (INDEX_NAME, LOCK_NAME):
+        if name not in headers and name not in (INDEX_NAME, HEAD_NAME, LOCK_NAME):
             folder.remove(name)
-    rest = np.concatenate([read_column(folder, name, header, "rest") for name, header in headers.items()])
-    mass = 1.0 - rest.astype(np.float64)
+    tokens = sum(entry.rows for header in headers.values() for entry in header.entries)
+    mass = np.ones(1)
+    if not metadata.is_hidden:
+        rest = np.concatenate([read_column(folder, name, header, "rest") for name, header in headers.items()])
+        mass = 1.0 - rest.astype(np.float64)
     return CacheReport(
-        tokens=len(rest),
-        bytes_per_token=sum(header.size for header in headers.values()) / len(rest),
+        tokens=tokens,
+        bytes_per_token=sum(header.size for header in headers.values()) / tokens,
         mass=float(mass.mean()),
         mass_low=float(np.quantile(mass, 0.01)),
-        tail_spread=sum(header.tail_spread for header in headers.values()) / len(rest),
+        tail_spread=sum(header.tail_spread for header in headers.values()) / tokens,
+        head_bytes=folder.sizes()[HEAD_NAME] if metadata.is_hidden else 0,
     )

@@ -18,8 +18,8 @@ from sad.trajectories.batching import pad_batch
 from sad.trajectories.labels import span_ids_of
 
 _NOT_MODEL_INPUTS = {
-    "span_ids", "loss_rows", "token_weights", "turn_ids", "token_mask", "teacher_ids", "teacher_logprobs", "teacher_entropy",
-    "skip_logits",
+    "span_ids", "loss_rows", "token_weights", "turn_ids", "token_mask", "teacher_ids", "teacher_logprobs", "teacher_hidden",
+    "teacher_entropy", "skip_logits",
 }  # fmt: skip
 _PAD_TURN = -1
 
@@ -92,7 +92,7 @@ class SpanCollator:
             needs no device synchronization. A packed batch has fewer rows, and `position_ids` (B, T) and `token_mask` (B, T)
             instead of `attention_mask`. With weights or a turn balance also `token_weights` (B, T) float32, with turn
             ids also `turn_ids` (B, T) int64. With a cache also the teacher's values at these positions: `teacher_ids` (M, k)
-            int32, `teacher_logprobs` (M, k) float32, `teacher_entropy` (M,) float32.
+            int32 and `teacher_logprobs` (M, k) float32, or `teacher_hidden` (M, H), and `teacher_entropy` (M,) float32.
 
         Raises:
             InputError: An example has no labels, or not one label, weight and turn per token, or is not in the cache.
@@ -114,8 +114,8 @@ class SpanCollator:
         if self.packing == "always" or (self.packing == "auto" and padding > PADDING_LIMIT):
             batch = pack_batch(batch, lengths)
         if self.teacher_cache is not None:
-            found = self.teacher_cache.read_all(rows, labels)
-            batch |= {f"teacher_{name}": torch.from_numpy(getattr(found, name)) for name in ("ids", "logprobs", "entropy")}
+            found = self.teacher_cache.read_all(rows, labels).tensors()
+            batch |= {f"teacher_{name}": values for name, values in found.items()}
         return batch
 
     def _padded(

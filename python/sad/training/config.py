@@ -51,6 +51,13 @@ class SADConfig(CurriculumFields, SpanLossConfig, BatchFields, TrainingArguments
     ddp_find_unused_parameters: bool | None = _redefault("ddp_find_unused_parameters", False)
     logging_steps: float = _redefault("logging_steps", 10)
     save_total_limit: int | None = _redefault("save_total_limit", 2)
+    dataloader_num_workers: int = field(
+        default=-1,
+        metadata={
+            "help": "Number of processes that load data. 0: the main process. -1: one if a training on a GPU reads a "
+            "teacher cache, else 0."
+        },
+    )
 
     def __post_init__(self) -> None:
         self._check_finite()

@@ -85,8 +85,8 @@ class BatchFields:
     )
     packing: str = _field(
         "auto",
-        help="Several trajectories in one row. auto: in batches of which more than a tenth is padding, if both models can; always; "
-        "never.",
+        help="Several trajectories in one row. auto: in batches of which more than a tenth is padding, if both models can; "
+        "always; never.",
     )
     pad_to_multiple_of: int | None = _field(None, help="Round the length of a batch up to a multiple of this number.")
 

@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sad.errors import InputError
-from sad.losses import SpanStats, fused_span_ce
-from sad.model_parts import forward_as
+from sad.losses import fused_span_ce
+from sad.model_parts import Head
 from sad.training.collator import model_inputs
 from sad.training.loss_config import SpanLossConfig
-from sad.training.losses import LossOutput, ce_options, linear_span_ce, parts_of, warn_of_rounded_logits
+from sad.training.losses import LossOutput, ce_options, linear_span_ce, parts_of, run_loss, warn_of_rounded_logits
 
 
 class ImitationLoss:
@@ -58,12 +58,9 @@ class ImitationLoss:
             return LossOutput(loss, stats, outputs, token_weights=weights)
         rows = inputs.get("loss_rows") if model.training and self._rows_known else None
 
-        def forward(**batch: Tensor) -> tuple[Tensor, SpanStats]:
-            with accelerator.autocast():
-                hidden, head = self._parts.hidden(batch), self._parts.head()
-                options = ce_options(args, normalizer, weights, len(head.weight))
-                return linear_span_ce(hidden, head, inputs, rows=rows, chunk_bytes=args.loss_chunk_bytes, **options)
+        def compute(hidden: Tensor, head: Head) -> LossOutput:
+            options = ce_options(args, normalizer, weights, len(head.weight))
+            linear = {"rows": rows, "chunk_bytes": args.loss_chunk_bytes}
+            return LossOutput(*linear_span_ce(hidden, head, inputs, **linear, **options), {}, token_weights=weights)
 
-        with forward_as(accelerator.unwrap_model(model), forward):
-            loss, stats = model(**model_inputs(inputs))
-        return LossOutput(loss, stats, {}, token_weights=weights)
+        return run_loss(self._parts, model, inputs, accelerator, compute)

@@ -1,11 +1,12 @@
 """The loss of one batch, from the logits of both models or from their hidden states.
 
-`SADTrainer` chooses `LogitsLoss`, `HiddenLoss` or `CachedLoss` when it is built, and calls it as a `SpanLoss`.
+`SADTrainer` chooses one of them, or one of `sad.training.cached_loss`, when it is built, and calls it as a `SpanLoss`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from sad.losses import (
     fused_span_ce,
     fused_span_kl,
 )
-from sad.model_parts import Head, ModelParts, forward_as, split_model
+from sad.model_parts import Head, ModelParts, split_model
 from sad.training.collator import model_inputs
 from sad.training.contrastive import directions, info_nce
 from sad.training.loss_config import SpanLossConfig
@@ -86,11 +87,12 @@ class LogitsLoss:
 
     Args:
         args: The configuration.
-        teacher: The teacher.
+        teacher: The teacher; None in a subclass that has its logits from elsewhere.
     """
 
-    def __init__(self, args: SpanLossConfig, teacher: nn.Module) -> None:
-        self._args, self._teacher, self._step_weights = args, teacher, step_weights(args)
+    def __init__(self, args: SpanLossConfig, teacher: nn.Module | None) -> None:
+        self.teacher = teacher
+        self._args, self._step_weights = args, step_weights(args)
 
     def __call__(
         self,
@@ -103,7 +105,7 @@ class LogitsLoss:
     ) -> LossOutput:
         """See `SpanLoss`. Adds `fused_span_ce` on the same logits if `ce_weight` is set."""
         args, batch = self._args, model_inputs(inputs)
-        teacher = teacher_logits(self._teacher, batch, accelerator)
+        teacher = self._teacher_logits(inputs, accelerator)
         outputs = model(**batch)
         warn_of_rounded_logits(model, outputs.logits, accelerator)
         group = self._vocabulary_group(model, outputs.logits, teacher, accelerator)
@@ -138,12 +140,16 @@ class LogitsLoss:
             loss, stats = _mixed(args.ce_weight, (loss, stats), ce)
         return LossOutput(loss, stats, outputs, token_weights=weights)
 
+    def _teacher_logits(self, inputs: Mapping[str, Tensor], accelerator: Accelerator) -> Tensor:
+        """Returns the teacher's logits (B, T, V) for a batch."""
+        return teacher_logits(self.teacher, model_inputs(inputs), accelerator)
+
     def _vocabulary_group(
         self, model: nn.Module, logits: Tensor, teacher: Tensor, accelerator: Accelerator
     ) -> ProcessGroup | None:
         """Returns the processes that share the vocabulary, or None if the logits are whole."""
         student_group = vocabulary_group(accelerator.unwrap_model(model), logits, accelerator)
-        teacher_group = vocabulary_group(self._teacher, teacher, accelerator)
+        teacher_group = None if self.teacher is None else vocabulary_group(self.teacher, teacher, accelerator)
         if (student_group is None) != (teacher_group is None) or (student_group and logits.shape[-1] != teacher.shape[-1]):
             got = f"{logits.shape[-1]} columns of the student beside {teacher.shape[-1]} of the teacher"
             remedy = "Load both models with the same tensor-parallel plan for the head."
@@ -157,14 +163,19 @@ class HiddenLoss:
     Args:
         args: The configuration.
         student: The parts of the student, from before it is wrapped.
-        teacher: The parts of the teacher.
+        teacher: The parts of the teacher; None in a subclass that has its hidden states from elsewhere.
         from_logits: The loss for calls that need logits.
         rows_known: Whether `loss_rows` of a training batch are right. Accelerate may split the batches of an iterable
             dataset without knowing about row numbers. If they are not, finding the rows synchronizes the device.
     """
 
     def __init__(
-        self, args: SpanLossConfig, student: ModelParts, teacher: ModelParts, from_logits: LogitsLoss, rows_known: bool
+        self,
+        args: SpanLossConfig,
+        student: ModelParts,
+        teacher: ModelParts | None,
+        from_logits: LogitsLoss,
+        rows_known: bool,
     ) -> None:
         self._args, self._student, self._teacher = args, student, teacher
         self._from_logits, self._rows_known, self._step_weights = from_logits, rows_known, step_weights(args)
@@ -187,11 +198,11 @@ class HiddenLoss:
         args, span_ids = self._args, inputs["span_ids"]
         rows = inputs.get("loss_rows") if model.training and self._rows_known else None
         with torch.no_grad(), accelerator.autocast():
-            teacher_hidden, teacher_head = self._teacher.hidden(model_inputs(inputs)), self._teacher.head()
+            teacher_hidden = self._teacher_hidden(inputs)
 
-        def forward(**batch: Tensor) -> tuple[Tensor, SpanStats, Tensor | None, Tensor | None]:
-            with accelerator.autocast():
-                hidden, head = self._student.hidden(batch), self._student.head()
+        with self._teacher_head() as teacher_head:
+
+            def compute(hidden: Tensor, head: Head) -> LossOutput:
                 linear = {"rows": rows, "chunk_bytes": args.loss_chunk_bytes}
                 columns = min(len(head.weight), len(teacher_head.weight))
 
@@ -213,9 +224,8 @@ class HiddenLoss:
                 weights = self._step_weights.of(
                     inputs,
                     model.training,
-                    certainty=lambda options: (
-                        _divergence_from_uniform(teacher_hidden, teacher_head, span_ids, columns, **linear, **options)
-                        / log_columns(columns)
+                    certainty=lambda options: self._certainty(
+                        inputs, teacher_hidden, teacher_head, columns, **linear, **options
                     ),
                     divergence=lambda: divergence(hidden.detach(), per_token(_divergence_options(args, normalizer, None))),
                 )
@@ -227,11 +237,21 @@ class HiddenLoss:
                 contrastive = None
                 if args.contrastive_weight and model.training:
                     contrastive = self._contrastive(span_ids, columns, (hidden, head), (teacher_hidden, teacher_head))
-                return *result, contrastive, weights
+                return LossOutput(*result, {}, contrastive, weights)
 
-        with forward_as(accelerator.unwrap_model(model), forward):
-            loss, stats, contrastive, weights = model(**model_inputs(inputs))
-        return LossOutput(loss, stats, {}, contrastive, weights)
+            return run_loss(self._student, model, inputs, accelerator, compute)
+
+    def _teacher_hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the teacher's hidden states (B, T, H) for a batch. Only those of supervised rows are read."""
+        return self._teacher.run_backbone(self._from_logits.teacher, model_inputs(inputs))
+
+    def _teacher_head(self) -> AbstractContextManager[Head]:
+        """Returns a context with the whole head of the teacher."""
+        return self._teacher.gathered_head()
+
+    def _certainty(self, inputs: Mapping[str, Tensor], hidden: Tensor, head: Head, columns: int, **options: Any) -> Tensor:
+        """Returns 1 - H / log V of the teacher for each row (B, T), from its hidden states and its head."""
+        return _divergence_from_uniform(hidden, head, inputs["span_ids"], columns, **options) / log_columns(columns)
 
     def _contrastive(
         self, span_ids: Tensor, columns: int, student: tuple[Tensor, Head], teacher: tuple[Tensor, Head]
@@ -264,13 +284,67 @@ def live_loss(
     from_logits = LogitsLoss(args, teacher)
     student_parts = parts_of("student", student, args)
     teacher_parts = None if student_parts is None else parts_of("teacher", teacher, args)
-    if args.contrastive_weight and (teacher_parts is None or gpus > 1):
-        got = f"{args.contrastive_weight} with a loss from logits"
-        remedy = "Use models with a separate backbone and head, and one process per GPU; or set it to 0."
-        raise InputError("contrastive_weight", "a loss from hidden states for it", got, remedy)
+    check_contrastive(args, teacher_parts is not None and gpus <= 1)
     if teacher_parts is None:
         return from_logits
     return HiddenLoss(args, student_parts, teacher_parts, from_logits, rows_known)
+
+
+def check_contrastive(args: SpanLossConfig, from_hidden: bool) -> None:
+    """Checks that the loss has hidden states if the contrastive term is on.
+
+    Raises:
+        InputError: It is computed from logits.
+    """
+    if args.contrastive_weight and not from_hidden:
+        got = f"{args.contrastive_weight} with a loss from logits"
+        remedy = "Use models with a separate backbone and head, and one process per GPU; or set it to 0."
+        raise InputError("contrastive_weight", "a loss from hidden states for it", got, remedy)
+
+
+def run_loss(
+    parts: ModelParts,
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    accelerator: Accelerator,
+    compute: Callable[[Tensor, Head], LossOutput],
+) -> LossOutput:
+    """Computes a loss from hidden states inside the call of the student and of its head, so that the hooks of DDP, FSDP and
+    DeepSpeed fire.
+
+    Only the loss passes through the hooks, which may cast it: FSDP2 in bfloat16 would round the statistics too. The value
+    that is returned is the exact one.
+
+    Args:
+        parts: The parts of the student.
+        model: The student, wrapped or not.
+        inputs: A batch of `sad.SpanCollator`.
+        accelerator: The accelerator that wrapped the model.
+        compute: Receives the hidden states and the head.
+    """
+    outputs: list[LossOutput] = []
+
+    def loss(hidden: Tensor, head: Head) -> Tensor:
+        outputs.append(compute(hidden, head))
+        contrastive = outputs[-1].contrastive
+        return outputs[-1].loss if contrastive is None else torch.stack([outputs[-1].loss, contrastive])
+
+    inner = accelerator.unwrap_model(model)
+    passed = parts.run(model, inner, model_inputs(inputs), loss, accelerator.autocast)
+    [output] = outputs
+    if output.contrastive is None:
+        return output._replace(loss=_with_graph_of(passed, output.loss))
+    return output._replace(
+        loss=_with_graph_of(passed[0], output.loss), contrastive=_with_graph_of(passed[1], output.contrastive)
+    )
+
+
+def _with_graph_of(passed: Tensor, exact: Tensor) -> Tensor:
+    """Returns the value `exact`, whose gradient flows through `passed`."""
+    if passed.dtype == exact.dtype:
+        return passed
+    passed = passed.to(exact.dtype)
+    return passed + (exact - passed).detach()
 
 
 def warn_of_rounded_logits(model: nn.Module, logits: Tensor, accelerator: Accelerator) -> None:

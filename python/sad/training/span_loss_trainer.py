@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
-from sad.training.cached_loss import CachedLoss
+from sad.training.cached_loss import cached_loss
 from sad.training.collator import SpanCollator
 from sad.training.imitation import ImitationLoss
 from sad.training.loss_config import SpanLossConfig
@@ -245,7 +245,7 @@ def choose_loss(
         got = f"{config.backend!r} ({error})"
         raise InputError("backend", "one that runs here", got, "Use backend='auto'.") from error
     if cache is not None:
-        return CachedLoss(config, student, cache, collator)
+        return cached_loss(config, student, cache, collator, device=device, gpus=gpus)
     if teacher is None:
         return ImitationLoss(config, student, rows_known=rows_known)
     return live_loss(config, student, teacher, rows_known=rows_known, gpus=gpus)

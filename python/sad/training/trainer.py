@@ -29,6 +29,7 @@ from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
 from sad.training.model_card import model_card
 from sad.training.packing import why_not_packed
+from sad.training.prefetch import reading_workers
 from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
 from sad.trajectories.encode import cut_warning
 
@@ -59,7 +60,7 @@ class SADTrainer(SpanLossTrainer, Trainer):
             reads the cache.
         processing_class: The tokenizer, which is saved with the model.
         teacher_cache: A `sad.TeacherCache` or its path, instead of `teacher_model`. It must hold the examples of all
-            datasets. The loss is then `sad.fused_topk_span_kl`.
+            datasets. With log-probabilities the loss is `sad.fused_topk_span_kl`; with hidden states it is the teacher's.
         teacher: Deprecated name of `teacher_model`.
         peft_config: A `peft.LoraConfig` or another configuration of peft: adapters are added to the student, whose own
             weights are frozen.
@@ -110,6 +111,7 @@ class SADTrainer(SpanLossTrainer, Trainer):
         datasets = {"train_dataset": train_dataset, **named}
         options = {"device": args.device, "max_length": args.max_length, "gpus": args.n_gpu}
         self._set_span_loss(args, model, teacher_model, cache, data_collator, datasets, **options)
+        args.dataloader_num_workers = reading_workers(args, cache)
         super().__init__(
             model,
             args,

@@ -112,6 +112,23 @@ def read_jsonl(path: str | os.PathLike[str], *, limit: int | None = None) -> lis
     return read_trajectories(path, limit=limit)
 
 
+def read_values(path: str | os.PathLike[str]) -> Iterator[tuple[Any, str]]:
+    """Yields the records of a JSON Lines, JSON or parquet file as they are, each with its location for messages.
+
+    Args:
+        path: The file, gzipped or not.
+
+    Raises:
+        InputError: The file is missing or unreadable.
+    """
+    if not Path(path).is_file():
+        raise InputError(str(path), "a file", "no such file", "Check the path.")
+    for item in _file(Path(path)):
+        if item.error is not None:
+            raise item.error
+        yield item.value, item.where
+
+
 _Refuse = Callable[[_Value, InputError], None]
 
 

@@ -95,6 +95,10 @@ def test_temporary_failures_are_retried(monkeypatch) -> None:
         (lambda path, body: (401, {"error": {"message": "no such key"}}), {}, "no such key"),
         (lambda path, body: (404, {"error": {"message": "no such model"}}), {}, "no such model"),
         (lambda path, body: (500, {"error": {"message": "on fire"}}), {"retries": 1}, "on fire"),
+        (lambda path, body: (400, {"message": "no such\nfield"}), {}, "status 400, no such field"),
+        (lambda path, body: (422, {"detail": [{"msg": "extra inputs"}]}), {}, "status 422, .*extra inputs"),
+        (lambda path, body: (400, b"plain words"), {}, "status 400, plain words"),
+        (lambda path, body: (400, b""), {}, "status 400, nothing more"),
         (lambda path, body: (200, b"<html>welcome</html>"), {"retries": 1}, "OpenAI's API"),
         (lambda path, body: time.sleep(0.4) or "x", {"retries": 0, "timeout": 0.1}, "imeout"),
     ],
@@ -164,6 +168,7 @@ def test_unreachable_server_and_invalid_arguments() -> None:
         ("Action: open sesame", EndReason.REPEATS, 3, 3),
         ("Answer: \ud83d what", EndReason.ANSWERED, 1, 0),
         ((400, {"error": {"message": "maximum context length is 5 tokens"}}), EndReason.CONTEXT, 0, 0),
+        ((400, {"object": "error", "message": "maximum context length is 5 tokens"}), EndReason.CONTEXT, 0, 0),
     ],
 )
 def test_every_end_reason(said, end: EndReason, actions: int, invalid: int, tmp_path) -> None:

@@ -66,6 +66,27 @@ def test_observations(sad, folder, tmp_path):  # noqa: F811
     assert "lambda_observe: 0.5" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_hidden_states(sad, folder, tmp_path):  # noqa: F811
+    """Cached hidden states teach with another temperature and divergence. Their default dtype has 16 bits."""
+    data = ["--data", folder / "data.jsonl", *SAME]
+    made = ["--teacher", folder / "teacher", "--out", tmp_path / "cache", "--use-cpu", "--hidden"]
+    code, stdout, stderr = sad("cache", *made, *data)
+    assert code == 0, stderr
+    cache = TeacherCache(tmp_path / "cache")
+    assert cache.metadata.dtype == "bfloat16" and cache.metadata.teacher_dtype == "float32"
+    assert f"{cache.rows} supervised tokens, " in stdout and "MB for the head" in stdout
+    paths = ["--teacher-cache", tmp_path / "cache", "--student", folder / "student", *data[:2], "--format", "sad"]
+    code, stdout, stderr = sad(
+        "train", *paths, "--out", tmp_path / "run", *FAST, "--temperature", "2", "--divergence", "reverse_kl"
+    )
+    assert code == 0 and "hidden states (bfloat16) of teacher" in stdout, stderr
+    losses = [json.loads(line).get("loss") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[0] > 0
+    for flags, message in ((["--top-k", "8"], "nothing with hidden"), (["--dtype", "uint16"], "for hidden states")):
+        code, _, stderr = sad("cache", *made, *data, *flags)
+        assert code == 2 and message in stderr and "Traceback" not in stderr
+
+
 def test_long_trajectories_in_windows(sad, folder, tmp_path):  # noqa: F811
     data = ["--data", folder / "data.jsonl", "--format", "sad"]
     made = ["--teacher", folder / "teacher", "--out", tmp_path / "cache", "--use-cpu", "--long", "window"]

@@ -106,6 +106,18 @@ def test_the_expert_and_the_solved_flag(sad, tmp_path) -> None:
     assert config["option"] == ["size=small"] and config["tasks"] == 4 and "samples" not in config
 
 
+def test_models_that_run_here_despite_an_endpoint_are_named(sad, models) -> None:
+    pytest.importorskip("openai", reason="the endpoint extra is not installed")
+    from tests.sad.agents.server import serving
+    from tests.sad.agents.test_endpoint import solver
+
+    with serving(solver) as (url, requests):
+        command = ["eval", *SHORT, "--model", models / "one", "--model", "gpt", "--endpoint", url, "--tasks", "2"]
+        code, _, stderr = sad(*command)
+        assert code == 0 and f"{models / 'one'} runs here, not at {url}" in stderr, stderr
+        assert {request["model"] for request in requests} == {"gpt"}
+
+
 def test_a_collection_resumes_after_an_endpoint_failure(sad, tmp_path, monkeypatch) -> None:
     pytest.importorskip("openai", reason="the endpoint extra is not installed")
     from tests.sad.agents.server import serving
@@ -178,6 +190,7 @@ def test_the_reference_is_one_of_the_models_or_a_file(sad, models, tmp_path) -> 
         (["--model", "ONE", "--prompt", "paper"], "prompt"),
         (["--model", "ONE", "--teacher", "none.jsonl"], "no such file"),
         (["--model", "gpt", "--endpoint", "localhost:8000"], "http://"),
+        (["--model", "ONE", "--endpoint", "http://127.0.0.1:9/v1"], "Remove --endpoint"),
     ],
 )
 def test_invalid_input_is_one_message_and_exit_code_2(sad, models, arguments: list[str], message: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from sad.cli.main import main
+from sad.planner.formulas import MODES
 
 GPT2 = ("--teacher", "gpt2-xl", "--student", "gpt2", "--batch", "64", "--seq", "512", "--gpu", "24GB")
 
@@ -33,8 +34,14 @@ def test_what_fits_and_how_to_run_it(sad_plan):
     lines = out.splitlines()
     assert lines[0] == "teacher: gpt2-xl, 1,557,611,200 parameters"
     assert "GPU: 24.0 GB, of which 22.3 for tensors; batch 64 x 512" in lines
-    rows = {line.split()[0]: line.split() for line in lines if line.startswith("  ")}
-    assert {name: row[1] for name, row in rows.items()} == {"mode": "fits", "naive": "yes", "linear": "yes", "cached": "yes"}
+    of_caches = lines.index("Teacher cache on disk, per supervised token")
+    rows, caches = (
+        {line.split()[0]: line.split() for line in part if line.startswith("  ")}
+        for part in (lines[:of_caches], lines[of_caches:])
+    )
+    assert {name: row[1] for name, row in rows.items()} == {"mode": "fits"} | dict.fromkeys(MODES, "yes")
+    assert caches["cached"] == ["cached", "no", "272", "0.3", "0.0"]
+    assert caches["hidden"] == ["hidden", "yes", "3204", "3.2", "0.2"]
     assert int(rows["linear"][2]) > int(rows["naive"][2])
     command = lines[-1]
     assert command.startswith("sad train --teacher gpt2-xl --student gpt2 ")
@@ -57,6 +64,7 @@ def test_json(sad_plan):
     sizes = cached["bytes"]
     assert sizes.pop("peak") == sum(sizes.values()) <= found["usable"] < found["gpu"] == 24 * 10**9
     assert not found["modes"]["linear"]["fits"]
+    assert found["caches"] == {"cached": {"row": 272, "head": 0}, "hidden": {"row": 10244, "head": 2 * 50272 * 5120}}
 
 
 def test_exit_code_if_nothing_fits(sad_plan):

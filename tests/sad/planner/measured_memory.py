@@ -113,6 +113,17 @@ def with_adapters(model, setup: formulas.Setup):
         return get_peft_model(model, lora)
 
 
+class OnlyHead(torch.nn.Module):
+    """The head of a model, without the rest."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self._head = model.get_output_embeddings()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self._head
+
+
 def naive_kl(student: Tensor, teacher: Tensor, span_ids: Tensor) -> Tensor:
     """The span KL in plain PyTorch."""
     kl = F.kl_div(F.log_softmax(student.float(), -1), F.softmax(teacher.float(), -1), reduction="none").sum(-1)
@@ -124,12 +135,13 @@ class Step:
 
     Args:
         student: The model to train. Parameters that require a gradient are trained.
-        teacher: The teacher; None in the mode "cached".
+        teacher: The teacher; None in the mode "cached". In the mode "hidden" only its head counts.
         setup: Configuration of the step.
     """
 
     def __init__(self, student, teacher, setup: formulas.Setup) -> None:
         self.student, self.teacher, self.setup = student, teacher, setup
+        self.loaded: Tensor | None = None  # the cached hidden states of all micro-batches
         self.optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-4, fused=True)
         if setup.checkpointing:
             newer = getattr(student, "activation_checkpointing_enable", None)  # a newer name of the same method
@@ -143,12 +155,17 @@ class Step:
     def autocast(self):
         return torch.autocast("cpu", torch.bfloat16) if self.setup.dtype == "bf16" else nullcontext()
 
+    def head(self, model) -> Tensor:
+        return model.get_output_embeddings().weight
+
     def backbone(self, model) -> Tensor:
         return model.get_decoder()(input_ids=self.ids, attention_mask=self.attention, use_cache=False)[0]
 
     @torch.no_grad()
     def run_teacher(self) -> Tensor | None:
         with self.autocast():
+            if self.setup.mode == "hidden":
+                return self.loaded.new_zeros((*self.ids.shape, self.loaded.shape[-1]))
             if self.setup.mode == "linear":
                 return self.backbone(self.teacher)
             if self.setup.mode == "naive":
@@ -159,9 +176,9 @@ class Step:
             with self.autocast():
                 with live.phase(peaks, "forward"):
                     hidden = self.backbone(self.student)
-                pairs = [hidden, self.student.get_output_embeddings().weight]
+                pairs = [hidden, self.head(self.student)]
                 if self.teacher is not None:
-                    pairs += [teacher, self.teacher.get_output_embeddings().weight]
+                    pairs += [teacher, self.head(self.teacher)]
                 with live.phase(peaks, "loss"):
                     dtype = torch.get_autocast_dtype("cpu") if self.setup.dtype == "bf16" else hidden.dtype
                     return _LinearStandIn.apply(self.setup, *(x.to(dtype) for x in pairs))
@@ -174,6 +191,9 @@ class Step:
     def __call__(self, live: LiveBytes) -> dict[str, int]:
         """Runs two micro-batches, of which the second accumulates, and an optimizer step; returns the peak of each phase."""
         peaks: dict[str, int] = {}
+        if self.setup.mode == "hidden":
+            rows, width = self.setup.accumulation * self.setup.supervised_rows, self.head(self.teacher).shape[1]
+            self.loaded = torch.zeros((rows, width), dtype=torch.bfloat16)
         for _ in range(2):
             with live.phase(peaks, "teacher"):
                 teacher = self.run_teacher()
@@ -191,6 +211,7 @@ class Step:
                         }  # fmt: skip
         with live.phase(peaks, "optimizer"):
             self.optimizer.step()
+        self.loaded = None
         peaks["static"] = live.now
         return peaks
 

@@ -10,13 +10,15 @@ from transformers import AutoConfig
 
 from sad.errors import InputError
 from sad.planner import formulas
-from sad.planner.formulas import Setup, persistent_bytes, phases
+from sad.planner.formulas import CacheSize, Setup, cache_size, persistent_bytes, phases
 from sad.planner.model_shape import shape_of
 from sad.planner.plan import plan, usable_bytes
 from sad.planner.presets import CONFIGS, config_of
 from sad.planner.request import OPTIMIZERS, PlanRequest, parse_memory_size
+from sad.teacher_cache.metadata import HIDDEN, CacheMetadata
+from sad.teacher_cache.row_kinds import row_bytes
 from sad.training.cli_args import parse_flags
-from tests.sad.planner.measured_memory import count, kept_by_layer, model_of, real_peak, with_adapters
+from tests.sad.planner.measured_memory import OnlyHead, count, kept_by_layer, model_of, real_peak, with_adapters
 
 TOLERANCE = 0.10  # relative to the peak
 
@@ -61,7 +63,11 @@ def planned_over_measured(student, teacher, setup: Setup) -> float:
         made = model_of(student, frozen)
         return with_adapters(made, setup) if setup.lora_rank else made
 
-    measured = count(make_student, None if setup.mode == "cached" else lambda: model_of(teacher, torch.bfloat16), setup)
+    def make_teacher():
+        made = model_of(teacher, torch.bfloat16)
+        return OnlyHead(made) if setup.mode == "hidden" else made
+
+    measured = count(make_student, None if setup.mode == "cached" else make_teacher, setup)
     persistent = persistent_bytes(*shapes, setup).total
     assert persistent == pytest.approx(measured["static"], rel=2e-3)  # differs by buffers and scalars
     return (persistent + max(phase.total for phase in phases(*shapes, setup))) / max(measured.values())
@@ -105,6 +111,7 @@ def test_peak_of_small_models(family, setup):
         ("gpt2-xl", "gpt2", Setup(mode="linear", micro_batch=32)),
         ("gpt2-xl", "gpt2", Setup(mode="naive", micro_batch=8)),
         ("opt-13b", "opt-1.3b", Setup(mode="cached", micro_batch=4)),
+        ("opt-13b", "opt-1.3b", Setup(mode="hidden", micro_batch=4, accumulation=16)),
         ("opt-2.7b", "opt-350m", Setup(mode="linear", micro_batch=4)),
         ("llama-13b", "llama-7b", Setup(mode="cached", micro_batch=8, lora_rank=16)),
         ("llama-13b", "llama-7b", Setup(mode="cached", micro_batch=16, lora_rank=16, checkpointing=True)),
@@ -158,12 +165,28 @@ def test_a_larger_micro_batch_does_not_fit():
 
 
 def test_naive_needs_most_and_a_cache_no_teacher():
-    modes = {
-        mode: plan(PlanRequest("gpt2-xl", "gpt2", "80GB", batch=1)).modes[mode] for mode in ("naive", "linear", "cached")
-    }
-    assert modes["naive"].peak > modes["linear"].peak > modes["cached"].peak
-    assert modes["cached"].persistent.teacher == 0
+    modes = plan(PlanRequest("gpt2-xl", "gpt2", "80GB", batch=1)).modes
+    assert modes["naive"].peak > modes["linear"].peak > modes["hidden"].peak > modes["cached"].peak
+    assert modes["cached"].persistent.teacher == 0 and modes["hidden"].persistent.teacher == 2 * 50257 * 1600
     assert modes["linear"].persistent.teacher == 2 * PUBLISHED["gpt2-xl"]
+
+
+@pytest.mark.parametrize("name", ["gpt2-xl", "qwen2.5-7b"])
+def test_bytes_of_a_cache_are_those_of_its_rows(name):
+    shape = shape_of("teacher", config_of("teacher", name))
+    about = {"vocab_size": shape.vocab, "tokenizer": "", "teacher": "", "teacher_dtype": "bfloat16"}
+    top_k = CacheMetadata(top_k=48, dtype="uint16", **about)
+    hidden = CacheMetadata(top_k=0, dtype="bfloat16", kind=HIDDEN, hidden_size=shape.lm_head_width, **about)
+    assert cache_size("cached", shape, 48) == CacheSize(row_bytes(top_k), 0)
+    assert cache_size("hidden", shape, 48) == CacheSize(row_bytes(hidden), 2 * shape.vocab * shape.hidden)
+
+
+def test_the_exact_cache_is_offered_if_it_fits():
+    note = "replace --top-k 64 by --hidden, and train with --per-device-train-batch-size 4"
+    found = plan(PlanRequest("opt-13b", "opt-1.3b", "24GB"))
+    assert found.mode == "cached" and any(note in text for text in found.notes)
+    loaded = [phases(found.student, found.teacher, Setup(mode="hidden", accumulation=n))[0].loss for n in (1, 2, 3)]
+    assert loaded[1] - loaded[0] == loaded[2] - loaded[1] == round(0.6 * 512) * (2 * 5120 + 4)
 
 
 def test_savings_come_in_order_and_only_if_needed():

@@ -10,7 +10,8 @@ import torch
 
 from sad.errors import InputError
 from sad.teacher_cache.metadata import CacheMetadata, example_digest, metadata_from_json, supervised_rows
-from sad.teacher_cache.rows import pack, row_bytes, rows_from_logits, tail_spread, unpack
+from sad.teacher_cache.row_kinds import row_bytes
+from sad.teacher_cache.rows import pack, rows_from_logits, tail_spread, unpack
 
 
 def metadata(top_k: int, vocab_size: int, dtype: str = "uint16") -> CacheMetadata:

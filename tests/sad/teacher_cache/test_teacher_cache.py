@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import sad
 from sad import TeacherCache
 from sad.errors import InputError
 from sad.files import FolderLock, seal
@@ -93,6 +94,17 @@ def test_fewer_columns_and_a_teacher_that_cannot_be_split(tmp_path):
         rows = TeacherCache(tmp_path / name).read(**example)
         np.testing.assert_allclose(rows.entropy, entropy, rtol=1e-5)
         assert rows.ids.max() < 290
+
+
+def test_a_cache_from_python(whole, tmp_path):
+    """The calls of docs/cache.md make the cache that `sad cache` makes."""
+    model, tokenizer = tiny.model(seed=1, sharpness=30), tiny.tokenizer()
+    metadata = sad.cache_metadata(model, tokenizer, top_k=16, name="tiny")
+    report = sad.write_teacher_cache(model, EXAMPLES, tmp_path / "cache", metadata, show_progress=False)
+    assert metadata == TeacherCache(whole).metadata and metadata.teacher_name == "tiny"
+    assert report.tokens == TeacherCache(whole).rows and same(tmp_path / "cache", whole)
+    with pytest.raises(InputError, match="top_k"):
+        sad.cache_metadata(model, tokenizer, top_k=301)
 
 
 class Killed(BaseException):

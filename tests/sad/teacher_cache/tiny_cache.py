@@ -9,7 +9,8 @@ import torch
 
 from sad import SADConfig, SADTrainer, TeacherCache
 from sad.model_parts import model_digest
-from sad.teacher_cache.metadata import CacheMetadata, example_digest
+from sad.teacher_cache.head import head_of, hidden_metadata
+from sad.teacher_cache.metadata import HIDDEN, CacheMetadata, example_digest
 from sad.teacher_cache.writer import write_teacher_cache
 from tests.sad.training import tiny
 
@@ -19,6 +20,15 @@ def write(path: str | Path, examples: list, model=None, shard_size: int = 1 << 2
     model = tiny.model(seed=1, sharpness=30) if model is None else model
     defaults = {"top_k": 16, "vocab_size": 300, "dtype": "uint16", "tokenizer": "tokens", "teacher": model_digest(model)}
     metadata = CacheMetadata(**defaults | {"teacher_dtype": "float32"} | fields)
+    return write_teacher_cache(model, examples, path, metadata, batch_tokens=200, shard_size=shard_size, show_progress=False)
+
+
+def write_hidden(path: str | Path, examples: list, model=None, shard_size: int = 1 << 20, columns: int = 300, **fields):
+    """Writes a cache of the tiny teacher's hidden states, in float32 by default."""
+    model = tiny.model(seed=1, sharpness=30) if model is None else model
+    defaults = {"dtype": "float32", "tokenizer": "tokens", "teacher": model_digest(model), "teacher_dtype": "float32"}
+    about = hidden_metadata(head_of(model, columns))
+    metadata = CacheMetadata(**{"kind": HIDDEN, "top_k": 0} | about | defaults | fields)
     return write_teacher_cache(model, examples, path, metadata, batch_tokens=200, shard_size=shard_size, show_progress=False)
 
 

@@ -23,13 +23,14 @@ class NoAnswerError(Exception):
     """A call that did not return in time."""
 
 
-def response_hook(timeout: float) -> Callable[[Any], None]:
+def response_hook(timeout: float, max_bytes: int = MAX_RESPONSE_BYTES) -> Callable[[Any], None]:
     """Returns an event hook of an `httpx` client that limits the response before its body is read.
 
     The timeout of `httpx` is one per read, so a server that sends a byte per second would hold a client forever.
 
     Args:
         timeout: Seconds for the whole body.
+        max_bytes: Largest body.
     """
 
     def limit(response: Any) -> None:
@@ -45,8 +46,8 @@ def response_hook(timeout: float) -> Callable[[Any], None]:
                 size = 0
                 for chunk in inner:
                     size += len(chunk)
-                    if size > MAX_RESPONSE_BYTES:
-                        raise ResponseError(f"a response of more than {MAX_RESPONSE_BYTES >> 20} MiB")
+                    if size > max_bytes:
+                        raise ResponseError(f"a response of more than {max_bytes >> 20} MiB")
                     if time.monotonic() > end:
                         raise httpx.ReadTimeout(f"the response took more than {timeout} s", request=response.request)
                     yield chunk

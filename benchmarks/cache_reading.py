@@ -4,8 +4,8 @@
 
 Trains a small random GPT-2 from a cache of top-k log-probabilities and from one of hidden states. `wait_ms` is the time per
 step in which the main process waits for its batch, and `share` its part of the step. `busy_ms` is the processor time of the
-main process in it. On a machine with an idle core that is the whole wait, if the worker reads a batch (`read_ms` of processor
-time) in less than a step. `load` is the load average of the machine.
+main process in it. On a machine with an idle core that is the whole wait, if the worker reads a batch (`read_ms` of
+processor time) in less than a step. `load` is the load average of the machine.
 
 With `--idle-ms` the step computes nothing and waits for this time, like a process whose GPU computes.
 """

@@ -3,8 +3,9 @@
     python benchmarks/cache_reading.py [--steps N] [--device cuda] [--idle-ms MS] [--out FILE]
 
 Trains a small random GPT-2 from a cache of top-k log-probabilities and from one of hidden states. `wait_ms` is the time per
-step in which the main process waits for its batch, and `share` its part of the step. `read_ms` is the processor time of the
-collator for one batch.
+step in which the main process waits for its batch, and `share` its part of the step. `busy_ms` is the processor time of the
+main process in it. On a machine with an idle core that is the whole wait, if the worker reads a batch (`read_ms` of
+processor time) in less than a step. `load` is the load average of the machine.
 
 With `--idle-ms` the step computes nothing and waits for this time, like a process whose GPU computes.
 """
@@ -38,6 +39,7 @@ class Waiting(sad.SADTrainer):
     """Measures the time in which the main process waits for the batches of a step."""
 
     waits: list[float]
+    busy: list[float]
     idle_seconds: float | None = None
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -49,9 +51,10 @@ class Waiting(sad.SADTrainer):
         return loss.detach()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.thread_time()
         found = super().get_batch_samples(*args, **kwargs)
         self.waits.append(time.perf_counter() - begin)
+        self.busy.append(time.thread_time() - busy)
         return found
 
 
@@ -112,7 +115,7 @@ def measure(
             dataloader_num_workers=workers,
         )
         trainer = Waiting(gpt2(STUDENT), args=config, train_dataset=examples, teacher_cache=path, callbacks=[clock])
-        trainer.waits, trainer.idle_seconds = [], None if idle_ms is None else idle_ms / 1e3
+        trainer.waits, trainer.busy, trainer.idle_seconds = [], [], None if idle_ms is None else idle_ms / 1e3
         trainer.train()
     # The batch of a step is fetched after the end of the step before it.
     total, waits = clock.ends[-1] - clock.ends[WARM_UP - 1], trainer.waits[WARM_UP : WARM_UP + steps]
@@ -123,6 +126,7 @@ def measure(
         "step_ms": round(1e3 * total / steps, 1),
         "wait_ms": round(1e3 * sum(waits) / steps, 2),
         "share": round(sum(waits) / total, 4),
+        "busy_ms": round(1e3 * sum(trainer.busy[WARM_UP : WARM_UP + steps]) / steps, 2),
         "read_ms": round(1e3 * read, 2),
         "batch_mb": round(sum(x.nbytes for x in collator(batch).values()) / 1e6, 2),
         "batch": BATCH,

@@ -51,6 +51,17 @@ def kl_terms(a, b, r):
 
 
 @triton.jit
+def fast_kl_terms(a, r, d):
+    """Returns `kl_terms` of finite r to a relative accuracy of 2e-5, with d = b - a.
+
+    a (expm1(r) - r) = d r (1 / r - 1 / expm1(r)); near 0 the last factor is nearly linear.
+    """
+    # minimax on [-0.25, 0.25]: relative error 1.1e-5. From 0.25 on, d - a r loses at most the same to cancellation
+    near = (d * r) * tl.fma(r, -0.08326823, 0.5)
+    return tl.where(tl.abs(r) < 0.25, near, tl.fma(-a, r, d))
+
+
+@triton.jit
 def _log2(x):
     """Returns log2 of normal numbers. NVIDIA has one instruction for it, with an error of at most 2^-22."""
     if _HAS_LG2:
@@ -99,6 +110,16 @@ def divergence_terms(q, p, r, mixture, DIVERGENCE: tl.constexpr):
         mean_dlogp_terms = mixture.student_share * kl_terms(q, m, over_student)
         terms = tl.fma(mixture.teacher_share, kl_terms(p, m, over_teacher), mean_dlogp_terms)
     return terms, mean_dlogp_terms
+
+
+@triton.jit
+def fast_divergence_terms(p, r, d, DIVERGENCE: tl.constexpr):
+    """Returns the terms of forward_kl or reverse_kl for finite r and d = q - p, to a relative accuracy of 2e-5."""
+    if DIVERGENCE == "forward_kl":
+        terms = fast_kl_terms(p, r, d)
+    else:
+        terms = fast_kl_terms(d + p, -r, -d)
+    return terms
 
 
 @triton.jit

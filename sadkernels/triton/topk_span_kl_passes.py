@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from sadkernels.triton.row_io import RowParts, load_edges, load_groups, round_to, split_row, store_edges, store_groups
+from sadkernels.triton.row_io import load_edges, load_groups, only_if, round_to, split_row, store_edges, store_groups
 from sadkernels.triton.softmax import (
     LOWEST,
     add_block,
@@ -183,8 +183,7 @@ def write_scaled_softmax(
     parts = split_row(x_row.pointer, columns, GROUP)
     edges = load_edges(x_row.pointer, parts)
     if grad_row is not None:
-        edges_written = tl.where(write, parts.edge_exists.to(tl.int32), 0) != 0
-        written = RowParts(parts.head, tl.where(write, parts.n_groups, 0), parts.edge_column, edges_written)
+        written = only_if(write, parts)
     if ENTROPY:
         log2_sum = tl.full((GROUPS,), 0.0, tl.float32)
     blocks = tl.cdiv(parts.n_groups, GROUPS)

@@ -1,16 +1,12 @@
-"""The passes over a pair of rows that need the fewest instructions per column. They serve all rows without unusual values.
+"""The later passes over a pair of rows of 16-bit logits, with few instructions per column. They serve ordinary rows.
 
-    fast_totals_pass      shift and total of each softmax, and the argmax and the lowest logit of each row
-    fast_divergence_pass  sums of the divergence and of the statistics of 16-bit logits; for forward_kl also the gradient
+    fast_divergence_pass  sums of the divergence and of the statistics; for forward_kl also the gradient
+    fast_gradient_pass    the gradient of reverse_kl and jsd, once E_q[dlogp] is known
 
-The loops process whole blocks, so they need no masks. The groups that remain form a partial block, which comes before the
-loop: at the start of the row if the loop goes forward, at its end if the loop goes backward. A loop loads the next block
-while it computes.
+As in `span_kl_fast_totals`, the loops process whole blocks, after a partial block. It is at the end of the row if the loop
+goes backward.
 
-`fast_totals_pass` only notes in which block each thread has its largest logit. After the loop, the threads whose logit is
-the largest of the row read this group again and find the column.
-
-`fast_divergence_pass` computes an exponent with one instruction:
+An exponent takes one instruction:
 
     log2 q = y c - offset - rest    with offset + rest = origin c + log2_sum
 
@@ -26,45 +22,24 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from sadkernels.triton.divergences import fast_divergence_terms
+from sadkernels.triton.divergences import fast_jsd_terms, fast_kl_terms, fast_log_mixture_ratio, jsd_series
 from sadkernels.triton.row_io import (
     block_pointers,
-    group_max,
     load_block,
     load_edges,
     load_partial_block,
-    no_minimum,
     only_if,
     positive,
     round_to,
-    row_minimum,
     split_row,
     store_block,
     store_edges,
     store_groups,
     to_float32,
-    track_minimum,
 )
-from sadkernels.triton.softmax import (
-    add_ordinary_block,
-    apply_softcap,
-    merge_groups_and_edges,
-    no_groups,
-    tanh,
-)
+from sadkernels.triton.softmax import SHIFT_BOUND
 
 _LN2 = tl.constexpr(0.6931471805599453)
-_NO_COLUMN = tl.constexpr(2**31 - 1)
-
-
-class FastTotals(NamedTuple):
-    """Shift and total of a row or slice, its lowest logit, and with ARGMAX its largest logit and the lowest column of it."""
-
-    shift: tl.tensor
-    total: tl.tensor
-    lowest: tl.tensor
-    best: tl.tensor
-    argmax: tl.tensor
 
 
 class RowSums(NamedTuple):
@@ -76,16 +51,6 @@ class RowSums(NamedTuple):
     student_mean_log2: tl.tensor
 
 
-class _Totals(NamedTuple):
-    """The running totals of each group, (GROUPS,) each. `best_first` is the first group of the block with `best`."""
-
-    shift: tl.tensor
-    total: tl.tensor
-    lowest: tl.tensor
-    best: tl.tensor
-    best_first: tl.tensor
-
-
 class _Exponents(NamedTuple):
     """log2 q = y c - offset - rest; see the module docstring."""
 
@@ -95,117 +60,25 @@ class _Exponents(NamedTuple):
 
 
 @triton.jit
-def _add_block(
-    totals, x, exists, row, first, ARGMAX: tl.constexpr, LOWEST: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr
-):
-    """Returns the totals with a block x of `load_block` added. `exists` (GROUPS, 1) is None for a whole block."""
-    y = to_float32(x, GROUPS, GROUP)
-    top = group_max(x, y)
-    lowest, best, best_first = totals.lowest, totals.best, totals.best_first
-    if LOWEST:
-        if exists is None:
-            lowest = track_minimum(lowest, x, y)
-        else:
-            lowest = track_minimum(lowest, tl.where(exists, x, 0), tl.where(exists, y, 0.0))
-    if ARGMAX:
-        best_first = tl.where(top > best, first, best_first)
-        best = tl.maximum(best, top)
-    if row.CAPPED:
-        y = tanh(y * row.tanh_scale)
-        if exists is not None:
-            y = tl.where(exists, y, float("-inf"))
-        top = tl.max(y, axis=1)
-    shift, total = add_ordinary_block(y, top, row.c, totals.shift, totals.total)
-    return _Totals(shift, total, lowest, best, best_first)
-
-
-@triton.jit
-def _partial_totals(
-    pointers, n_groups, row, ARGMAX: tl.constexpr, LOWEST: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr
-):
-    """Returns the totals of the first `n_groups` groups, which are at most a block."""
-    exists = (tl.arange(0, GROUPS) < n_groups)[:, None]
-    x = load_partial_block(pointers, 0, exists, "")
-    shift, total = no_groups(GROUPS, False)
-    best = tl.full((GROUPS,), float("-inf"), tl.float32)
-    nothing = _Totals(shift, total, no_minimum(x, GROUPS), best, tl.full((GROUPS,), 0, tl.int32))
-    return _add_block(nothing, x, exists, row, 0, ARGMAX, LOWEST, GROUPS, GROUP)
-
-
-@triton.jit
-def _row_totals(
-    totals,
-    pointers,
-    parts,
-    edges,
-    row,
-    ARGMAX: tl.constexpr,
-    LOWEST: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Returns the `FastTotals` of a row from those of its groups and its edges."""
-    lowest, best, column = 0.0, 0.0, 0
-    if LOWEST:
-        lowest = tl.minimum(row_minimum(totals.lowest), tl.min(tl.where(parts.edge_exists, edges, 0.0), axis=0))
-    if ARGMAX:
-        best = tl.maximum(tl.max(totals.best, axis=0), tl.max(edges, axis=0))
-        found = load_partial_block(pointers, totals.best_first[:, None], (totals.best == best)[:, None], "")
-        group = totals.best_first + tl.arange(0, GROUPS)
-        columns = parts.head + group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-        columns = tl.where(to_float32(found, GROUPS, GROUP) == best, columns, _NO_COLUMN)
-        edge_columns = tl.where(edges == best, parts.edge_column, _NO_COLUMN)
-        column = tl.minimum(tl.min(tl.min(columns, axis=1), axis=0), tl.min(edge_columns, axis=0))
-    edges = apply_softcap(edges, row.tanh_scale, parts.edge_exists, row.CAPPED)
-    shift, total = merge_groups_and_edges(totals.shift, totals.total, edges, row.c, False)
-    return FastTotals(shift, total, lowest, best, column)
-
-
-@triton.jit
-def fast_totals_pass(
-    student,
-    teacher,
-    columns,
-    ARGMAX: tl.constexpr,
-    LOWEST: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Returns the `FastTotals` of two `LogitRow`s, each read along its own aligned groups.
-
-    Totals and argmax are undefined if a shift is `out_of_bounds` or a total is NaN. The lowest logit is at most 0.
-    """
-    s_parts = split_row(student.pointer, columns, GROUP)
-    t_parts = split_row(teacher.pointer, columns, GROUP)
-    s_pointers = block_pointers(student.pointer, s_parts, True, GROUPS, GROUP)
-    t_pointers = block_pointers(teacher.pointer, t_parts, True, GROUPS, GROUP)
-    s_edges = load_edges(student.pointer, s_parts)
-    t_edges = load_edges(teacher.pointer, t_parts)
-    # The numbers of groups differ by at most 1, so the partial blocks have at most GROUPS groups
-    blocks = tl.minimum(s_parts.n_groups, t_parts.n_groups) // GROUPS
-    s_first, t_first = s_parts.n_groups - blocks * GROUPS, t_parts.n_groups - blocks * GROUPS
-    s_next = load_block(s_pointers, s_first, positive(blocks), "")
-    t_next = load_block(t_pointers, t_first, positive(blocks), "")
-    s_totals = _partial_totals(s_pointers, s_first, student, ARGMAX, LOWEST, GROUPS, GROUP)
-    t_totals = _partial_totals(t_pointers, t_first, teacher, ARGMAX, LOWEST, GROUPS, GROUP)
-    for block in range(blocks):
-        s, t = s_next, t_next
-        s_next = load_block(s_pointers, s_first + GROUPS, positive(blocks - 1 - block), "")
-        t_next = load_block(t_pointers, t_first + GROUPS, positive(blocks - 1 - block), "")
-        s_totals = _add_block(s_totals, s, None, student, s_first, ARGMAX, LOWEST, GROUPS, GROUP)
-        t_totals = _add_block(t_totals, t, None, teacher, t_first, ARGMAX, LOWEST, GROUPS, GROUP)
-        s_first += GROUPS
-        t_first += GROUPS
-    return (
-        _row_totals(s_totals, s_pointers, s_parts, s_edges, student, ARGMAX, LOWEST, GROUPS, GROUP),
-        _row_totals(t_totals, t_pointers, t_parts, t_edges, teacher, ARGMAX, LOWEST, GROUPS, GROUP),
-    )
-
-
-@triton.jit
 def _exponents(log_sum, c):
     offset = tl.fma(log_sum.origin, c, log_sum.log2_sum)
     return _Exponents(c, offset, tl.fma(log_sum.origin, c, -offset) + log_sum.log2_sum)
+
+
+@triton.jit
+def in_range(s_log_sum, t_log_sum, student_c, teacher_c, s_lowest, t_lowest, mixture, DIVERGENCE: tl.constexpr):
+    """Returns whether the logits from the lowest ones on suit these passes.
+
+    The formulas of jsd also need probabilities that do not underflow, and a beta that is not near 0 or 1.
+    """
+    s_exponent, t_exponent = s_lowest * student_c, t_lowest * teacher_c
+    suits = tl.minimum(s_exponent, t_exponent) > -SHIFT_BOUND
+    if DIVERGENCE == "jsd":
+        s_log2_q = s_exponent - tl.fma(s_log_sum.origin, student_c, s_log_sum.log2_sum)
+        t_log2_p = t_exponent - tl.fma(t_log_sum.origin, teacher_c, t_log_sum.log2_sum)
+        beta = mixture.teacher_share
+        suits = (tl.minimum(s_log2_q, t_log2_p) > -120.0) & (beta >= 0.1) & (beta <= 0.9) & suits
+    return suits
 
 
 @triton.jit
@@ -224,6 +97,20 @@ def _compare(s, t, student, teacher):
     q, p = tl.exp2(log2_q), tl.exp2(log2_p)
     rest = teacher.rest - student.rest
     return log2_q, log2_p, q, p, tl.fma(log2_q - log2_p, _LN2, rest * _LN2), tl.fma(q, tl.exp2(rest), -p)
+
+
+@triton.jit
+def _terms(p, r, d, log2_q, rest, series, DIVERGENCE: tl.constexpr):
+    """Returns the terms of the divergence in the scale of p, and for jsd log(m / q)."""
+    log_ratio = r
+    if DIVERGENCE == "forward_kl":
+        terms = fast_kl_terms(p, r, d)
+    elif DIVERGENCE == "reverse_kl":
+        terms = fast_kl_terms(d + p, -r, -d)
+    else:
+        m, log_ratio = fast_log_mixture_ratio(p, r, d, log2_q, rest, series)
+        terms = fast_jsd_terms(p, r, d, m, log_ratio, series)
+    return terms, log_ratio
 
 
 @triton.jit
@@ -256,6 +143,8 @@ def fast_divergence_pass(
     s_exp, t_exp = _exponents(s_log_sum, student.c), _exponents(t_log_sum, teacher.c)
     p_scale = tl.exp2(-t_exp.rest)
     factor = grad.weight * grad.scale * p_scale
+    series = jsd_series(mixture)
+    rest = t_exp.rest - s_exp.rest
     parts = split_row(student.pointer, columns, GROUP)
     written = only_if(grad.weight != 0.0, parts)
     s_pointers = block_pointers(student.pointer, parts, True, GROUPS, GROUP)
@@ -269,8 +158,10 @@ def fast_divergence_pass(
     t_next = load_partial_block(t_pointers, first, exists, EVICTION)
 
     log2_q, log2_p, q, p, r, d = _compare(s_edges, t_edges, s_exp, t_exp)
-    terms = tl.where(parts.edge_exists, fast_divergence_terms(p, r, d, DIVERGENCE), 0.0)
-    edges_value = tl.sum(terms, axis=0)
+    terms, log_ratio = _terms(p, r, d, log2_q, rest, series, DIVERGENCE)
+    edges_value = tl.sum(tl.where(parts.edge_exists, terms, 0.0), axis=0)
+    if DIVERGENCE == "jsd":
+        edges_ratio = tl.sum(tl.where(parts.edge_exists, q * log_ratio, 0.0), axis=0)
     if WRITE_GRAD:
         g_edges = _rounded(d, factor, grad)
     if ENTROPIES:
@@ -282,11 +173,14 @@ def fast_divergence_pass(
     s_next = load_block(s_pointers, first - GROUPS, positive(blocks), EVICTION)
     t_next = load_block(t_pointers, first - GROUPS, positive(blocks), EVICTION)
     log2_q, log2_p, q, p, r, d = _compare(s, t, s_exp, t_exp)
-    value_sum = tl.sum(tl.where(exists, fast_divergence_terms(p, r, d, DIVERGENCE), 0.0), axis=1)
+    terms, log_ratio = _terms(p, r, d, log2_q, rest, series, DIVERGENCE)
+    value_sum = tl.sum(tl.where(exists, terms, 0.0), axis=1)
+    zeros = tl.full((GROUPS, GROUP // 2), 0.0, tl.float32)
+    if DIVERGENCE == "jsd":
+        ratio_sum = _add_products(zeros, q, tl.where(exists, log_ratio, 0.0), GROUPS, GROUP)
     if WRITE_GRAD:
         store_groups(grad.pointer, written, first, _rounded(d, factor, grad), grad.ALIGNED, GROUPS, GROUP)
     if ENTROPIES:
-        zeros = tl.full((GROUPS, GROUP // 2), 0.0, tl.float32)
         s_sum = _add_products(zeros, q, tl.where(exists, log2_q, 0.0), GROUPS, GROUP)
         t_sum = _add_products(zeros, p, tl.where(exists, log2_p, 0.0), GROUPS, GROUP)
     for _ in range(blocks):
@@ -296,7 +190,10 @@ def fast_divergence_pass(
         s_next = load_block(s_pointers, first - GROUPS, positive(first), EVICTION)
         t_next = load_block(t_pointers, first - GROUPS, positive(first), EVICTION)
         log2_q, log2_p, q, p, r, d = _compare(s, t, s_exp, t_exp)
-        value_sum += tl.sum(fast_divergence_terms(p, r, d, DIVERGENCE), axis=1)
+        terms, log_ratio = _terms(p, r, d, log2_q, rest, series, DIVERGENCE)
+        value_sum += tl.sum(terms, axis=1)
+        if DIVERGENCE == "jsd":
+            ratio_sum = _add_products(ratio_sum, q, log_ratio, GROUPS, GROUP)
         if WRITE_GRAD:
             g = _rounded(d, factor, grad)
             store_block(grad.pointer, parts, first, g, positive(written.n_groups), grad.ALIGNED, GROUPS, GROUP)
@@ -307,9 +204,76 @@ def fast_divergence_pass(
     if WRITE_GRAD:  # after the sum over all threads, so that in place all of them have read the edges
         store_edges(grad.pointer, written, g_edges)
     value = tl.where(value < 0.0, 0.0, value)  # the rounding of d, if all terms are tiny; NaN stays NaN
+    q_scale = tl.exp2(-s_exp.rest)
     s_mean_log2, t_mean_log2 = 0.0, 0.0
     if ENTROPIES:
-        s_mean_log2 = tl.fma(tl.exp2(-s_exp.rest), tl.sum(tl.sum(s_sum, axis=1), axis=0) + s_edges_sum, -s_exp.rest)
+        s_mean_log2 = tl.fma(q_scale, tl.sum(tl.sum(s_sum, axis=1), axis=0) + s_edges_sum, -s_exp.rest)
         t_mean_log2 = tl.fma(p_scale, tl.sum(tl.sum(t_sum, axis=1), axis=0) + t_edges_sum, -t_exp.rest)
-    mean_dlogp = value if DIVERGENCE == "reverse_kl" else 0.0
+    mean_dlogp = 0.0
+    if DIVERGENCE == "reverse_kl":
+        mean_dlogp = value
+    elif DIVERGENCE == "jsd":
+        row_ratio = tl.sum(tl.sum(ratio_sum, axis=1), axis=0) + edges_ratio
+        mean_dlogp = -mixture.student_share * q_scale * row_ratio
     return RowSums(value, mean_dlogp, t_mean_log2, s_mean_log2)
+
+
+@triton.jit
+def _gradient(s, t, student, teacher, factor, offset, series, dtype: tl.constexpr, DIVERGENCE: tl.constexpr):
+    """Returns q (factor x + offset) with x = log(m / q) for jsd, and x = r for reverse_kl."""
+    log2_q, _, q, p, r, d = _compare(s, t, student, teacher)
+    x = r
+    if DIVERGENCE == "jsd":
+        _, x = fast_log_mixture_ratio(p, r, d, log2_q, teacher.rest - student.rest, series)
+    return round_to(q * tl.fma(x, factor, offset), dtype)
+
+
+@triton.jit
+def fast_gradient_pass(
+    student,
+    teacher,
+    s_log_sum,
+    t_log_sum,
+    columns,
+    grad,
+    mean_dlogp,
+    mixture,
+    DIVERGENCE: tl.constexpr,
+    TEACHER_ALIGNED: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Writes the gradient of reverse_kl or jsd to the `GradRow`: q (dlogp - mean_dlogp)."""
+    dtype: tl.constexpr = grad.pointer.dtype.element_ty
+    s_exp, t_exp = _exponents(s_log_sum, student.c), _exponents(t_log_sum, teacher.c)
+    series = jsd_series(mixture)
+    factor = grad.weight * grad.scale * tl.exp2(-s_exp.rest)
+    offset = -mean_dlogp * factor
+    if DIVERGENCE == "jsd":
+        factor *= -mixture.student_share
+    parts = split_row(student.pointer, columns, GROUP)
+    s_pointers = block_pointers(student.pointer, parts, True, GROUPS, GROUP)
+    t_pointers = block_pointers(teacher.pointer, parts, TEACHER_ALIGNED, GROUPS, GROUP)
+    s_edges = load_edges(student.pointer, parts)
+    t_edges = load_edges(teacher.pointer, parts)
+    blocks = parts.n_groups // GROUPS
+    first = parts.n_groups - blocks * GROUPS
+    exists = (tl.arange(0, GROUPS) < first)[:, None]
+    s_next = load_partial_block(s_pointers, 0, exists, "evict_first")
+    t_next = load_partial_block(t_pointers, 0, exists, "evict_first")
+    s = to_float32(s_next, GROUPS, GROUP)
+    t = to_float32(t_next, GROUPS, GROUP)
+    s_next = load_block(s_pointers, first, positive(blocks), "evict_first")
+    t_next = load_block(t_pointers, first, positive(blocks), "evict_first")
+    g = _gradient(s, t, s_exp, t_exp, factor, offset, series, dtype, DIVERGENCE)
+    store_block(grad.pointer, parts, 0, g, exists, grad.ALIGNED, GROUPS, GROUP)
+    for block in range(blocks):
+        s = to_float32(s_next, GROUPS, GROUP)
+        t = to_float32(t_next, GROUPS, GROUP)
+        s_next = load_block(s_pointers, first + GROUPS, positive(blocks - 1 - block), "evict_first")
+        t_next = load_block(t_pointers, first + GROUPS, positive(blocks - 1 - block), "evict_first")
+        g = _gradient(s, t, s_exp, t_exp, factor, offset, series, dtype, DIVERGENCE)
+        store_block(grad.pointer, parts, first, g, positive(blocks), grad.ALIGNED, GROUPS, GROUP)
+        first += GROUPS
+    g = _gradient(s_edges, t_edges, s_exp, t_exp, factor, offset, series, dtype, DIVERGENCE)
+    store_edges(grad.pointer, parts, g)

@@ -28,7 +28,7 @@ from sadkernels.triton.row_io import (
     store_groups,
 )
 from sadkernels.triton.softmax import LogitRow, LogSum, entropy, load_log_sum, nats
-from sadkernels.triton.span_kl_passes import GradRow, gradient_pass, row_softmaxes, row_sums
+from sadkernels.triton.span_kl_passes import GradRow, gradient_pass, row_gradient, row_softmaxes, row_sums
 
 _GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]
 SIZES = [
@@ -91,7 +91,7 @@ def span_kl_kernel(
     ORIGINS: tl.constexpr = 2 if value is None else 3  # the first row of the origins in the state
     FAST: tl.constexpr = (
         value is not None
-        and DIVERGENCE != "jsd"
+        and lse is None
         and student.dtype.element_ty.primitive_bitwidth == 16
         and teacher.dtype.element_ty.primitive_bitwidth == 16
         and not STUDENT_CAPPED
@@ -114,7 +114,7 @@ def span_kl_kernel(
             ordinary = False
             if lse is None or argmax is not None:
                 s_softmax, t_softmax, ordinary = row_softmaxes(
-                    s, t, vocab_size, argmax is not None, FAST and lse is None, GROUPS, GROUP
+                    s, t, vocab_size, mixture, argmax is not None, FAST, DIVERGENCE, GROUPS, GROUP
                 )
                 if argmax is not None:
                     tl.store(argmax + row, s_softmax.argmax)
@@ -148,7 +148,7 @@ def span_kl_kernel(
                     g,
                     mixture,
                     ordinary,
-                    FAST and lse is None,
+                    FAST,
                     DIVERGENCE,
                     entropies is not None,
                     GRAD_LATER,
@@ -167,8 +167,21 @@ def span_kl_kernel(
                     tl.store(entropies + n_rows + row, entropy(sums.student_mean_log2))
                 if GRAD_LATER:
                     if weight != 0.0:
-                        gradient_pass(
-                            s, t, s_log_sum, t_log_sum, vocab_size, g, sums.mean_dlogp, mixture, DIVERGENCE, GROUPS, GROUP
+                        row_gradient(
+                            s,
+                            t,
+                            s_log_sum,
+                            t_log_sum,
+                            vocab_size,
+                            g,
+                            sums.mean_dlogp,
+                            mixture,
+                            ordinary,
+                            FAST,
+                            DIVERGENCE,
+                            TEACHER_ALIGNED,
+                            GROUPS,
+                            GROUP,
                         )
         if grad is not None:
             fill_zeros(grad_row + written, grad_columns - written, GROUPS, GROUP)

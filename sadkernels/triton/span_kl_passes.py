@@ -4,7 +4,7 @@
     divergence_pass    sums of the divergence and of the statistics; for forward_kl also the gradient
     gradient_pass      the gradient, once E_q[dlogp] is known
 
-They accept logits of any value. `row_softmaxes` and `row_sums` choose between them and the passes of `span_kl_fast_passes`.
+They accept logits of any value. The functions `row_*` choose between them and the fast passes.
 
 The passes that compare both rows use the student's groups for the teacher too. Each pass runs in the opposite direction of
 the one before, so it starts with the columns that are still in the caches. The last pass that reads marks its loads
@@ -22,7 +22,6 @@ import triton.language as tl
 from sadkernels.triton.divergences import divergence_gradient, divergence_terms
 from sadkernels.triton.row_io import load_edges, load_groups, only_if, round_to, split_row, store_edges, store_groups
 from sadkernels.triton.softmax import (
-    SHIFT_BOUND,
     add_block,
     apply_softcap,
     log2_probabilities,
@@ -35,7 +34,8 @@ from sadkernels.triton.softmax import (
     softcap_backward,
     track_argmax,
 )
-from sadkernels.triton.span_kl_fast_passes import RowSums, fast_divergence_pass, fast_totals_pass
+from sadkernels.triton.span_kl_fast_passes import RowSums, fast_divergence_pass, fast_gradient_pass, in_range
+from sadkernels.triton.span_kl_fast_totals import fast_totals_pass
 
 
 class RowTotals(NamedTuple):
@@ -126,14 +126,22 @@ def exact_totals_pass(
 
 @triton.jit
 def row_softmaxes(
-    student, teacher, columns, ARGMAX: tl.constexpr, ORDINARY: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr
+    student,
+    teacher,
+    columns,
+    mixture,
+    ARGMAX: tl.constexpr,
+    FAST: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
-    """Returns the `Softmax`es of two `LogitRow`s, and with ORDINARY whether `fast_divergence_pass` may read them.
+    """Returns the `Softmax`es of two `LogitRow`s, and with FAST whether the fast passes may read the rows again.
 
     An exact pass follows if the fast pass finds large exponents, or a NaN that it ignores in the argmax. It also follows for
     one column, so that its probability is exactly 1.
     """
-    s_totals, t_totals = fast_totals_pass(student, teacher, columns, ARGMAX, ORDINARY, GROUPS, GROUP)
+    s_totals, t_totals = fast_totals_pass(student, teacher, columns, ARGMAX, FAST, GROUPS, GROUP)
     s_sum = log_sum_of_totals(s_totals.shift, s_totals.total, student.c, False)
     t_sum = log_sum_of_totals(t_totals.shift, t_totals.total, teacher.c, False)
     s_origin, s_log2_sum, t_origin, t_log2_sum = s_sum.origin, s_sum.log2_sum, t_sum.origin, t_sum.log2_sum
@@ -142,9 +150,9 @@ def row_softmaxes(
     if ARGMAX:
         exact = exact | (s_totals.total != s_totals.total) | (t_totals.total != t_totals.total)
     ordinary = False
-    if ORDINARY:
-        lowest = tl.minimum(s_totals.lowest * student.c, t_totals.lowest * teacher.c)
-        ordinary = (lowest > -SHIFT_BOUND) & (s_totals.total + t_totals.total < float("inf")) & (exact == 0)
+    if FAST:
+        suits = in_range(s_sum, t_sum, student.c, teacher.c, s_totals.lowest, t_totals.lowest, mixture, DIVERGENCE)
+        ordinary = suits & (s_totals.total + t_totals.total < float("inf")) & (exact == 0)
     if exact:
         s_exact, t_exact = exact_totals_pass(student, teacher, columns, ARGMAX, GROUPS, GROUP)
         s_sum = log_sum_of_totals(s_exact.top, s_exact.total, student.c, True)
@@ -336,3 +344,41 @@ def gradient_pass(
     g = divergence_gradient(q, p, r, mean_dlogp, mixture, DIVERGENCE)
     g = round_to(softcap_backward(g * factor, s, student.CAPPED), grad.pointer.dtype.element_ty)
     store_edges(grad.pointer, parts, g)
+
+
+@triton.jit
+def row_gradient(
+    student,
+    teacher,
+    s_log_sum,
+    t_log_sum,
+    columns,
+    grad,
+    mean_dlogp,
+    mixture,
+    ordinary,
+    FAST: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
+    TEACHER_ALIGNED: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Runs `fast_gradient_pass` if it is compiled (FAST) and the row is ordinary, otherwise `gradient_pass`."""
+    if FAST:
+        if ordinary:
+            fast_gradient_pass(
+                student,
+                teacher,
+                s_log_sum,
+                t_log_sum,
+                columns,
+                grad,
+                mean_dlogp,
+                mixture,
+                DIVERGENCE,
+                TEACHER_ALIGNED,
+                GROUPS,
+                GROUP,
+            )
+    if not ordinary:
+        gradient_pass(student, teacher, s_log_sum, t_log_sum, columns, grad, mean_dlogp, mixture, DIVERGENCE, GROUPS, GROUP)

@@ -90,7 +90,7 @@ def slice_totals_kernel(
         columns = tl.minimum(slice_columns, vocab_size - start)
         s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
         t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, True)
-        s_softmax, t_softmax, _ = row_softmaxes(s, t, columns, best is not None, False, GROUPS, GROUP)
+        s_softmax, t_softmax, _ = row_softmaxes(s, t, columns, None, best is not None, False, "forward_kl", GROUPS, GROUP)
         stride = n_rows * slices
         tl.store(totals + task, s_softmax.origin)
         tl.store(totals + stride + task, s_softmax.log2_sum)

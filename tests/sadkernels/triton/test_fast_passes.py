@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sadkernels.divergence import DivergenceConfig
+from sadkernels.divergence import DIVERGENCES, DivergenceConfig
 from sadkernels.reference import span_kl as reference
 from sadkernels.triton import divergences, span_kl
 from tests.sadkernels.triton.row_helpers import absolute, assert_gradient
@@ -58,7 +58,9 @@ def _unusual_rows(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     return student.to(dtype), teacher.to(dtype)
 
 
-@pytest.mark.parametrize(("dtype", "divergence"), [(torch.bfloat16, "forward_kl"), (torch.float16, "reverse_kl")])
+@pytest.mark.parametrize(
+    ("dtype", "divergence"), [(torch.bfloat16, "forward_kl"), (torch.float16, "reverse_kl"), (torch.bfloat16, "jsd")]
+)
 def test_unusual_rows(dtype, divergence, device):
     torch.manual_seed(0)
     student, teacher = _unusual_rows(dtype)
@@ -82,7 +84,7 @@ def test_unusual_rows(dtype, divergence, device):
     assert (grad[1] == 0).all()
 
 
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_small_divergences_keep_four_digits(divergence, device):
     """Some logits of the teacher differ by one unit in the last place, or one likely logit, or all differ a little."""
     torch.manual_seed(0)

@@ -198,7 +198,11 @@ def launch(variant: Variant) -> Launch:
     """Returns the launch that a variant stands for."""
     kernel = KERNELS[variant.kernel]
     first = next(x for x in kernel.build(variant) if x.kernel.__name__ == kernel.name)
-    return first if first.tile is None else first._replace(tile=_tiles(variant)[variant.tile])
+    if first.tile is None:
+        return first
+    tile = _tiles(variant)[variant.tile]
+    fast = variant.architecture != 100 or tile.registers > 64  # as in `tiles.fast_passes_fit`
+    return first._replace(tile=tile, values={**first.values, "ALLOW_FAST": fast})
 
 
 def _tiles(variant: Variant) -> list[tiles.RowTile]:

@@ -149,25 +149,11 @@ def fast_divergence_pass(
     written = only_if(grad.weight != 0.0, parts)
     s_pointers = block_pointers(student.pointer, parts, True, GROUPS, GROUP)
     t_pointers = block_pointers(teacher.pointer, parts, TEACHER_ALIGNED, GROUPS, GROUP)
-    s_edges = load_edges(student.pointer, parts)
-    t_edges = load_edges(teacher.pointer, parts)
     blocks = parts.n_groups // GROUPS
     first = blocks * GROUPS
     exists = (first + tl.arange(0, GROUPS) < parts.n_groups)[:, None]
     s_next = load_partial_block(s_pointers, first, exists, EVICTION)
     t_next = load_partial_block(t_pointers, first, exists, EVICTION)
-
-    log2_q, log2_p, q, p, r, d = _compare(s_edges, t_edges, s_exp, t_exp)
-    terms, log_ratio = _terms(p, r, d, log2_q, rest, series, DIVERGENCE)
-    edges_value = tl.sum(tl.where(parts.edge_exists, terms, 0.0), axis=0)
-    if DIVERGENCE == "jsd":
-        edges_ratio = tl.sum(tl.where(parts.edge_exists, q * log_ratio, 0.0), axis=0)
-    if WRITE_GRAD:
-        g_edges = _rounded(d, factor, grad)
-    if ENTROPIES:
-        s_edges_sum = tl.sum(tl.where(parts.edge_exists, q * log2_q, 0.0), axis=0)
-        t_edges_sum = tl.sum(tl.where(parts.edge_exists, p * log2_p, 0.0), axis=0)
-
     s = to_float32(s_next, GROUPS, GROUP)
     t = to_float32(t_next, GROUPS, GROUP)
     s_next = load_block(s_pointers, first - GROUPS, positive(blocks), EVICTION)
@@ -200,6 +186,18 @@ def fast_divergence_pass(
         if ENTROPIES:
             s_sum = _add_products(s_sum, q, log2_q, GROUPS, GROUP)
             t_sum = _add_products(t_sum, p, log2_p, GROUPS, GROUP)
+    s_edges = load_edges(student.pointer, parts)
+    t_edges = load_edges(teacher.pointer, parts)
+    log2_q, log2_p, q, p, r, d = _compare(s_edges, t_edges, s_exp, t_exp)
+    terms, log_ratio = _terms(p, r, d, log2_q, rest, series, DIVERGENCE)
+    edges_value = tl.sum(tl.where(parts.edge_exists, terms, 0.0), axis=0)
+    if DIVERGENCE == "jsd":
+        edges_ratio = tl.sum(tl.where(parts.edge_exists, q * log_ratio, 0.0), axis=0)
+    if WRITE_GRAD:
+        g_edges = _rounded(d, factor, grad)
+    if ENTROPIES:
+        s_edges_sum = tl.sum(tl.where(parts.edge_exists, q * log2_q, 0.0), axis=0)
+        t_edges_sum = tl.sum(tl.where(parts.edge_exists, p * log2_p, 0.0), axis=0)
     value = p_scale * (tl.sum(value_sum, axis=0) + edges_value)
     if WRITE_GRAD:  # after the sum over all threads, so that in place all of them have read the edges
         store_edges(grad.pointer, written, g_edges)

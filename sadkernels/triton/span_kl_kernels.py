@@ -75,6 +75,7 @@ def span_kl_kernel(
     teacher_share: tl.float32,
     student_share: tl.float32,
     mixture_border: tl.float32,
+    ALLOW_FAST: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     STUDENT_CAPPED: tl.constexpr,
     TEACHER_CAPPED: tl.constexpr,
@@ -90,7 +91,8 @@ def span_kl_kernel(
     GRAD_LATER: tl.constexpr = grad is not None and DIVERGENCE != "forward_kl"
     ORIGINS: tl.constexpr = 2 if value is None else 3  # the first row of the origins in the state
     FAST: tl.constexpr = (
-        value is not None
+        ALLOW_FAST
+        and value is not None
         and lse is None
         and student.dtype.element_ty.primitive_bitwidth == 16
         and teacher.dtype.element_ty.primitive_bitwidth == 16

@@ -77,7 +77,10 @@ def exact_totals_pass(
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Returns the `RowTotals` of two `LogitRow`s of any values, each read along its own aligned groups."""
+    """Returns the `RowTotals` of two `LogitRow`s of any values, each read along its own aligned groups.
+
+    The pass is rare, so it saves registers: it loads no block ahead.
+    """
     s_parts = split_row(student.pointer, columns, GROUP)
     t_parts = split_row(teacher.pointer, columns, GROUP)
     s_edges = load_edges(student.pointer, s_parts)
@@ -89,14 +92,10 @@ def exact_totals_pass(
         t_best = tl.full((GROUPS,), float("-inf"), tl.float32)
         s_column = tl.full((GROUPS,), 0, tl.int32)
         t_column = tl.full((GROUPS,), 0, tl.int32)
-    s_next = load_groups(student.pointer, s_parts, 0, True, "", GROUPS, GROUP)
-    t_next = load_groups(teacher.pointer, t_parts, 0, True, "", GROUPS, GROUP)
     for block in range(tl.cdiv(tl.maximum(s_parts.n_groups, t_parts.n_groups), GROUPS)):
         first = block * GROUPS
-        s = s_next.to(tl.float32)
-        t = t_next.to(tl.float32)
-        s_next = load_groups(student.pointer, s_parts, first + GROUPS, True, "", GROUPS, GROUP)
-        t_next = load_groups(teacher.pointer, t_parts, first + GROUPS, True, "", GROUPS, GROUP)
+        s = load_groups(student.pointer, s_parts, first, True, "", GROUPS, GROUP).to(tl.float32)
+        t = load_groups(teacher.pointer, t_parts, first, True, "", GROUPS, GROUP).to(tl.float32)
         if ARGMAX:
             s_top, s_best, s_column = track_argmax(s, s_parts.head, first, s_best, s_column, GROUPS, GROUP)
             t_top, t_best, t_column = track_argmax(t, t_parts.head, first, t_best, t_column, GROUPS, GROUP)
@@ -183,20 +182,19 @@ def divergence_pass(
     DIVERGENCE: tl.constexpr,
     ENTROPIES: tl.constexpr,
     GRAD_LATER: tl.constexpr,
+    AHEAD: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """Returns the `RowSums` of two `LogitRow`s of any values; also writes the gradient of forward_kl.
 
     It writes no gradient if the `GradRow` has no pointer or its weight is 0. GRAD_LATER: a gradient pass follows, and reads
-    the rows again.
+    the rows again. AHEAD: loads the next block while it computes, which needs more registers.
     """
     WRITE_GRAD: tl.constexpr = grad.pointer is not None and not GRAD_LATER
     tl.static_assert(not WRITE_GRAD or DIVERGENCE == "forward_kl", "the gradient needs E_q[dlogp]")
     EVICTION: tl.constexpr = "" if GRAD_LATER else "evict_first"
     parts = split_row(student.pointer, columns, GROUP)
-    s_edges = load_edges(student.pointer, parts)
-    t_edges = load_edges(teacher.pointer, parts)
     factor = grad.weight * grad.scale
     written = only_if(grad.weight != 0.0, parts)
     value_sum = tl.full((GROUPS,), 0.0, tl.float32)
@@ -207,14 +205,21 @@ def divergence_pass(
         t_sum = tl.full((GROUPS,), 0.0, tl.float32)
     blocks = tl.cdiv(parts.n_groups, GROUPS)
     first = (blocks - 1) * GROUPS
-    s_next = load_groups(student.pointer, parts, first, True, EVICTION, GROUPS, GROUP)
-    t_next = load_groups(teacher.pointer, parts, first, teacher.ALIGNED, EVICTION, GROUPS, GROUP)
+    if AHEAD:
+        s_next = load_groups(student.pointer, parts, first, True, EVICTION, GROUPS, GROUP)
+        t_next = load_groups(teacher.pointer, parts, first, teacher.ALIGNED, EVICTION, GROUPS, GROUP)
     for _ in range(blocks):
         exists = (first + tl.arange(0, GROUPS) < parts.n_groups)[:, None]
-        s = apply_softcap(s_next, student.tanh_scale, exists, student.CAPPED)
-        t = apply_softcap(t_next, teacher.tanh_scale, exists, teacher.CAPPED)
-        s_next = load_groups(student.pointer, parts, first - GROUPS, True, EVICTION, GROUPS, GROUP)
-        t_next = load_groups(teacher.pointer, parts, first - GROUPS, teacher.ALIGNED, EVICTION, GROUPS, GROUP)
+        if AHEAD:
+            s = apply_softcap(s_next, student.tanh_scale, exists, student.CAPPED)
+            t = apply_softcap(t_next, teacher.tanh_scale, exists, teacher.CAPPED)
+            s_next = load_groups(student.pointer, parts, first - GROUPS, True, EVICTION, GROUPS, GROUP)
+            t_next = load_groups(teacher.pointer, parts, first - GROUPS, teacher.ALIGNED, EVICTION, GROUPS, GROUP)
+        else:
+            s_now = load_groups(student.pointer, parts, first, True, EVICTION, GROUPS, GROUP)
+            t_now = load_groups(teacher.pointer, parts, first, teacher.ALIGNED, EVICTION, GROUPS, GROUP)
+            s = apply_softcap(s_now, student.tanh_scale, exists, student.CAPPED)
+            t = apply_softcap(t_now, teacher.tanh_scale, exists, teacher.CAPPED)
         log2_q, log2_p, q, p, r = _compare(s, t, student, teacher, s_log_sum, t_log_sum)
         terms, mean_dlogp_terms = divergence_terms(q, p, r, mixture, DIVERGENCE)
         value_sum += tl.sum(terms, axis=1)
@@ -227,6 +232,8 @@ def divergence_pass(
             s_sum += mean_log2(q, log2_q)
             t_sum += mean_log2(p, log2_p)
         first -= GROUPS
+    s_edges = load_edges(student.pointer, parts)
+    t_edges = load_edges(teacher.pointer, parts)
     s = apply_softcap(s_edges, student.tanh_scale, parts.edge_exists, student.CAPPED)
     t = apply_softcap(t_edges, teacher.tanh_scale, parts.edge_exists, teacher.CAPPED)
     log2_q, log2_p, q, p, r = _compare(s, t, student, teacher, s_log_sum, t_log_sum)
@@ -298,6 +305,7 @@ def row_sums(
             DIVERGENCE,
             ENTROPIES,
             GRAD_LATER,
+            not FAST,
             GROUPS,
             GROUP,
         )

@@ -176,7 +176,7 @@ def slice_values_kernel(
         g = GradRow(grad_slice, weight, grad_scale, GRAD_ALIGNED)
         mixture = Mixture(teacher_share, student_share, mixture_border)
         slice_sums = divergence_pass(
-            s, t, s_log_sum, t_log_sum, end - start, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, GROUPS, GROUP
+            s, t, s_log_sum, t_log_sum, end - start, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, True, GROUPS, GROUP
         )
         stride = n_rows * slices
         tl.store(sums + task, slice_sums.value)

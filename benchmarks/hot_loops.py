@@ -143,14 +143,17 @@ def per_column(loops: list[Loop], bytes_per_column: int) -> dict[str, object]:
 def _passes(loops: list[Loop]) -> list[Loop]:
     """Returns one loop per pass over a row.
 
-    The compiler may write a pass twice, for example unrolled and not. Such copies have the same special-function operations
-    per column. The one that reads the most per iteration counts, and of these the shortest.
+    The compiler may write a pass twice, for example unrolled and not, and a kernel may have a slower pass for unusual rows.
+    Such copies have the same special-function operations per column, or all of them compute logarithms. The one that reads
+    the most per iteration counts, and of these the shortest.
     """
     copies: dict[tuple[float, bool], list[Loop]] = {}
     for loop in loops:
         if loop.is_pass:
             writes = any(x.operation == "STG" and x.access_bits >= 128 for x in loop.path)
-            copies.setdefault((loop.pipes["mufu"] / loop.loaded_bytes, writes), []).append(loop)
+            has_logarithms = any(x.opcode.startswith("MUFU.LG2") for x in loop.path)
+            special = 0.0 if has_logarithms else loop.pipes["mufu"] / loop.loaded_bytes
+            copies.setdefault((special, writes), []).append(loop)
     return [min(found, key=lambda loop: (-loop.loaded_bytes, len(loop.path))) for found in copies.values()]
 
 

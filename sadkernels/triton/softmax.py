@@ -25,7 +25,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-_SHIFT_BOUND = tl.constexpr(67108864.0)  # 2^26, where floats are 8 apart: powers stay below 2^8
+SHIFT_BOUND = tl.constexpr(67108864.0)  # 2^26, where floats are 8 apart: powers stay below 2^8
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # the lowest float
 _TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it leaves no bits for a fraction
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -85,13 +85,13 @@ def softcap_backward(g, y, CAPPED: tl.constexpr):
 @triton.jit
 def integer_shift(top):
     """Rounds `top` to the nearest integer (to a nearby float from 2^22 on) and keeps it within the bound."""
-    return tl.minimum(tl.maximum((top + _TO_INTEGER) - _TO_INTEGER, -_SHIFT_BOUND), _SHIFT_BOUND)
+    return tl.minimum(tl.maximum((top + _TO_INTEGER) - _TO_INTEGER, -SHIFT_BOUND), SHIFT_BOUND)
 
 
 @triton.jit
 def no_groups(GROUPS: tl.constexpr, EXACT: tl.constexpr):
     """Returns the shift (the top if EXACT) and the total of groups without columns, (GROUPS,) each."""
-    return tl.full((GROUPS,), LOWEST if EXACT else -_SHIFT_BOUND, tl.float32), tl.full((GROUPS,), 0.0, tl.float32)
+    return tl.full((GROUPS,), LOWEST if EXACT else -SHIFT_BOUND, tl.float32), tl.full((GROUPS,), 0.0, tl.float32)
 
 
 @triton.jit
@@ -113,6 +113,14 @@ def add_block(y, top, c, shift, total, EXACT: tl.constexpr):
 
 
 @triton.jit
+def add_ordinary_block(y, top, c, shift, total):
+    """`add_block` without EXACT and without limits: a shift beyond the bound is only known to be `out_of_bounds`."""
+    new_shift = tl.maximum(shift, tl.fma(top, c, _TO_INTEGER) - _TO_INTEGER)
+    block_total = tl.sum(tl.exp2(tl.fma(y, c, -new_shift[:, None])), axis=1)
+    return new_shift, tl.fma(total, tl.exp2(shift - new_shift), block_total)
+
+
+@triton.jit
 def merge_groups_and_edges(shift, total, edges, c, EXACT: tl.constexpr):
     """Merges the shifts and totals of a row's groups and the values y of its edges into one, in a fixed order."""
     top = tl.max(edges, axis=0)
@@ -130,7 +138,7 @@ def merge_groups_and_edges(shift, total, edges, c, EXACT: tl.constexpr):
 @triton.jit
 def out_of_bounds(shift):
     """Returns whether exponents are too large for a pass that is not EXACT, or there are none: its total is undefined."""
-    return tl.abs(shift) >= _SHIFT_BOUND
+    return tl.abs(shift) >= SHIFT_BOUND
 
 
 @triton.jit

@@ -27,8 +27,8 @@ from sadkernels.triton.row_io import (
     store_edges,
     store_groups,
 )
-from sadkernels.triton.softmax import LogitRow, entropy, load_log_sum, nats
-from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, gradient_pass, log_sums, totals_pass
+from sadkernels.triton.softmax import LogitRow, LogSum, entropy, load_log_sum, nats
+from sadkernels.triton.span_kl_passes import GradRow, gradient_pass, row_gradient, row_softmaxes, row_sums
 
 _GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]
 SIZES = [
@@ -75,6 +75,7 @@ def span_kl_kernel(
     teacher_share: tl.float32,
     student_share: tl.float32,
     mixture_border: tl.float32,
+    ALLOW_FAST: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     STUDENT_CAPPED: tl.constexpr,
     TEACHER_CAPPED: tl.constexpr,
@@ -89,6 +90,15 @@ def span_kl_kernel(
     """
     GRAD_LATER: tl.constexpr = grad is not None and DIVERGENCE != "forward_kl"
     ORIGINS: tl.constexpr = 2 if value is None else 3  # the first row of the origins in the state
+    FAST: tl.constexpr = (
+        ALLOW_FAST
+        and value is not None
+        and lse is None
+        and student.dtype.element_ty.primitive_bitwidth == 16
+        and teacher.dtype.element_ty.primitive_bitwidth == 16
+        and not STUDENT_CAPPED
+        and not TEACHER_CAPPED
+    )
     mixture = Mixture(teacher_share, student_share, mixture_border)
     n_read = tl.load(rows + n_rows)
     for position in range(tl.program_id(0), n_read if grad is None else n_rows, tl.num_programs(0)):
@@ -103,13 +113,17 @@ def span_kl_kernel(
             t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
             s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
             t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
+            ordinary = False
             if lse is None or argmax is not None:
-                s_totals, t_totals = totals_pass(s, t, vocab_size, argmax is not None, False, GROUPS, GROUP)
+                s_softmax, t_softmax, ordinary = row_softmaxes(
+                    s, t, vocab_size, mixture, argmax is not None, FAST, DIVERGENCE, GROUPS, GROUP
+                )
                 if argmax is not None:
-                    tl.store(argmax + row, s_totals.argmax)
-                    tl.store(argmax + n_rows + row, t_totals.argmax)
+                    tl.store(argmax + row, s_softmax.argmax)
+                    tl.store(argmax + n_rows + row, t_softmax.argmax)
             if lse is None:
-                s_log_sum, t_log_sum = log_sums(s, t, vocab_size, s_totals, t_totals, GROUPS, GROUP)
+                s_log_sum = LogSum(s_softmax.origin, s_softmax.log2_sum)
+                t_log_sum = LogSum(t_softmax.origin, t_softmax.log2_sum)
             else:
                 s_log_sum = load_log_sum(lse, lse + 2 * n_rows, row)
                 t_log_sum = load_log_sum(lse + n_rows, lse + 3 * n_rows, row)
@@ -127,7 +141,7 @@ def span_kl_kernel(
                 if grad is not None:
                     weight = tl.load(weights + row)
                 g = GradRow(grad_row, weight, grad_scale, GRAD_ALIGNED)
-                sums = divergence_pass(
+                sums = row_sums(
                     s,
                     t,
                     s_log_sum,
@@ -135,13 +149,18 @@ def span_kl_kernel(
                     vocab_size,
                     g,
                     mixture,
+                    ordinary,
+                    FAST,
                     DIVERGENCE,
                     entropies is not None,
                     GRAD_LATER,
+                    TEACHER_ALIGNED,
                     GROUPS,
                     GROUP,
                 )
                 written = vocab_size
+                if grad is not None:
+                    written = tl.where(weight != 0.0, vocab_size, 0)
                 tl.store(value + row, sums.value)
                 if state is not None:
                     tl.store(state + 2 * n_rows + row, sums.mean_dlogp)
@@ -150,11 +169,22 @@ def span_kl_kernel(
                     tl.store(entropies + n_rows + row, entropy(sums.student_mean_log2))
                 if GRAD_LATER:
                     if weight != 0.0:
-                        gradient_pass(
-                            s, t, s_log_sum, t_log_sum, vocab_size, g, sums.mean_dlogp, mixture, DIVERGENCE, GROUPS, GROUP
+                        row_gradient(
+                            s,
+                            t,
+                            s_log_sum,
+                            t_log_sum,
+                            vocab_size,
+                            g,
+                            sums.mean_dlogp,
+                            mixture,
+                            ordinary,
+                            FAST,
+                            DIVERGENCE,
+                            TEACHER_ALIGNED,
+                            GROUPS,
+                            GROUP,
                         )
-                    else:
-                        written = 0
         if grad is not None:
             fill_zeros(grad_row + written, grad_columns - written, GROUPS, GROUP)
 

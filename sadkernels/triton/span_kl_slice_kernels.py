@@ -30,7 +30,7 @@ from sadkernels.triton.softmax import (
     nats,
 )
 from sadkernels.triton.span_kl_kernels import POINTERS, SIZES
-from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, log_sums, totals_pass
+from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, row_softmaxes
 
 _SCRATCH = ["totals", "best", "best_column", "sums"]
 
@@ -90,18 +90,17 @@ def slice_totals_kernel(
         columns = tl.minimum(slice_columns, vocab_size - start)
         s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
         t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, True)
-        s_totals, t_totals = totals_pass(s, t, columns, best is not None, False, GROUPS, GROUP)
-        s_log_sum, t_log_sum = log_sums(s, t, columns, s_totals, t_totals, GROUPS, GROUP)
+        s_softmax, t_softmax, _ = row_softmaxes(s, t, columns, None, best is not None, False, "forward_kl", GROUPS, GROUP)
         stride = n_rows * slices
-        tl.store(totals + task, s_log_sum.origin)
-        tl.store(totals + stride + task, s_log_sum.log2_sum)
-        tl.store(totals + 2 * stride + task, t_log_sum.origin)
-        tl.store(totals + 3 * stride + task, t_log_sum.log2_sum)
+        tl.store(totals + task, s_softmax.origin)
+        tl.store(totals + stride + task, s_softmax.log2_sum)
+        tl.store(totals + 2 * stride + task, t_softmax.origin)
+        tl.store(totals + 3 * stride + task, t_softmax.log2_sum)
         if best is not None:
-            tl.store(best + task, s_totals.best)
-            tl.store(best + stride + task, t_totals.best)
-            tl.store(best_column + task, start + s_totals.argmax)
-            tl.store(best_column + stride + task, start + t_totals.argmax)
+            tl.store(best + task, s_softmax.best)
+            tl.store(best + stride + task, t_softmax.best)
+            tl.store(best_column + task, start + s_softmax.argmax)
+            tl.store(best_column + stride + task, start + t_softmax.argmax)
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=[*POINTERS, *_SCRATCH])
@@ -177,7 +176,7 @@ def slice_values_kernel(
         g = GradRow(grad_slice, weight, grad_scale, GRAD_ALIGNED)
         mixture = Mixture(teacher_share, student_share, mixture_border)
         slice_sums = divergence_pass(
-            s, t, s_log_sum, t_log_sum, end - start, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, GROUPS, GROUP
+            s, t, s_log_sum, t_log_sum, end - start, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, True, GROUPS, GROUP
         )
         stride = n_rows * slices
         tl.store(sums + task, slice_sums.value)
@@ -185,7 +184,7 @@ def slice_values_kernel(
         if ENTROPIES:
             tl.store(sums + 2 * stride + task, slice_sums.teacher_mean_log2)
             tl.store(sums + 3 * stride + task, slice_sums.student_mean_log2)
-        written = end
+        written = tl.where(weight != 0.0, end, start)
     if grad is not None:
         zeros_end = tl.where(end == vocab_size, grad_columns, end)
         fill_zeros(grad_slice + (written - start), zeros_end - written, GROUPS, GROUP)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from sadkernels.triton.row_io import RowParts, load_edges, load_groups, round_to, split_row, store_edges, store_groups
+from sadkernels.triton.row_io import load_edges, load_groups, only_if, round_to, split_row, store_edges, store_groups
 from sadkernels.triton.softmax import (
     LOWEST,
     add_block,
@@ -92,6 +92,14 @@ def load_target(x_row, row, columns, log_p, labels, k, vocab_size, MAX_K: tl.con
 
 
 @triton.jit
+def _bit(group, lane, GROUP: tl.constexpr):
+    """Returns the bit of a lane of the block, in the number of its group; 0 for the other groups and for a negative lane."""
+    SHIFT: tl.constexpr = 3 if GROUP == 8 else 2
+    tl.static_assert(GROUP == 1 << SHIFT)
+    return tl.where(group == lane >> SHIFT, 1 << (lane & (GROUP - 1)), 0)
+
+
+@triton.jit
 def _rest_pass(
     x_row,
     columns,
@@ -104,7 +112,8 @@ def _rest_pass(
 ):
     """Returns shift (top, if EXACT) and total of the rest, and the argmax over all columns.
 
-    The top-k columns ascend, so each block excludes only its own columns, one after the other.
+    The top-k columns ascend, so each block excludes only its own columns. It sets their bits one after the other, in one
+    number per group. Then it reads the bits of all columns.
     """
     parts = split_row(x_row.pointer, columns, GROUP)
     edges = load_edges(x_row.pointer, parts)
@@ -112,9 +121,10 @@ def _rest_pass(
     if ARGMAX:
         best = tl.full((GROUPS,), float("-inf"), tl.float32)
         best_column = tl.full((GROUPS,), 0, tl.int32)
-    lanes = tl.arange(0, GROUPS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    group = tl.arange(0, GROUPS)
     entry = 0
     excluded = tl.load(topk.pointer, mask=topk.k > 0, other=_ABSENT)
+    following = tl.load(topk.pointer + 1, mask=topk.k > 1, other=_ABSENT)
     x_next = load_groups(x_row.pointer, parts, 0, True, "", GROUPS, GROUP)
     for block in range(tl.cdiv(parts.n_groups, GROUPS)):
         first = block * GROUPS
@@ -125,11 +135,13 @@ def _rest_pass(
         exists = (first + tl.arange(0, GROUPS) < parts.n_groups)[:, None]
         y = apply_softcap(x, x_row.tanh_scale, exists, x_row.CAPPED)
         block_start = parts.head + first * GROUP
-        y = tl.where(lanes == label.column - block_start, float("-inf"), y)
+        bits = _bit(group, label.column - block_start, GROUP)
         while excluded < block_start + GROUPS * GROUP:
-            y = tl.where(lanes == excluded - block_start, float("-inf"), y)
+            bits |= _bit(group, excluded - block_start, GROUP)
+            excluded = following
+            following = tl.load(topk.pointer + entry + 2, mask=entry + 2 < topk.k, other=_ABSENT)
             entry += 1
-            excluded = tl.load(topk.pointer + entry, mask=entry < topk.k, other=_ABSENT)
+        y = tl.where((bits[:, None] & (1 << tl.arange(0, GROUP))[None, :]) != 0, float("-inf"), y)
         shift, total = add_block(y, tl.max(y, axis=1), x_row.c, shift, total, EXACT)
     argmax = 0
     if ARGMAX:
@@ -183,8 +195,7 @@ def write_scaled_softmax(
     parts = split_row(x_row.pointer, columns, GROUP)
     edges = load_edges(x_row.pointer, parts)
     if grad_row is not None:
-        edges_written = tl.where(write, parts.edge_exists.to(tl.int32), 0) != 0
-        written = RowParts(parts.head, tl.where(write, parts.n_groups, 0), parts.edge_column, edges_written)
+        written = only_if(write, parts)
     if ENTROPY:
         log2_sum = tl.full((GROUPS,), 0.0, tl.float32)
     blocks = tl.cdiv(parts.n_groups, GROUPS)

@@ -59,6 +59,19 @@ def test_a_copy_of_a_pass_does_not_count_twice():
     assert len(loops) == 3 and hot_loops["per_column"](loops, 4)["passes"] == 1
 
 
+def test_a_slower_pass_with_more_logarithms_is_a_copy():
+    """A pass for unusual rows may need other special functions than the pass for ordinary rows."""
+    log = "        /*0095*/                   MUFU.LG2 R4, R4 ;\n"
+    store = "        /*00a0*/"
+    ordinary = SASS.replace(store, log + store)
+    slower = SASS[SASS.index(".L_x_1:") : SASS.index(".L_x_4:")].replace(store, 2 * log + store)
+    for number in (1, 2, 3):
+        slower = slower.replace(f".L_x_{number}", f".L_x_{number}0")
+    both = ordinary.replace("        /*00e0*/", slower + "        /*00e0*/")
+    work = hot_loops["per_column"](hot_loops["innermost_loops"](both), 4)
+    assert (work["passes"], work["issue_per_column"]) == (1, 10 / 8)
+
+
 def compiled(**changes) -> dict[str, object]:
     """Returns a row of `cuda_build.py`."""
     work = {"passes": 2, "issue_per_column": 44.0, "fma_per_column": 26.0, "alu_per_column": 12.0, "mufu_per_column": 4.25}

@@ -100,7 +100,8 @@ def test_jsd_terms_and_gradient(beta, device):
     exact = torch.stack([beta * by_teacher + (1 - beta) * by_student, (1 - beta) * by_student])
     terms, gradient = _divergence(p.float(), q.float(), r.float(), "jsd", beta, 0.01, device)
     assert (terms >= 0).all()
-    torch.testing.assert_close(terms.double(), exact, rtol=2e-4, atol=1e-11)  # logs of 1e-3 have a rounding error of 1e-7
+    # NVIDIA's lg2.approx has an error of at most 2^-22, which is 4e-4 of the smallest terms at beta 0.1
+    torch.testing.assert_close(terms.double(), exact, rtol=6e-4, atol=1e-11)
     exact_gradient = torch.where(q == 0, 0, q * (-(1 - beta) * (m / q).log() - 0.01))
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-6, atol=1e-7)
 

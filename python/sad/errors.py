@@ -21,3 +21,7 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
         return type(self), (self.where, self.expected, self.got, self.remedy)
+
+
+class LostProcessError(InputError):
+    """Another process of a distributed run has ended."""

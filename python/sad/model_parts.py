@@ -259,7 +259,7 @@ def _weight_of(head: nn.Module) -> Tensor:
                 if name in head.lora_A:
                     weight = weight + head.get_delta_weight(name)
         return weight
-    if type(head) is not nn.Linear:
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:  # FSDP2 derives a class
         raise ValueError(f"its head is a {type(head).__name__}, not a linear layer")
     return head.weight
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import typer
 
-from sad.errors import InputError
+from sad.errors import InputError, LostProcessError
 
 COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "train", "eval", "bench", "doctor")
 
@@ -28,6 +29,8 @@ def main() -> None:
     try:
         app()
     except InputError as error:
+        if isinstance(error, LostProcessError) and os.environ.get("RANK", "0") != "0":
+            sys.exit(2)  # the main process reports it
         typer.secho(f"sad: {error}", fg=typer.colors.RED, err=True)
         sys.exit(2)
 

@@ -188,49 +188,47 @@ class HiddenLoss:
         args, span_ids = self._args, inputs["span_ids"]
         rows = inputs.get("loss_rows") if model.training and self._rows_known else None
         with torch.no_grad(), accelerator.autocast():
-            teacher_hidden = self._teacher.run_backbone(self._from_logits.teacher, model_inputs(inputs))
+            teacher_hidden, teacher_head = self._teacher.run_frozen(self._from_logits.teacher, model_inputs(inputs))
 
-        with self._teacher.gathered_head() as teacher_head:
+        def compute(hidden: Tensor, head: Head) -> LossOutput:
+            linear = {"rows": rows, "chunk_bytes": args.loss_chunk_bytes}
+            columns = min(len(head.weight), len(teacher_head.weight))
 
-            def compute(hidden: Tensor, head: Head) -> LossOutput:
-                linear = {"rows": rows, "chunk_bytes": args.loss_chunk_bytes}
-                columns = min(len(head.weight), len(teacher_head.weight))
-
-                def divergence(hidden: Tensor, options: dict[str, Any]) -> Any:
-                    return fused_linear_span_kl(
-                        hidden,
-                        head.weight,
-                        teacher_hidden,
-                        teacher_head.weight,
-                        span_ids,
-                        student_bias=head.bias,
-                        teacher_bias=teacher_head.bias,
-                        logit_scale=(head.scale, teacher_head.scale),
-                        logit_softcap=(head.softcap, teacher_head.softcap),
-                        **linear,
-                        **options,
-                    )
-
-                weights = self._step_weights.of(
-                    inputs,
-                    model.training,
-                    certainty=lambda options: (
-                        _divergence_from_uniform(teacher_hidden, teacher_head, span_ids, columns, **linear, **options)
-                        / log_columns(columns)
-                    ),
-                    divergence=lambda: divergence(hidden.detach(), per_token(_divergence_options(args, normalizer, None))),
+            def divergence(hidden: Tensor, options: dict[str, Any]) -> Any:
+                return fused_linear_span_kl(
+                    hidden,
+                    head.weight,
+                    teacher_hidden,
+                    teacher_head.weight,
+                    span_ids,
+                    student_bias=head.bias,
+                    teacher_bias=teacher_head.bias,
+                    logit_scale=(head.scale, teacher_head.scale),
+                    logit_softcap=(head.softcap, teacher_head.softcap),
+                    **linear,
+                    **options,
                 )
-                result = divergence(hidden, _divergence_options(args, normalizer, weights))
-                if args.ce_weight:
-                    options = ce_options(args, normalizer, weights, columns)
-                    ce = linear_span_ce(hidden, head, inputs, **linear, **options)
-                    result = _mixed(args.ce_weight, result, ce)
-                contrastive = None
-                if args.contrastive_weight and model.training:
-                    contrastive = self._contrastive(span_ids, columns, (hidden, head), (teacher_hidden, teacher_head))
-                return LossOutput(*result, {}, contrastive, weights)
 
-            return run_loss(self._student, model, inputs, accelerator, compute)
+            weights = self._step_weights.of(
+                inputs,
+                model.training,
+                certainty=lambda options: (
+                    _divergence_from_uniform(teacher_hidden, teacher_head, span_ids, columns, **linear, **options)
+                    / log_columns(columns)
+                ),
+                divergence=lambda: divergence(hidden.detach(), per_token(_divergence_options(args, normalizer, None))),
+            )
+            result = divergence(hidden, _divergence_options(args, normalizer, weights))
+            if args.ce_weight:
+                options = ce_options(args, normalizer, weights, columns)
+                ce = linear_span_ce(hidden, head, inputs, **linear, **options)
+                result = _mixed(args.ce_weight, result, ce)
+            contrastive = None
+            if args.contrastive_weight and model.training:
+                contrastive = self._contrastive(span_ids, columns, (hidden, head), (teacher_hidden, teacher_head))
+            return LossOutput(*result, {}, contrastive, weights)
+
+        return run_loss(self._student, model, inputs, accelerator, compute)
 
     def _contrastive(
         self, span_ids: Tensor, columns: int, student: tuple[Tensor, Head], teacher: tuple[Tensor, Head]

@@ -63,6 +63,15 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
+def release_gathered(model: nn.Module) -> None:
+    """Releases the weights that ZeRO stage 3 has gathered ahead for a backward that does not come, after an evaluation.
+
+    Without this, DeepSpeed cannot gather them for a save.
+    """
+    if hasattr(model, "empty_partition_cache"):
+        model.empty_partition_cache()
+
+
 def shard_over_processes(model: nn.Module, device: torch.device) -> nn.Module:
     """Shards a frozen model over all processes with FSDP2: each holds 1/n of it, plus one whole layer while that runs.
 

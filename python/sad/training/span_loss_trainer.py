@@ -20,7 +20,7 @@ from sad.training.imitation import ImitationLoss
 from sad.training.loss_config import SpanLossConfig
 from sad.training.losses import SpanLoss, live_loss
 from sad.training.metrics import MeanMeter, SpanMeter, Throughput, means, span_metrics, speed_metrics
-from sad.training.sharding import check_launch, fsdp_plugin, use_fsdp_on_cpu
+from sad.training.sharding import check_launch, fsdp_plugin, release_gathered, use_fsdp_on_cpu
 from sad.training.teacher import place_teacher, teacher_logits
 from sad.training.token_weights import weight_sum, weights_by_kind
 from sad.trajectories.labels import span_ids_of
@@ -194,6 +194,7 @@ class SpanLossTrainer:
         self._meters["eval"], self._eval_loss = SpanMeter(), MeanMeter()
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        release_gathered(self.model_wrapped)
         sums = self._sums("eval")
         [loss] = self._means(self._eval_loss)
         output.metrics[f"{metric_key_prefix}_loss"] = 0.0 if math.isnan(loss) and not sums[:, 1].any() else loss

@@ -48,9 +48,6 @@ class CachedLoss:
         if not isinstance(collator, SpanCollator) or collator.teacher_cache is None:
             remedy = "Leave it out, or pass sad.SpanCollator(teacher_cache=..., max_length=...)."
             raise InputError("data_collator", "one that reads the teacher cache", type(collator).__name__, remedy)
-        if args.accelerator_config is not None and args.accelerator_config.dispatch_batches:
-            remedy = "Leave dispatch_batches out: it splits batches without their loss_rows."
-            raise InputError("accelerator_config", "no dispatch_batches with a teacher cache", "true", remedy)
         cache.check_observe(args.observe)
         cache.check_columns(logit_columns(student))
         self._args, self._vocab_size = args, cache.metadata.vocab_size

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
+from sad.training.packing import PACKINGS, PADDING_LIMIT, pack_batch, padding_share
 from sad.training.token_weights import TURN_BALANCES, turn_weights
 from sad.trajectories.batching import pad_batch
 from sad.trajectories.labels import span_ids_of
 
 _NOT_MODEL_INPUTS = {
-    "span_ids", "loss_rows", "token_weights", "turn_ids", "teacher_ids", "teacher_logprobs", "teacher_entropy", "skip_logits"
+    "span_ids", "loss_rows", "token_weights", "turn_ids", "token_mask", "teacher_ids", "teacher_logprobs", "teacher_entropy",
+    "skip_logits",
 }  # fmt: skip
 _PAD_TURN = -1
 
@@ -39,6 +41,8 @@ class SpanCollator:
             then.
         turn_balance: "none", "equal" or "decay", as in `sad.SADConfig`. It must be that of the training.
         turn_half_life: As in `sad.SADConfig`.
+        packing: "never"; "auto" packs several examples into a row in batches with more than 10 % of padding; "always". Both
+            models must keep packed sequences apart, which `sad.SADTrainer` checks.
 
     Raises:
         InputError: A number is out of range, or the cache does not exist.
@@ -54,6 +58,7 @@ class SpanCollator:
         observe: bool = False,
         turn_balance: str = "none",
         turn_half_life: float = 4.0,
+        packing: str = "never",
     ) -> None:
         bounds = {"pad_token_id": (pad_token_id, 0), "pad_to_multiple_of": (pad_to_multiple_of, 1)}
         for name, (value, least) in {**bounds, "max_length": (max_length, 1)}.items():
@@ -64,6 +69,9 @@ class SpanCollator:
             raise InputError(
                 "turn_balance", "one of " + ", ".join(TURN_BALANCES), repr(turn_balance), "Choose one of these."
             )
+        if packing not in PACKINGS:
+            raise InputError("packing", "one of " + ", ".join(PACKINGS), repr(packing), "Choose one of these.")
+        self.packing = packing
         self.observe, self.turn_balance, self.turn_half_life = observe, turn_balance, turn_half_life
         self.teacher_cache = None if teacher_cache is None else open_cache(teacher_cache)
         if self.teacher_cache is not None:
@@ -81,15 +89,16 @@ class SpanCollator:
         Returns:
             `input_ids` (B, T) int64, `attention_mask` (B, T) int64 and `span_ids` (B, T) int8, with T the padded length, and
             `loss_rows` (M,) int64: the positions in the flattened batch whose next token is supervised. With them the loss
-            needs no device synchronization. With weights or a turn balance also `token_weights` (B, T) float32, with turn
+            needs no device synchronization. A packed batch has fewer rows, and `position_ids` (B, T) and `token_mask` (B, T)
+            instead of `attention_mask`. With weights or a turn balance also `token_weights` (B, T) float32, with turn
             ids also `turn_ids` (B, T) int64. With a cache also the teacher's values at these positions: `teacher_ids` (M, k)
             int32, `teacher_logprobs` (M, k) float32, `teacher_entropy` (M,) float32.
 
         Raises:
             InputError: An example has no labels, or not one label, weight and turn per token, or is not in the cache.
         """
-        rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
         labels = span_ids_of(examples, self.max_length)
+        rows = [np.asarray(example["input_ids"])[: self.max_length] for example in examples]
         options = {"pad_token_id": self.pad_token_id, "pad_to_multiple_of": self.pad_to_multiple_of, "observe": self.observe}
         batch = pad_batch(rows, labels, **options)
         columns = {"token_weights": (np.float32, 0.0), "turn_ids": (np.int64, _PAD_TURN)}
@@ -100,6 +109,10 @@ class SpanCollator:
             half_life = self.turn_half_life if self.turn_balance == "decay" else None
             given, turn_ids = batch.get("token_weights"), batch.get("turn_ids")
             batch["token_weights"] = turn_weights(batch["span_ids"], given, turn_ids, half_life, self.observe)
+        lengths = [len(row) for row in rows]
+        padding = padding_share(lengths, batch["input_ids"].shape[1])
+        if self.packing == "always" or (self.packing == "auto" and padding > PADDING_LIMIT):
+            batch = pack_batch(batch, lengths)
         if self.teacher_cache is not None:
             found = self.teacher_cache.read_all(rows, labels)
             batch |= {f"teacher_{name}": torch.from_numpy(getattr(found, name)) for name in ("ids", "logprobs", "entropy")}

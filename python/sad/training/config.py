@@ -11,6 +11,7 @@ from transformers import SchedulerType, TrainingArguments
 from sad.errors import InputError
 from sad.training.fields import GROUPS, BatchFields, CurriculumFields
 from sad.training.loss_config import SpanLossConfig, check_choice, check_number
+from sad.training.packing import PACKINGS
 
 CURRICULUM_UNITS = ("relative", "raw")
 OWN_FIELDS = tuple(item.name for group in GROUPS.values() for item in dataclasses.fields(group))
@@ -54,6 +55,7 @@ class SADConfig(CurriculumFields, SpanLossConfig, BatchFields, TrainingArguments
         self.check_loss()
         check_number(self, "max_length", "a whole number >= 2", lambda x: x >= 2 and x == int(x))
         check_number(self, "pad_to_multiple_of", "a whole number >= 1", lambda x: x >= 1 and x == int(x), optional=True)
+        check_choice(self, "packing", PACKINGS)
         self._check_curriculum()
         if self.label_smoothing_factor:
             got = str(self.label_smoothing_factor)

@@ -76,8 +76,8 @@ def read_rows(dataset: Dataset, max_length: int | None) -> Rows:
     supervised = kept = 0
     for index in range(len(dataset)):
         example = dataset[index]
-        tokens = np.asarray(example["input_ids"], dtype="<i8")[:max_length]
         [whole] = span_ids_of([example])
+        tokens = np.asarray(example["input_ids"], dtype="<i8")[:max_length]
         row = whole[:max_length]
         supervised += np.count_nonzero(is_supervised(whole))
         kept += np.count_nonzero(is_supervised(row))

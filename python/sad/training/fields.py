@@ -86,6 +86,11 @@ class BatchFields:
         512,
         help="Maximum number of tokens per example. Longer trajectories are truncated, or split with --long of sad train.",
     )
+    packing: str = _field(
+        "auto",
+        help="Several trajectories in one row. auto: in batches of which more than a tenth is padding, if both models can; "
+        "always; never.",
+    )
     pad_to_multiple_of: int | None = _field(None, help="Round the length of a batch up to a multiple of this number.")
 
 

@@ -22,7 +22,7 @@ from sad.training.losses import SpanLoss, live_loss
 from sad.training.metrics import MeanMeter, SpanMeter, Throughput, means, span_metrics, speed_metrics
 from sad.training.sharding import check_launch, fsdp_plugin, release_gathered, use_fsdp_on_cpu
 from sad.training.teacher import place_teacher, teacher_logits
-from sad.training.token_weights import weight_sum, weights_by_kind
+from sad.training.token_weights import weight_sum, weights_by_kind, without_unseen
 from sad.trajectories.labels import span_ids_of
 from sadkernels import backends
 from sadkernels.spans import SpanKind, SpanStats
@@ -68,28 +68,16 @@ class SpanLossTrainer:
         Raises:
             InputError: The arguments contradict each other, or the backend cannot run here.
         """
-        if teacher is student:
-            raise InputError("teacher_model", "another model than the student", "the same object", "Pass a copy of it.")
-        if teacher is not None and cache is not None:
-            raise InputError("teacher_model", "a teacher_model or a teacher_cache", "both", "Pass one of them.")
-        try:
-            backends.resolve(config.backend, "span_kl", device, torch.float32)
-        except backends.BackendUnavailableError as error:
-            got = f"{config.backend!r} ({error})"
-            raise InputError("backend", "one that runs here", got, "Use backend='auto'.") from error
         _check_turn_balance(config, collator)
         train_dataset = next(iter(datasets.values()))
         _check_observations(config, train_dataset, collator, max_length)
         self._loss_config = config
         self.teacher_cache = None if cache is None else open_cache(cache)
         rows_known = hasattr(train_dataset, "__len__")
-        self._span_loss: SpanLoss
-        if teacher is not None:
-            self._span_loss = live_loss(config, student, teacher, rows_known=rows_known, gpus=gpus)
-        elif self.teacher_cache is None:
-            self._span_loss = ImitationLoss(config, student, rows_known=rows_known)
-        else:
-            self._span_loss = CachedLoss(config, student, self.teacher_cache, collator)
+        self._span_loss = choose_loss(
+            config, student, teacher, self.teacher_cache, collator, device=device, rows_known=rows_known, gpus=gpus
+        )
+        if self.teacher_cache is not None:
             for name, dataset in datasets.items():
                 if dataset is not None:
                     self.teacher_cache.check_examples(dataset, max_length, name)
@@ -98,7 +86,7 @@ class SpanLossTrainer:
         """Places the teacher and creates the meters, when the trainer has its device and accelerator.
 
         Raises:
-            InputError: The sequences are split over devices.
+            InputError: The sequences or the rows of a cache are split over devices.
         """
         self.model_accepts_loss_kwargs = True  # transformers < 5.19 would otherwise divide the loss once more
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:
@@ -107,6 +95,9 @@ class SpanLossTrainer:
         self.teacher_model = None
         if teacher is not None:
             self.teacher_model = place_teacher(teacher, self.accelerator, shard=self._loss_config.teacher_sharding)
+        if self.teacher_cache is not None and self.accelerator.dispatch_batches:
+            remedy = "Leave dispatch_batches out: it splits batches without their loss_rows."
+            raise InputError("accelerator_config", "no dispatch_batches with a teacher cache", "true", remedy)
         self._logits_are_read = True  # in `compute_loss(return_outputs=True)`
         self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
         self._contrastive, self._eval_loss, self._token_weights = MeanMeter(), MeanMeter(), MeanMeter(size=3)
@@ -129,7 +120,7 @@ class SpanLossTrainer:
         processes. Without weights it is their number."""
         if not batch_samples:
             return None
-        count = sum(weight_sum(batch, self._loss_config.observe) for batch in batch_samples).to(device)
+        count = sum(weight_sum(without_unseen(batch), self._loss_config.observe) for batch in batch_samples).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count / self.get_tp_size()  # tensor-parallel processes share each batch
@@ -146,6 +137,7 @@ class SpanLossTrainer:
         In training, `contrastive_weight` adds the contrastive term of the batch, divided by the number of accumulated
         batches. Over the step that is the mean of all batches of all processes.
         """
+        inputs = without_unseen(inputs)
         needs_logits = return_outputs and self._logits_are_read
         own = weight_sum(inputs, self._loss_config.observe)
         normalizer = own if num_items_in_batch is None else num_items_in_batch
@@ -164,7 +156,7 @@ class SpanLossTrainer:
             weight = self._loss_config.contrastive_weight / self.current_gradient_accumulation_steps
             loss = loss + weight * output.contrastive
         if model.training:
-            mask = inputs.get("attention_mask")
+            mask = inputs.get("attention_mask", inputs.get("token_mask"))
             self._throughput.add(torch.ones_like(inputs["input_ids"]) if mask is None else mask)
         return (loss, output.outputs) if return_outputs else loss
 
@@ -227,6 +219,48 @@ class SpanLossTrainer:
     def _sums(self, mode: str) -> Tensor:
         """Returns the sums of a meter over all processes, and resets it. Tensor-parallel processes count once."""
         return self.accelerator.reduce(self._meters[mode].take(self.args.device), reduction="sum") / self.get_tp_size()
+
+
+def choose_loss(
+    config: SpanLossConfig,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    cache: TeacherCache | None,
+    collator: Callable | None,
+    *,
+    device: torch.device,
+    rows_known: bool,
+    gpus: int = 1,
+) -> SpanLoss:
+    """Chooses between the losses from a live teacher, from a cache, and without a teacher.
+
+    Args:
+        config: The configuration.
+        student: The student, before it is wrapped.
+        teacher: The teacher, or None.
+        cache: The teacher cache, or None.
+        collator: The data collator, which reads the cache.
+        device: The training device.
+        rows_known: Whether `loss_rows` of a training batch are right; see `sad.training.losses.HiddenLoss`.
+        gpus: Number of GPUs of this process.
+
+    Raises:
+        InputError: The arguments contradict each other, or the backend cannot run here.
+    """
+    if teacher is student:
+        raise InputError("teacher_model", "another model than the student", "the same object", "Pass a copy of it.")
+    if teacher is not None and cache is not None:
+        raise InputError("teacher_model", "a teacher_model or a teacher_cache", "both", "Pass one of them.")
+    try:
+        backends.resolve(config.backend, "span_kl", device, torch.float32)
+    except backends.BackendUnavailableError as error:
+        got = f"{config.backend!r} ({error})"
+        raise InputError("backend", "one that runs here", got, "Use backend='auto'.") from error
+    if cache is not None:
+        return CachedLoss(config, student, cache, collator)
+    if teacher is None:
+        return ImitationLoss(config, student, rows_known=rows_known)
+    return live_loss(config, student, teacher, rows_known=rows_known, gpus=gpus)
 
 
 def _check_turn_balance(config: SpanLossConfig, collator: Callable) -> None:

@@ -134,6 +134,18 @@ def weights_by_kind(inputs: Mapping[str, Tensor], weights: Tensor, observe: bool
     return torch.where(of_kind, weights.flatten(), 0.0).sum(1), of_kind.sum(1)
 
 
+def without_unseen(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a batch without the labels of tokens whose predecessor is padding: no row of real text predicts them.
+
+    With padding on the right there are none, and `sad.SpanCollator`, which pads there, adds `loss_rows`.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dim() != 2 or "loss_rows" in inputs:
+        return inputs
+    seen = F.pad(mask[:, :-1] > 0, (1, 0))
+    return {**inputs, "span_ids": torch.where(seen, inputs["span_ids"], 0)}
+
+
 def log_columns(columns: int) -> float:
     """Returns log V, by which a divergence from the uniform distribution over V columns is at most 1."""
     return math.log(max(columns, 2))

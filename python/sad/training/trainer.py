@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from sad import models
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
 from sad.training import checkpoints
@@ -24,6 +27,8 @@ from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler, curriculum_sampler
 from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
+from sad.training.model_card import model_card
+from sad.training.packing import why_not_packed
 from sad.training.peers import reports_lost_process
 from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
 from sad.trajectories.encode import cut_warning
@@ -42,10 +47,11 @@ class SADTrainer(SpanLossTrainer, Trainer):
     accumulation nor the number of processes changes the gradient. Everything else is `transformers.Trainer`.
 
     Args:
-        model: The student, a causal language model. A PEFT model works too.
-        teacher_model: A causal language model with the student's tokenizer. Its head may have another number of columns. The
-            trainer puts it into eval mode and moves it to the training device, unless it was loaded with a device map. With
-            `ce_weight=1` it may be left out: the loss is then the cross-entropy on the trajectories.
+        model: The student, a causal language model, or its folder or its name on the Hugging Face Hub; then it is loaded in
+            float32. A PEFT model works too.
+        teacher_model: A causal language model with the student's tokenizer, or its folder or name. Its head may have another
+            number of columns. The trainer puts it into eval mode and moves it to the training device, unless it was loaded
+            with a device map. With `ce_weight=1` it may be left out: the loss is the cross-entropy on the trajectories.
         args: A `sad.SADConfig`.
         train_dataset: Indexable; mappings with `input_ids` and `span_ids`, such as `sad.encode_all` returns. With
             lambda_observe > 0 the labels must include observations (`sad.encode_all(..., observe=True)`).
@@ -56,16 +62,18 @@ class SADTrainer(SpanLossTrainer, Trainer):
         teacher_cache: A `sad.TeacherCache` or its path, instead of `teacher_model`. It must hold the examples of all
             datasets. The loss is then `sad.fused_topk_span_kl`.
         teacher: Deprecated name of `teacher_model`.
+        peft_config: A `peft.LoraConfig` or another configuration of peft: adapters are added to the student, whose own
+            weights are frozen.
         **kwargs: Passed on to `transformers.Trainer`.
 
     Raises:
-        InputError: The arguments contradict each other, or the backend cannot run here.
+        InputError: The arguments contradict each other, a model cannot be loaded, or the backend cannot run here.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        teacher_model: nn.Module | None = None,
+        model: nn.Module | str | Path,
+        teacher_model: nn.Module | str | Path | None = None,
         args: SADConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -74,10 +82,20 @@ class SADTrainer(SpanLossTrainer, Trainer):
         *,
         teacher_cache: TeacherCache | str | Path | None = None,
         teacher: nn.Module | None = None,
+        peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
         teacher_model = _renamed(teacher, teacher_model)
         _check(teacher_model, args, teacher_cache)
+        if isinstance(teacher_model, (str, Path)):
+            teacher_model = models.load_model("teacher_model", teacher_model)
+        if isinstance(model, (str, Path)):
+            processing_class = models.load_tokenizer("model", model) if processing_class is None else processing_class
+            model = models.load_model("model", model, dtype="float32")
+        if peft_config is not None:
+            model = models.with_adapters(model, peft_config)
+        if args.curriculum and train_dataset is not None and not hasattr(train_dataset, "__len__"):
+            logger.warning("The curriculum is off: it needs a train_dataset with a length, and this one is a stream.")
         cache = None if teacher_cache is None else open_cache(teacher_cache)
         if data_collator is None:
             data_collator = SpanCollator(
@@ -87,6 +105,7 @@ class SADTrainer(SpanLossTrainer, Trainer):
                 observe=args.observe,
                 turn_balance=args.turn_balance,
                 turn_half_life=args.turn_half_life,
+                packing=_packing(args, model, teacher_model, train_dataset),
             )
         named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         datasets = {"train_dataset": train_dataset, **named}
@@ -130,7 +149,28 @@ class SADTrainer(SpanLossTrainer, Trainer):
         self.finite_guard.add(inputs, loss)
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.args.nan_policy == "skip" else loss
 
-    # --- the curriculum ---
+    # --- the data ---
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Returns the data loader of an evaluation. Its batches are not packed: one row is one example."""
+        with self._unpacked():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Returns the data loader of predictions. Its batches are not packed: one row is one example."""
+        with self._unpacked():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _unpacked(self) -> Iterator[None]:
+        collator = self.data_collator
+        if isinstance(collator, SpanCollator):
+            self.data_collator = copy.copy(collator)
+            self.data_collator.packing = "never"
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -200,6 +240,11 @@ class SADTrainer(SpanLossTrainer, Trainer):
             if self._push_is_due:
                 self._push_from_checkpoint(str(run_folder / name))
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the model card into the output folder: method, teacher, data, losses and settings."""
+        if self.is_world_process_zero():
+            model_card(self).save(Path(self.args.output_dir, "README.md"))
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
@@ -228,6 +273,32 @@ def _renamed(teacher: nn.Module | None, teacher_model: nn.Module | None) -> nn.M
         raise InputError("teacher", "only teacher_model", "both", "Remove teacher: it is the old name of teacher_model.")
     warnings.warn("SADTrainer(teacher=...) is deprecated. Use teacher_model=...", DeprecationWarning, stacklevel=3)
     return teacher
+
+
+def _packing(args: SADConfig, student: nn.Module, teacher: nn.Module | None, train_dataset: Dataset | None) -> str:
+    """Returns how the batches of the training are packed.
+
+    Raises:
+        InputError: `packing` is "always", and the models or other options do not allow it.
+    """
+    if args.packing == "never":
+        return "never"
+    conflicts = {
+        "contrastive_weight": args.contrastive_weight > 0,
+        "token_weighting": args.token_weighting == "step_divergence",
+        "train_dataset, which is a stream": train_dataset is not None and not hasattr(train_dataset, "__len__"),
+        "several GPUs in one process": args.n_gpu > 1,
+    }
+    why = next((f"not possible with {name}" for name, here in conflicts.items() if here), None)
+    for name, model in (("student", student), ("teacher", teacher)):
+        if why is None and model is not None and (reason := why_not_packed(model)) is not None:
+            why = f"the {name} cannot read packed rows: {reason}"
+    if why is None:
+        return args.packing
+    if args.packing == "always":
+        raise InputError("packing", "auto or never here", f"'always' ({why})", "Set it to auto.")
+    logger.info("Trajectories are not packed: %s.", why)
+    return "never"
 
 
 def _check(teacher_model: nn.Module | None, args: object, teacher_cache: object) -> None:

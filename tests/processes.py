@@ -11,8 +11,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_two(module: str, folder: Path) -> None:
-    """Runs `python -m module folder` as ranks 0 and 1 on the CPU; if one fails, raises with the output of both."""
+def run_two(module: str, folder: Path, *arguments: str, expected: tuple[int, int] = (0, 0)) -> None:
+    """Runs `python -m module folder arguments` as ranks 0 and 1 on the CPU.
+
+    Raises with the output of both if they end with other codes than expected.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -21,7 +24,7 @@ def run_two(module: str, folder: Path) -> None:
     logs = [(folder / f"{rank}.log").open("w+") for rank in range(2)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", module, str(folder)],
+            [sys.executable, "-m", module, str(folder), *arguments],
             cwd=ROOT,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=log,
@@ -35,4 +38,4 @@ def run_two(module: str, folder: Path) -> None:
         for process, log in zip(processes, logs):
             process.kill()
             log.close()
-    assert codes == [0, 0], (folder / "0.log").read_text()[-3000:] + (folder / "1.log").read_text()[-3000:]
+    assert codes == [*expected], (folder / "0.log").read_text()[-3000:] + (folder / "1.log").read_text()[-3000:]

@@ -30,6 +30,10 @@ class InputError(ValueError):
         return type(self), (self.where, self.expected, self.got, self.remedy)
 
 
+class LostProcessError(InputError):
+    """Another process of a distributed run has ended."""
+
+
 def printable(text: str) -> str:
     """Returns text without characters that control a terminal, such as ESC.
 

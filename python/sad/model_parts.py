@@ -72,7 +72,7 @@ class ModelParts:
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """Returns the hidden states (B, T, H) that the head receives. The backbone runs without a key-value cache.
 
-        Call it inside the call of the whole model (`run`, `run_backbone`) if its weights may be sharded.
+        Call it inside the call of the whole model (`run`, `run_frozen`) if its weights may be sharded.
         """
         options = {} if getattr(self._config, "use_cache", None) is None else {"use_cache": False}
         return self._backbone(**batch, **options).last_hidden_state
@@ -117,20 +117,29 @@ class ModelParts:
         with forward_as(inner, forward):
             return model(**batch)
 
-    def run_backbone(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """Calls a model that no wrapper surrounds, and returns the hidden states (B, T, H). The head does not run."""
-        self._check_now(model, model, nullcontext)
-        with forward_as(model, lambda **batch: self.hidden(batch)):
-            return model(**batch)
+    @torch.no_grad()
+    def run_frozen(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Head]:
+        """Calls a model without a graph. Returns the hidden states (B, T, H) and the head, gathered if it is sharded.
 
-    @contextmanager
-    def gathered_head(self) -> Iterator[Head]:
-        """Gathers the head for a `with` block, without a graph. Every process must enter it."""
-        with gathered_parameters(self._head.parameters()):
-            with torch.no_grad():
-                head = self.head()
-                head = head._replace(weight=_gathered(head.weight), bias=_gathered(head.bias))
-            yield head
+        Args:
+            model: The model; no wrapper surrounds it.
+            batch: The arguments of the backbone.
+        """
+        self._check_now(model, model, nullcontext)
+        if any(hasattr(parameter, "ds_id") for parameter in self._head.parameters()):
+            kept: list[Head] = []
+
+            def keep(hidden: Tensor, head: Head) -> Tensor:
+                # ZeRO stage 3 releases the head by giving the parameter another tensor. This one stays.
+                kept.append(head._replace(weight=head.weight.detach(), bias=_detached(head.bias)))
+                return hidden
+
+            hidden = self.run(model, model, batch, keep)
+            return hidden, kept[0]
+        with forward_as(model, lambda **batch: self.hidden(batch)):
+            hidden = model(**batch)
+        head = self.head()
+        return hidden, head._replace(weight=_gathered(head.weight), bias=_gathered(head.bias))
 
     def check(self, model: nn.Module) -> None:
         """Compares the logits of the parts with the logits of the whole model, or defers that to the first `run`.
@@ -221,9 +230,9 @@ def gathered_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextMa
     partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not partitioned:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters(partitioned)
+    return deepspeed.zero.GatheredParameters(partitioned)
 
 
 def model_digest(model: nn.Module) -> str:
@@ -248,6 +257,10 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
+
+
 def _gathered(x: Tensor | None) -> Tensor | None:
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
@@ -263,7 +276,7 @@ def _weight_of(head: nn.Module) -> Tensor:
                 if name in head.lora_A:
                     weight = weight + head.get_delta_weight(name)
         return weight
-    if type(head) is not nn.Linear:
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:  # FSDP2 derives a class
         raise ValueError(f"its head is a {type(head).__name__}, not a linear layer")
     return head.weight
 

@@ -209,7 +209,9 @@ def check_fits(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     Raises:
         InputError: It does not.
     """
-    rows, needed = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
+    weight = model.get_input_embeddings().weight
+    # ZeRO stage 3 leaves an empty tensor, and keeps the shape beside it.
+    rows, needed = getattr(weight, "ds_shape", weight.shape)[0], max(tokenizer.get_vocab().values()) + 1
     if rows < needed:
         remedy = "Call `model.resize_token_embeddings(...)`, or use the tokenizer of the model."
         raise InputError(name, f"embeddings for the tokenizer's {needed} ids", str(rows), remedy)

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from sad import interrupts
 from sad.cli import failures
-from sad.errors import printable
+from sad.errors import LostProcessError, printable
 
 COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "cache import", "train", "eval", "bench", "doctor")
 
@@ -48,6 +48,8 @@ def main() -> None:
             message = failures.describe(error)
             if message is None or os.environ.get("SAD_TRACEBACK") == "1":
                 raise
+            if isinstance(error, LostProcessError) and os.environ.get("RANK", "0") != "0":
+                sys.exit(2)  # the main process reports it
             typer.secho(f"sad: {printable(message)}", fg=typer.colors.RED, err=True)
             sys.exit(2)
 

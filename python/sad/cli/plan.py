@@ -89,7 +89,9 @@ def _show(found: Plan) -> None:
     for name, shape in (("teacher", found.teacher), ("student", found.student)):
         typer.echo(f"{name}: {getattr(request, name)}, {shape.parameters:,} parameters")
     gpu, usable = _gb(request.gpu_bytes), _gb(found.usable)
-    typer.echo(f"GPU: {gpu} GB, of which {usable} for tensors; batch {request.batch} x {request.seq}")
+    count = f"{request.gpus} x " if request.gpus > 1 else ""
+    each = " on each" if request.gpus > 1 else ""
+    typer.echo(f"GPU: {count}{gpu} GB, of which {usable} for tensors{each}; batch {request.batch} x {request.seq}")
     _show_table(_COLUMNS, rows, "Memory in GB at the peak of a step")
     caches = [
         [mode, "yes" if mode == "hidden" else "no", str(size.row), f"{size.row / 10**3:.1f}", _gb(size.head)]

@@ -68,7 +68,7 @@ class Distillation:
         options = {"device": accelerator.device, "rows_known": True}
         self._loss = choose_loss(self._config, student, teacher_model, cache, data_collator, **options)
         if teacher_model is not None:
-            place_teacher(teacher_model, accelerator.device)
+            place_teacher(teacher_model, accelerator, shard=self._config.teacher_sharding)
 
     def backward(self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Step:
         """Adds the gradient of one optimizer step to the parameters.

@@ -35,6 +35,7 @@ class Setup:
         supervised_fraction: Fraction of the tokens that have a loss.
         top_k: Log-probabilities per token in the cache.
         gpu_memory: Bytes of the GPU, of which the logits of a chunk take a share.
+        shards: Number of GPUs that share the weights of both models (FSDP2); 1: each GPU has all of them.
     """
 
     mode: str = "linear"
@@ -50,6 +51,7 @@ class Setup:
     supervised_fraction: float = 0.6
     top_k: int = 64
     gpu_memory: int = 24 * 10**9
+    shards: int = 1
 
     @property
     def tokens(self) -> int:
@@ -85,6 +87,11 @@ class Setup:
         """Whether autocast makes bfloat16 copies of float32 weights and of the input of each linear layer."""
         return self.matmul_bytes < self.residual_bytes
 
+    @property
+    def shards_teacher(self) -> bool:
+        """Whether the teacher is sharded too. Quantized weights cannot be."""
+        return self.shards > 1 and self.teacher_bits == 16
+
 
 @dataclass(frozen=True)
 class PersistentBytes:
@@ -117,7 +124,10 @@ def persistent_bytes(student: ModelShape, teacher: ModelShape | None, setup: Set
         adapted = student.adapted(setup.lora_target)
         factored = sum(m.inputs + m.outputs + 2 * setup.lora_rank for m in adapted) * student.layers
         states = 4 * (factored if setup.lora_rank else student.factored)
-    return PersistentBytes(weights, 4 * trained, states, _teacher_weight_bytes(teacher, setup))
+    teacher_weights = _teacher_weight_bytes(teacher, setup)
+    if setup.shards_teacher:
+        teacher_weights = -(-teacher_weights // setup.shards)
+    return PersistentBytes(*(-(-size // setup.shards) for size in (weights, 4 * trained, states)), teacher_weights)
 
 
 def _teacher_weight_bytes(teacher: ModelShape | None, setup: Setup) -> int:
@@ -183,6 +193,8 @@ def outer_activations(shape: ModelShape, setup: Setup) -> int:
 
 def autocast_copies(shape: ModelShape, setup: Setup) -> int:
     """Returns the bytes of the bfloat16 copies of all layers' float32 weights."""
+    if setup.shards > 1:  # FSDP2 gathers the weights in the dtype of the matrix products
+        return 0
     if setup.lora_rank:
         return 2 * shape.adapter_parameters(setup.lora_rank, setup.lora_target) if setup.dtype == "bf16" else 0
     return 2 * shape.linear if setup.autocasts else 0
@@ -205,6 +217,12 @@ def _backward_workspace(shape: ModelShape, setup: Setup) -> int:
     largest = max(m.inputs * m.outputs for m in shape.matrices)
     weight_gradient = 0 if setup.lora_rank else (4 + (2 if setup.autocasts else 0)) * largest  # float32, and bfloat16
     return setup.tokens * (mlp + 2 * setup.residual_bytes * shape.hidden) + weight_gradient
+
+
+def _gathered_bytes(shape: ModelShape, setup: Setup) -> int:
+    """Returns the bytes of the weights that FSDP2 holds whole: two layers, the embeddings, and the head."""
+    ends = shape.lm_head * (1 if shape.tied else 2)
+    return setup.matmul_bytes * (2 * shape.linear // shape.layers + ends)
 
 
 @dataclass(frozen=True)
@@ -242,12 +260,20 @@ def phases(student: ModelShape, teacher: ModelShape | None, setup: Setup) -> lis
         Phase("end of the backward", 0, _embedding_gradient_bytes(student, setup)),
         Phase("optimizer", 0, 12 * student.largest if setup.optimizer == "adafactor" and not setup.lora_rank else 0),
     ]
+    if setup.shards > 1:
+        gathered = _gathered_bytes(student, setup)
+        gradients = 0 if setup.lora_rank else gathered  # whole until they are reduced
+        whole = {"forward": gathered, "loss": gathered, "backward": gathered + gradients, "end of the backward": gradients}
+        found = [replace(phase, activations=phase.activations + whole.get(phase.name, 0)) for phase in found]
     if setup.mode == "naive":
         head_copy = 2 * student.lm_head if setup.autocasts else 0
         logits = setup.matmul_bytes * setup.tokens * student.vocab + head_copy
         found.insert(1, Phase("logits", saved + cached, teacher_output + logits))
     if teacher is not None and setup.mode not in CACHES:
-        found.insert(0, Phase("teacher", _teacher_workspace(teacher, setup), teacher_output))
+        gathered = _gathered_bytes(teacher, replace(setup, dtype="bf16")) if setup.shards_teacher else 0
+        found.insert(0, Phase("teacher", _teacher_workspace(teacher, setup) + gathered, teacher_output))
+        if gathered and setup.mode == "linear":  # the loss gathers the teacher's head
+            found = [replace(x, loss=x.loss + 2 * teacher.lm_head) if x.name in ("forward", "loss") else x for x in found]
     loaded = _loaded_bytes(teacher, setup)
     return [replace(phase, loss=phase.loss + loaded) for phase in found]
 

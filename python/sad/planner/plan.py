@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections.abc import Iterator
@@ -121,11 +122,13 @@ def plan(request: PlanRequest) -> Plan:
 
 def _setups(request: PlanRequest, mode: str) -> Iterator[tuple[Setup, tuple[str, ...]]]:
     """Yields the setups to try and what they save memory with, fewest savings first. Decided options stay as they are."""
-    optimizers = (request.optimizer,) if request.optimizer else ("adamw", "adamw_8bit")
+    # bitsandbytes cannot read sharded weights, so several GPUs shard before anything else.
+    optimizers = (request.optimizer,) if request.optimizer else ("adamw", "adamw_8bit")[: 2 if request.gpus == 1 else 1]
     choices = (False, True) if request.gradient_checkpointing is None else (request.gradient_checkpointing,)
-    for optimizer in optimizers:
+    sharded = (1, request.gpus) if request.gpus > 1 and request.optimizer != "adamw_8bit" else (1,)
+    for optimizer, shards in itertools.product(optimizers, sharded):
         for checkpointing in choices:
-            savings = ()
+            savings = ("sharded weights",) if shards > 1 else ()
             if checkpointing and request.gradient_checkpointing is None:
                 savings += ("gradient checkpointing",)
             if optimizer == "adamw_8bit" and request.optimizer is None:
@@ -142,14 +145,16 @@ def _setups(request: PlanRequest, mode: str) -> Iterator[tuple[Setup, tuple[str,
                 supervised_fraction=request.supervised_fraction,
                 top_k=request.top_k,
                 gpu_memory=request.gpu_bytes,
+                shards=shards,
             )
             yield setup, savings
 
 
 def _plan_mode(mode: str, teacher: ModelShape, student: ModelShape, request: PlanRequest, usable: int) -> ModePlan:
     """Returns the first setup that fits, with its largest micro-batch; if none fits, the one with the smallest peak."""
-    small = [n for n in range(1, math.isqrt(request.batch) + 1) if request.batch % n == 0]
-    divisors = sorted({*small, *(request.batch // n for n in small)}, reverse=True)
+    batch = request.batch // request.gpus  # per GPU
+    small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
+    divisors = sorted({*small, *(batch // n for n in small)}, reverse=True)
     smallest: ModePlan | None = None
     for setup, savings in _setups(request, mode):
         persistent = persistent_bytes(student, teacher, setup)
@@ -157,7 +162,7 @@ def _plan_mode(mode: str, teacher: ModelShape, student: ModelShape, request: Pla
             chosen = replace(setup, micro_batch=micro_batch, accumulation=request.batch // micro_batch)
             peak_phase = max(phases(student, teacher, chosen), key=lambda phase: phase.total)
             fits = persistent.total + peak_phase.total <= usable
-            found = ModePlan(chosen, request.batch // micro_batch, persistent, peak_phase, fits, savings)
+            found = ModePlan(chosen, batch // micro_batch, persistent, peak_phase, fits, savings)
             if fits:
                 return found
             if smallest is None or found.peak < smallest.peak:
@@ -176,6 +181,8 @@ def _command(request: PlanRequest, student: ModelShape, chosen: ModePlan) -> str
     }
     if setup.dtype == "bf16":
         config["bf16"] = True
+    if setup.shards_teacher and setup.mode != "cached":
+        config["teacher_sharding"] = True
     if setup.checkpointing:
         config["gradient_checkpointing"] = True
     if setup.optimizer != "adamw":  # the default of `SADConfig`
@@ -188,7 +195,12 @@ def _command(request: PlanRequest, student: ModelShape, chosen: ModePlan) -> str
         sizes = ["--top-k", str(request.top_k), "--max-length", str(setup.seq)]
         cache_command = shlex.join(["sad", "cache", *teacher, *data, "--out", "teacher-cache", *loading, *sizes]) + "\n"
         teacher, loading = ["--teacher-cache", "teacher-cache"], []
-    words = ["sad", "train", *teacher, "--student", request.student, *data, "--out", "runs/first", *loading]
+    program = ["sad"]
+    if request.gpus > 1:
+        strategy = "fsdp2" if setup.shards > 1 else "ddp"
+        file = f"examples/distributed/{strategy}.yaml"
+        program = ["accelerate", "launch", "--config_file", file, "--num_processes", str(request.gpus), "-m", "sad.cli.main"]
+    words = [*program, "train", *teacher, "--student", request.student, *data, "--out", "runs/first", *loading]
     if request.lora:
         words += ["--lora-rank", str(request.lora)]
         if request.lora_target != "all":  # the default of `sad train`
@@ -213,6 +225,8 @@ def _notes(
             f"Replace each model name by a folder with the model ({', '.join(names)}). "
             "Download it with: hf download NAME --local-dir DIR."
         )
+    if mode is not None and modes[mode].setup.shards > 1:
+        yield f"{request.gpus} GPUs share the weights (FSDP2, docs/distributed.md). These sizes were not measured on GPUs."
     if mode is not None and modes[mode].setup.optimizer == "adamw_8bit":
         yield "8-bit AdamW needs bitsandbytes: pip install bitsandbytes."
     if mode is not None and request.teacher_bits < 16:

@@ -43,6 +43,7 @@ class PlanRequest:
     teacher: str = option(help="Folder with a config.json, or a model name such as gpt2-xl.", group="Models and GPU")
     student: str = option(help="Folder with a config.json, or a model name such as gpt2.", group="Models and GPU")
     gpu: str = option(help="Memory of the GPU: 24GB, 80GiB, 24564MiB.", group="Models and GPU")
+    gpus: int = option(1, help="Number of such GPUs, with one process each.", group="Models and GPU")
     batch: int = option(64, help="Sequences per optimizer step.", group="Training")
     seq: int = option(512, help="Tokens per sequence.", group="Training")
     dtype: str = option("bf16", help="bf16 (autocast over float32 weights) or fp32.", group="Training")
@@ -68,10 +69,13 @@ class PlanRequest:
 
     def __post_init__(self) -> None:
         parse_memory_size(self.gpu)
-        for name, least in (("batch", 1), ("seq", 2), ("lora", 0), ("top_k", 1)):
+        for name, least in (("gpus", 1), ("batch", 1), ("seq", 2), ("lora", 0), ("top_k", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(name, f"a whole number >= {least}", repr(value), "Choose a value in that range.")
+        if self.batch % self.gpus:
+            got, remedy = f"{self.batch} on {self.gpus} GPUs", "Choose a multiple, so that every GPU has as many sequences."
+            raise InputError("batch", "a multiple of gpus", got, remedy)
         fraction = self.supervised_fraction
         if not isinstance(fraction, Real) or not 0 < fraction <= 1:
             raise InputError("supervised_fraction", "a share above 0, at most 1", repr(fraction), "Use 0.6 if unsure.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -111,11 +110,8 @@ class CachedHiddenLoss(HiddenLoss):
         super().__init__(args, student, None, from_logits, rows_known=True)
         self._head = head
 
-    def _teacher_hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return _cached_hidden(inputs, self._head)
-
-    def _teacher_head(self) -> AbstractContextManager[Head]:
-        return nullcontext(self._head)
+    def _teacher_output(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Head]:
+        return _cached_hidden(inputs, self._head), self._head
 
     def _certainty(self, inputs: Mapping[str, Tensor], hidden: Tensor, head: Head, columns: int, **options: Any) -> Tensor:
         return _cached_certainty(inputs, columns)

@@ -21,6 +21,7 @@ from sad.model_parts import model_digest
 from sad.teacher_cache.reader import TeacherCache
 from sad.training.collator import SpanCollator, model_inputs
 from sad.training.config import SADConfig
+from sad.training.sharding import is_sharded
 from sad.training.teacher import teacher_logits, vocabulary_group
 from sad.trajectories.batching import batches_by_length
 from sad.trajectories.labels import span_ids_of
@@ -149,12 +150,15 @@ def teacher_entropy_sums(
     batches = batches_by_length([len(row) for row in rows.span_ids], args.per_device_train_batch_size * args.max_length)
     parallelism = getattr(accelerator, "parallelism_config", None)
     replicas = 1 if parallelism is None else parallelism.tp_size  # processes with the same batches
-    own = batches[accelerator.process_index // replicas :: accelerator.num_processes // replicas]
+    size = accelerator.num_processes // replicas
+    own = batches[accelerator.process_index // replicas :: size]
+    if is_sharded(teacher) and len(own) < -(-len(batches) // size):
+        own.append([])  # all processes call a sharded teacher equally often
     device = args.device
     sums = torch.zeros(len(dataset), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     show = not args.disable_tqdm and accelerator.is_local_main_process
     for indices in tqdm(own, desc="teacher entropy for the curriculum", disable=not show, leave=False):
-        batch = {name: x.to(device) for name, x in collator([dataset[i] for i in indices]).items()}
+        batch = {name: x.to(device) for name, x in collator([dataset[i] for i in indices or batches[0]]).items()}
         logits = teacher_logits(teacher, model_inputs(batch), accelerator)
         options = {"shift": True, "reduction": "sum", "return_stats": True, "backend": args.backend}
         options["lambda_observe"] = float(args.observe)  # with 0, observations are not read

@@ -55,6 +55,9 @@ class LossFields:
         "auto",
         help="hidden: project only supervised rows, in chunks; logits: use both models' logits; auto: hidden if possible.",
     )
+    teacher_sharding: bool = _field(
+        False, help="Shard the teacher's weights over all processes, with any strategy for the student. See distributed.md."
+    )
     loss_chunk_bytes: int | None = _field(
         None,
         help="Bytes for the logits of one chunk in the loss from hidden states. Default: 128 MiB; on a GPU 2048 rows.",

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -198,56 +197,50 @@ class HiddenLoss:
         args, span_ids = self._args, inputs["span_ids"]
         rows = inputs.get("loss_rows") if model.training and self._rows_known else None
         with torch.no_grad(), accelerator.autocast():
-            teacher_hidden = self._teacher_hidden(inputs)
+            teacher_hidden, teacher_head = self._teacher_output(inputs)
 
-        with self._teacher_head() as teacher_head:
+        def compute(hidden: Tensor, head: Head) -> LossOutput:
+            linear = {"rows": rows, "chunk_bytes": args.loss_chunk_bytes}
+            columns = min(len(head.weight), len(teacher_head.weight))
 
-            def compute(hidden: Tensor, head: Head) -> LossOutput:
-                linear = {"rows": rows, "chunk_bytes": args.loss_chunk_bytes}
-                columns = min(len(head.weight), len(teacher_head.weight))
-
-                def divergence(hidden: Tensor, options: dict[str, Any]) -> Any:
-                    return fused_linear_span_kl(
-                        hidden,
-                        head.weight,
-                        teacher_hidden,
-                        teacher_head.weight,
-                        span_ids,
-                        student_bias=head.bias,
-                        teacher_bias=teacher_head.bias,
-                        logit_scale=(head.scale, teacher_head.scale),
-                        logit_softcap=(head.softcap, teacher_head.softcap),
-                        **linear,
-                        **options,
-                    )
-
-                weights = self._step_weights.of(
-                    inputs,
-                    model.training,
-                    certainty=lambda options: self._certainty(
-                        inputs, teacher_hidden, teacher_head, columns, **linear, **options
-                    ),
-                    divergence=lambda: divergence(hidden.detach(), per_token(_divergence_options(args, normalizer, None))),
+            def divergence(hidden: Tensor, options: dict[str, Any]) -> Any:
+                return fused_linear_span_kl(
+                    hidden,
+                    head.weight,
+                    teacher_hidden,
+                    teacher_head.weight,
+                    span_ids,
+                    student_bias=head.bias,
+                    teacher_bias=teacher_head.bias,
+                    logit_scale=(head.scale, teacher_head.scale),
+                    logit_softcap=(head.softcap, teacher_head.softcap),
+                    **linear,
+                    **options,
                 )
-                result = divergence(hidden, _divergence_options(args, normalizer, weights))
-                if args.ce_weight:
-                    options = ce_options(args, normalizer, weights, columns)
-                    ce = linear_span_ce(hidden, head, inputs, **linear, **options)
-                    result = _mixed(args.ce_weight, result, ce)
-                contrastive = None
-                if args.contrastive_weight and model.training:
-                    contrastive = self._contrastive(span_ids, columns, (hidden, head), (teacher_hidden, teacher_head))
-                return LossOutput(*result, {}, contrastive, weights)
 
-            return run_loss(self._student, model, inputs, accelerator, compute)
+            weights = self._step_weights.of(
+                inputs,
+                model.training,
+                certainty=lambda options: self._certainty(
+                    inputs, teacher_hidden, teacher_head, columns, **linear, **options
+                ),
+                divergence=lambda: divergence(hidden.detach(), per_token(_divergence_options(args, normalizer, None))),
+            )
+            result = divergence(hidden, _divergence_options(args, normalizer, weights))
+            if args.ce_weight:
+                options = ce_options(args, normalizer, weights, columns)
+                ce = linear_span_ce(hidden, head, inputs, **linear, **options)
+                result = _mixed(args.ce_weight, result, ce)
+            contrastive = None
+            if args.contrastive_weight and model.training:
+                contrastive = self._contrastive(span_ids, columns, (hidden, head), (teacher_hidden, teacher_head))
+            return LossOutput(*result, {}, contrastive, weights)
 
-    def _teacher_hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the teacher's hidden states (B, T, H) for a batch. Only those of supervised rows are read."""
-        return self._teacher.run_backbone(self._from_logits.teacher, model_inputs(inputs))
+        return run_loss(self._student, model, inputs, accelerator, compute)
 
-    def _teacher_head(self) -> AbstractContextManager[Head]:
-        """Returns a context with the whole head of the teacher."""
-        return self._teacher.gathered_head()
+    def _teacher_output(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Head]:
+        """Returns the teacher's hidden states (B, T, H) for a batch and its whole head. Only supervised rows are read."""
+        return self._teacher.run_frozen(self._from_logits.teacher, model_inputs(inputs))
 
     def _certainty(self, inputs: Mapping[str, Tensor], hidden: Tensor, head: Head, columns: int, **options: Any) -> Tensor:
         """Returns 1 - H / log V of the teacher for each row (B, T), from its hidden states and its head."""

@@ -28,7 +28,9 @@ from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.data_files import evaluation_sets, expand_paths
 from sad.training.model_card import model_card
+from sad.training.peers import accumulation_after_move, launched_processes
 from sad.training.progress import LogTable, step_line
+from sad.training.sharding import check_launch
 from sad.training.stopping import SignalStop
 from sad.training.trainer import SADTrainer, check_teacher
 from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
@@ -38,6 +40,7 @@ from sad.trajectories.refused import Refused
 from sad.trajectories.tokenizers import set_chat_template
 from sad.trajectories.trajectory import Trajectory
 
+_STEP_FIELDS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
 
@@ -79,7 +82,11 @@ def _distill(
     names = ("student",) if options.teacher is None else ("teacher", "student")
     for name in names:
         models.check_model_dir(name, getattr(options, name))
+    moved = ""
+    if options.resume:
+        values, moved = run.for_these_processes(values)
     config = make_config(values, options.out)
+    check_launch(config)
     check_teacher(config, options.teacher is not None or cache is not None)
     if cache is not None:
         cache.check_observe(config.observe)
@@ -87,6 +94,8 @@ def _distill(
     Encoding(**encoding)  # refuses options before the files are read
     main = config.process_index == 0
     announce = say if main else lambda message: None
+    if moved:
+        announce(f"resuming on {moved}")
     if options.resume and main:  # a new folder is locked later, because bad input must not create it
         stack.enter_context(files.FolderLock(run.path))
     paths = {"data": expand_paths("data", options.data), **evaluation_sets(options.eval_data)}
@@ -146,7 +155,8 @@ def _distill(
         files.remove_partials(run.path)
         run.write_config({item.name: getattr(options, item.name) for item in fields(RunOptions)} | as_yaml(config, values))
         counts = {name: len(kept) + len(refused) for name, (kept, refused) in read.items()}
-        run.write_run(_record(corpora, counts, digest) | {"teacher_sha256": teacher_digest})
+        record = _record(corpora, counts, digest)
+        run.write_run(record | {"teacher_sha256": teacher_digest, "steps": _step_sizes(config)})
     checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
@@ -238,6 +248,24 @@ class RunFolder:
         """Writes `run.json`, with a checksum."""
         files.write_record(self.run, record, indent=2)
 
+    def for_these_processes(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """Returns the fields with which a resumed run keeps its trajectories per step, and a message about what changed.
+
+        Raises:
+            InputError: It cannot keep them with this number of processes.
+        """
+        values = dict(values)
+        remedy = "Delete the file to resume without this check."
+        before = files.read_record(self.run, remedy).get("steps") if self.run.is_file() else None
+        if before is None:
+            return values, ""
+        defaults = {item.name: item.default for item in fields(SADConfig)}
+        batch, accumulation = (values.get(name, defaults[name]) for name in _STEP_FIELDS)
+        processes = launched_processes()
+        kept, message = accumulation_after_move(tuple(before), batch, accumulation, processes)
+        values[_STEP_FIELDS[1]] = kept
+        return values, message
+
     def check_same_data(self, digest: str) -> None:
         """Checks that the run started with these tokens and labels.
 
@@ -325,6 +353,11 @@ def _load_models(
         dtype = str(model.dtype).removeprefix("torch.")
         announce(f"{name}: {type(model).__name__}, {model.num_parameters():,} parameters, {dtype}")
     return loaded.get("teacher"), loaded["student"]
+
+
+def _step_sizes(config: SADConfig) -> tuple[int, int, int]:
+    """Returns processes, trajectories per batch and accumulated batches."""
+    return (launched_processes(), *(getattr(config, name) for name in _STEP_FIELDS))
 
 
 def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -19,6 +20,7 @@ from sad.training.imitation import ImitationLoss
 from sad.training.loss_config import SpanLossConfig
 from sad.training.losses import SpanLoss, live_loss
 from sad.training.metrics import MeanMeter, SpanMeter, Throughput, means, span_metrics, speed_metrics
+from sad.training.sharding import check_launch, fsdp_plugin, release_gathered, use_fsdp_on_cpu
 from sad.training.teacher import place_teacher, teacher_logits
 from sad.training.token_weights import weight_sum, weights_by_kind, without_unseen
 from sad.trajectories.labels import span_ids_of
@@ -90,15 +92,24 @@ class SpanLossTrainer:
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:
             remedy = "Use data parallelism: the label of a row is that of the next token, which is on another device."
             raise InputError("parallelism_config", "whole sequences on each device", "a split sequence", remedy)
+        self.teacher_model = None
+        if teacher is not None:
+            self.teacher_model = place_teacher(teacher, self.accelerator, shard=self._loss_config.teacher_sharding)
         if self.teacher_cache is not None and self.accelerator.dispatch_batches:
             remedy = "Leave dispatch_batches out: it splits batches without their loss_rows."
             raise InputError("accelerator_config", "no dispatch_batches with a teacher cache", "true", remedy)
-        self.teacher_model = None if teacher is None else place_teacher(teacher, self.args.device)
         self._logits_are_read = True  # in `compute_loss(return_outputs=True)`
         self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
         self._contrastive, self._eval_loss, self._token_weights = MeanMeter(), MeanMeter(), MeanMeter(size=3)
         self._throughput = Throughput(self.args.device)
         self.add_callback(self._throughput)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Creates the accelerator. FSDP2 works on CPUs too, and a launch whose processes would train alone is refused."""
+        check_launch(self.args)
+        super().create_accelerator_and_postprocess()
+        use_fsdp_on_cpu(self.accelerator, fsdp_plugin(self.args))
+        self.is_fsdp_enabled = self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.FSDP
 
     def teacher_logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Returns the teacher's logits (B, T, V) for `input_ids` and `attention_mask`, without a graph."""
@@ -175,6 +186,7 @@ class SpanLossTrainer:
         self._meters["eval"], self._eval_loss = SpanMeter(), MeanMeter()
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        release_gathered(self.model_wrapped)
         sums = self._sums("eval")
         [loss] = self._means(self._eval_loss)
         output.metrics[f"{metric_key_prefix}_loss"] = 0.0 if math.isnan(loss) and not sums[:, 1].any() else loss

@@ -29,6 +29,7 @@ from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
 from sad.training.model_card import model_card
 from sad.training.packing import why_not_packed
+from sad.training.peers import reports_lost_process
 from sad.training.prefetch import reading_workers
 from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
 from sad.trajectories.encode import cut_warning
@@ -134,13 +135,15 @@ class SADTrainer(SpanLossTrainer, Trainer):
         Raises:
             InputError: The chosen checkpoint was damaged after its save.
             NonFiniteError: A loss, gradient or parameter is NaN or infinite (see `nan_policy`).
+            LostProcessError: Another process of the run has ended.
         """
         if resume_from_checkpoint is True:
             found = self.newest_checkpoint(logger.warning)
             resume_from_checkpoint = None if found is None else str(found)
         elif resume_from_checkpoint:
             checkpoints.check_complete(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with reports_lost_process():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Computes the gradient of one batch. The loss of a batch that `nan_policy="skip"` leaves out is logged as 0."""

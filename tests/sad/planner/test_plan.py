@@ -223,6 +223,22 @@ def test_sad_train_accepts_the_command():
     )
 
 
+def test_gpus_share_the_weights_if_needed():
+    """A 13B teacher fits on two GPUs of 24 GB beside a student, not on one. What fits whole is not sharded."""
+    request = PlanRequest("opt-13b", "opt-350m", "24GB", gpus=2)
+    whole, shared = plan(replace(request, gpus=1)), plan(request)
+    assert not whole.modes["linear"].fits and shared.mode == "linear"
+    chosen = shared.modes["linear"]
+    teacher = 2 * PUBLISHED["opt-13b"]
+    assert chosen.persistent.teacher == teacher // 2 and chosen.persistent.optimizer == 8 * shared.student.parameters // 2
+    assert chosen.setup.micro_batch * chosen.accumulation * 2 == 64
+    words = shared.command.split()
+    assert words[:2] == ["accelerate", "launch"] and "examples/distributed/fsdp2.yaml" in words
+    assert parse_flags(words[words.index("--max-length") :], ())["teacher_sharding"] is True
+    small = plan(PlanRequest("gpt2-xl", "gpt2", "24GB", gpus=2))
+    assert small.modes["linear"].setup.shards == 1 and "examples/distributed/ddp.yaml" in small.command
+
+
 def test_a_folder_is_read(tmp_path):
     small("qwen3", 3).save_pretrained(tmp_path)
     found = plan(PlanRequest(str(tmp_path), str(tmp_path), "1GB", batch=2, seq=64))
@@ -254,6 +270,7 @@ def test_invalid_sizes(text):
         ({"teacher": "gtp2-xl"}, "Did you mean gpt2-xl"),
         ({"teacher": "no-such/thing-at-all"}, "Known by name: gpt2"),
         ({"batch": 0}, "batch: expected a whole number >= 1"),
+        ({"gpus": 3}, "batch: expected a multiple of gpus, got 64 on 3 GPUs"),
         ({"seq": 1025}, "seq: expected at most the teacher's 1024 positions"),
         ({"dtype": "fp8"}, "dtype: expected one of bf16, fp32"),
         ({"optimizer": "sgd"}, "optimizer: expected one of"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 
+from sad.errors import LostProcessError
 from sad.interrupts import Interrupted
 from sad.training.config import SADConfig
 from sad.training.stopping import SignalStop
@@ -24,6 +27,37 @@ class Stop(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= STOP
+
+
+class Leave(TrainerCallback):
+    """Ends process 1 in the middle of a training, and notes the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.process_index == 1 and state.global_step == 2:
+            (self._folder / "left").write_text(str(time.time()))
+            os._exit(0)
+
+
+def lose_process(folder: Path) -> None:
+    """Writes the message of process 0 after process 1 has left, and the seconds in between."""
+    made = trainer(folder / "lost", batch=2, save_strategy="no")
+    made.add_callback(Leave(folder))
+    try:
+        made.train()
+    except LostProcessError as error:
+        seconds = time.time() - float((folder / "left").read_text())
+        (folder / "lost.json").write_text(json.dumps({"message": str(error), "seconds": seconds}))
+    os._exit(0)  # the process group is broken
+
+
+def train_to_stop(folder: Path, batch: int) -> None:
+    """Trains until `STOP`, so that another number of processes can resume."""
+    made = trainer(folder, batch)
+    made.add_callback(Stop())
+    made.train()
 
 
 def trainer(folder: Path, batch: int, **fields) -> SADTrainer:
@@ -120,12 +154,13 @@ def main(folder: Path) -> None:
     whole = trainer(folder / "whole", batch=2)
     whole.train()
     result = {"whole": record(whole)}
-    first = trainer(folder / "cut", batch=2)
-    first.add_callback(Stop())
-    first.train()
+    stopped(folder / "cut", batch=2)
     second = trainer(folder / "cut", batch=2)
     second.train(resume_from_checkpoint=True)
     result["resumed"] = {"weights": weights(second)}
+    moved = trainer(folder / "moved", batch=2)  # one process has trained its first steps
+    moved.train(resume_from_checkpoint=True)
+    result["moved"] = {"weights": weights(moved)}
     result["cached"] = tiny_cache.make_and_train(folder / "cached", batch=2)
     result["contrastive"] = contrastive(folder / "contrastive", accumulate=1)
     result["stopped"] = stopped(folder / "stopped")
@@ -136,7 +171,7 @@ def main(folder: Path) -> None:
             {**result, "curriculum": measured, "processes": whole.accelerator.num_processes, "folder": str(folder)},
             folder / "result.pt",
         )
-    torch.distributed.destroy_process_group()
+    lose_process(folder)
 
 
 if __name__ == "__main__":

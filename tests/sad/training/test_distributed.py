@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sad.errors import InputError
+from sad.training.peers import accumulation_after_move
+from sad.training.sharding import check_launch
 from tests.processes import run_two
 from tests.sad.teacher_cache import tiny_cache
 from tests.sad.training import distributed_worker as worker
@@ -18,8 +22,9 @@ from tests.sad.training import distributed_worker as worker
 def two(tmp_path_factory) -> dict:
     """Returns the results of two processes: a whole run, and one that was stopped and resumed."""
     folder = tmp_path_factory.mktemp("two")
+    worker.train_to_stop(folder / "moved", batch=4)
     run_two("tests.sad.training.distributed_worker", folder)
-    return torch.load(folder / "result.pt")
+    return torch.load(folder / "result.pt") | {"lost": json.loads((folder / "lost.json").read_text())}
 
 
 def test_two_processes_are_one(two, tmp_path):
@@ -66,6 +71,41 @@ def test_a_process_without_a_supervised_token(two, tmp_path):
     one.train_dataset = examples
     one.train()
     torch.testing.assert_close(two["without labels"]["weights"], worker.weights(one), rtol=0, atol=1e-6)
+
+
+def test_resumed_on_another_number_of_processes(two):
+    """One process trains the first steps, two the others: the data order is the same."""
+    torch.testing.assert_close(two["moved"]["weights"], two["whole"]["weights"], rtol=0, atol=1e-6)
+
+
+def test_a_process_that_ends_ends_the_other(two):
+    """The other process stops within seconds, with one message."""
+    assert "another one has closed" in two["lost"]["message"] and "--resume" in two["lost"]["message"]
+    assert two["lost"]["seconds"] < 30
+
+
+def test_accumulation_follows_the_processes():
+    """A step keeps its trajectories if that is possible. A change of the user is reported."""
+    assert accumulation_after_move((1, 4, 4), 4, 4, processes=1) == (4, "")
+    accumulation, message = accumulation_after_move((1, 4, 4), 4, 4, processes=2)
+    assert accumulation == 2 and "2 processes x 4 trajectories x 2" in message and "same 16 trajectories" in message
+    assert accumulation_after_move((1, 4, 4), 8, 2, processes=1)[0] == 2
+    accumulation, message = accumulation_after_move((1, 4, 4), 4, 8, processes=1)
+    assert accumulation == 8 and "differs" in message
+    with pytest.raises(InputError, match="number of processes: expected a divisor of 16 // 4"):
+        accumulation_after_move((1, 4, 4), 4, 4, processes=3)
+
+
+def test_processes_that_would_train_alone_are_refused(monkeypatch, tmp_path):
+    """Without a GPU and without use_cpu, transformers does not join the processes."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"world_size: expected the 2 processes .* train alone.*use_cpu"):
+        check_launch(argparse.Namespace(world_size=1))
+
+
+def test_one_process_cannot_share_the_teacher(tmp_path):
+    with pytest.raises(InputError, match="teacher_sharding: expected false with one process"):
+        worker.trainer(tmp_path, batch=2, teacher_sharding=True)
 
 
 def test_the_contrastive_term_of_two_processes(two, tmp_path):

@@ -31,17 +31,19 @@ struct StreamedGroups {
 };
 
 template <typename S, Case C, bool Stats>
-__global__ void __launch_bounds__(512, is_common(C) ? 2 : 1) streamed_rows_kernel(const __grid_constant__ LaunchArgs args) {
+__global__ void __launch_bounds__(512, is_lean(C) ? 2 : 1) streamed_rows_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
-    const int read = is_common(C) ? args.index.read[0] : args.index.positions();
-    for (int position = static_cast<int>(blockIdx.x); position < read; position += static_cast<int>(gridDim.x)) {
-        const std::int64_t row = is_common(C) ? args.index.entries[position] : args.index.row_at(position);
+    int position = static_cast<int>(blockIdx.x);
+    // The number of rows is read again for every row, so that it takes no register.
+    for (; position < (is_common(C) ? args.index.read[0] : args.index.positions());
+         position += static_cast<int>(gridDim.x)) {
+        const int row = is_common(C) ? args.index.entries[position] : args.index.row_at(position);
         if (!is_common(C) && row < 0) continue;
         const RowPair<S> pair = pair_of<S, C>(args, row, 0, static_cast<int>(args.params.vocab));
         StreamedGroups<S> groups{pair};
         process_row<S, C, Stats>(args, position, row, pair, groups, reducer);
     }
-    if (is_common(C) || !args.index.deferred_only) zero_unread_rows<S>(args, read);
+    if (is_common(C) || !args.index.deferred_only) zero_unread_rows<S>(args, args.index.read[0]);
 }
 
 constexpr int quarters = 4;
@@ -154,8 +156,7 @@ struct ResidentGroups {
 };
 
 template <typename S, Case C, bool Stats>
-__global__ void __launch_bounds__(is_common(C) ? 1024 : 512, 1)
-    resident_rows_kernel(const __grid_constant__ LaunchArgs args) {
+__global__ void __launch_bounds__(is_lean(C) ? 1024 : 512, 1) resident_rows_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
     Bytes16* const shared = reinterpret_cast<Bytes16*>(dynamic_shared() + sizeof(ReductionBuffer));
     ResidentGroups<S> groups{};
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(is_common(C) ? 1024 : 512, 1)
         groups.template for_each_slot<false, true>([](unsigned, const PairBytes&, const auto&) {});  // only fills the slots
     }
     for (; position < read; position += clusters) {
-        const std::int64_t row = args.index.entries[position];
+        const int row = args.index.entries[position];
         RowPair<S> pair = groups.next;
         pair.teacher_aligned = true;  // as in every resident launch; a constant, so that no loop has code for other rows
         groups.advance();

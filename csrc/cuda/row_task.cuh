@@ -160,7 +160,7 @@ __device__ __noinline__ LogSums exact_log_sums(const LaunchArgs& args, std::int6
 }
 
 // Returns whether `columns` columns need `exact_log_sums`, because the first pass could not add their powers. One column
-// needs them too, so that its probability is exactly 1; lean kernels never get one column.
+// needs them too, so that its probability is exactly 1; kernels of the common case never get one column.
 template <bool Stats>
 __device__ __forceinline__ bool needs_exact(const ExpSums<Stats>& found, int columns) {
     return found.student.out_of_bounds() || found.teacher.out_of_bounds() || columns == 1;
@@ -222,7 +222,7 @@ __device__ __forceinline__ DivergenceSums divergence_pass(const LaunchArgs& args
         const ColumnValues c = values_of<C>(s, t, args.config, log_sums);
         const ColumnTerms terms = divergence_terms<C, is_short<S>, finite>(c, args.config);
         mine.value += terms.value;
-        if (C != Case::forward) mine.mean_dlogp += terms.mean_dlogp;
+        if (C == Case::jsd || C == Case::general) mine.mean_dlogp += terms.mean_dlogp;
         if (Stats && stats) {
             mine.s_mean_log2 = fmaf(c.q, finite ? c.log2_q : fmaxf(c.log2_q, -1.0e30f), mine.s_mean_log2);
             mine.t_mean_log2 = fmaf(c.p, finite ? c.log2_p : fmaxf(c.log2_p, -1.0e30f), mine.t_mean_log2);
@@ -242,12 +242,15 @@ __device__ __forceinline__ DivergenceSums divergence_pass(const LaunchArgs& args
         for (int i = 0; i < Group<S>::columns; ++i) s[i] = add(s[i], t[i]);
         if (gradient.written) gradient.store(at, s);
     });
-    if (edge.exists()) {
-        float s[1] = {edge.s}, t[1] = {edge.t};
+    // Without a gradient, the column can be read after the loop, so that it takes no registers before.
+    const EdgeColumn last = C == Case::reverse || C == Case::jsd ? EdgeColumn::of(pair, edge.edges > 0) : edge;
+    if (last.exists()) {
+        float s[1] = {last.s}, t[1] = {last.t};
         if (finite) mine.value += replace_minus_infinity<C>(s, t, args.config, log_sums);
         const float g = add(s[0], t[0]);
-        if (gradient.written) gradient.store_column(edge.column_of(pair), g);
+        if (gradient.written) gradient.store_column(last.column_of(pair), g);
     }
+    if (C == Case::reverse) mine.mean_dlogp = mine.value;
     const ColumnTerms units = term_units<C, is_short<S>>(args.config);
     mine.value *= units.value;
     mine.mean_dlogp *= units.mean_dlogp;
@@ -307,7 +310,7 @@ __device__ __forceinline__ void write_sums(const SpanKlParams& params, Divergenc
 
 // Computes the row at a position of the index, in a block or a cluster. `groups` loops over the row once per pass.
 template <typename S, Case C, bool Stats, typename Groups>
-__device__ __forceinline__ void process_row(const LaunchArgs& args, int position, std::int64_t row, const RowPair<S>& pair,
+__device__ __forceinline__ void process_row(const LaunchArgs& args, int position, int row, const RowPair<S>& pair,
                                             Groups& groups, Reducer& reducer) {
     const SpanKlParams& params = args.params;
     const bool writes = threadIdx.x == 0 && cluster_rank() == 0, stats = Stats && (is_common(C) || params.argmax);
@@ -349,6 +352,7 @@ __device__ __forceinline__ void process_row(const LaunchArgs& args, int position
         });
     if (writes) write_sums(params, args.config.divergence, row, sums);
     if (third_pass) {
+        edge = EdgeColumn::of(pair, cluster_rank() == 0);
         gradient_pass<S, C>(args, pair, edge, log_sums, weight, sums.mean_dlogp, gradient,
                             [&](const auto& f) { groups.third(f); });
     }

@@ -29,7 +29,7 @@ struct SpanKlPlan {
     bool separate_gradient;  // the gradient has a kernel of its own
     LaunchPlan divergence;   // the kernels that compute the divergence
     LaunchPlan gradient;     // the separate gradient kernel
-    LaunchPlan deferred;     // the general kernel for the rows that a lean one defers
+    LaunchPlan deferred;     // the general kernel for the rows that one of the common case defers
     bool may_defer;
     std::int64_t index_words;  // the index of rows
     std::int64_t slice_words;  // the partial results of the slices
@@ -52,7 +52,7 @@ struct SpanKlPlan {
                        element + size_of(params.teacher.rows.dtype),
                        params.value && !params.lse_given,
                        teacher_aligned,
-                       common};
+                       variant != general && variant != reverse};
         const KernelTable kernels = kernels_for(params.student.rows.dtype);
         const RowKernels of_rows{on_device(device, kernels.resident[variant]), on_device(device, kernels.streamed[variant]),
                                  [&](const LaunchShape& launch) {

@@ -14,8 +14,8 @@ namespace sad::cuda {
 struct LaunchArgs;      // row_task.cuh
 struct TopkLaunchArgs;  // topk_sums.cuh
 
-// The variants of a kernel that processes whole rows, see `Case`. All but `forward` compute the statistics. All but
-// `general` are lean: at most 64 registers per thread.
+// The variants of a kernel that processes whole rows, see `Case`. All but `forward` compute the statistics. The two forward
+// kernels are lean: at most 64 registers per thread.
 enum Variant { forward, forward_stats, reverse, jsd, general, variants };
 
 // The kernels of one student dtype. Every dtype has a source file of its own, so that the files compile in parallel.

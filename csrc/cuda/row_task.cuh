@@ -242,8 +242,8 @@ __device__ __forceinline__ DivergenceSums divergence_pass(const LaunchArgs& args
         for (int i = 0; i < Group<S>::columns; ++i) s[i] = add(s[i], t[i]);
         if (gradient.written) gradient.store(at, s);
     });
-    // Without a gradient, the column can be read after the loop, so that it takes no registers before.
-    const EdgeColumn last = C == Case::reverse || C == Case::jsd ? EdgeColumn::of(pair, edge.edges > 0) : edge;
+    // Kernels with few registers read the edge column after the loop. No other thread writes a gradient there.
+    const EdgeColumn last = is_common(C) ? EdgeColumn::of(pair, edge.edges > 0) : edge;
     if (last.exists()) {
         float s[1] = {last.s}, t[1] = {last.t};
         if (finite) mine.value += replace_minus_infinity<C>(s, t, args.config, log_sums);

@@ -121,7 +121,7 @@ struct SingleRow {
     }
 };
 
-// The edge column of this thread. It is read before any write to the row, because the gradient may overwrite the logits.
+// The edge column of this thread. Its gradient may overwrite the logits, but no other thread writes there.
 struct EdgeColumn {
     int edges;  // the edge columns that this block processes; what follows can be computed again, so it takes no register
     float s, t;

@@ -52,7 +52,7 @@ struct SpanKlPlan {
                        element + size_of(params.teacher.rows.dtype),
                        params.value && !params.lse_given,
                        teacher_aligned,
-                       variant != general && variant != reverse};
+                       common && params.divergence == Divergence::forward};
         const KernelTable kernels = kernels_for(params.student.rows.dtype);
         const RowKernels of_rows{on_device(device, kernels.resident[variant]), on_device(device, kernels.streamed[variant]),
                                  [&](const LaunchShape& launch) {

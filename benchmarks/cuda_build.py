@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 import setup  # noqa: E402  for the path and the flags of nvcc
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+_CASES = ("forward", "reverse", "jsd", "general")  # the enum Case in divergence.cuh
 COMPILE_SECONDS = 600  # one file for one architecture takes about 10 seconds
 _KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
@@ -67,12 +68,13 @@ def parse(report: str) -> Iterator[dict[str, object]]:
 
 
 def short_names(mangled: list[str]) -> list[str]:
-    """Returns demangled names, such as `gradient_kernel<Bfloat16, true>` for `_ZN3sad4cuda...`."""
+    """Returns demangled names, such as `gradient_kernel<Bfloat16, forward>` for `_ZN3sad4cuda...`."""
     text = "\n".join(mangled)
     done = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True, timeout=60)
     names = []
     for line in done.stdout.splitlines():
         line = re.sub(r"sad::(cuda::)?(\(anonymous namespace\)::)?", "", line.removeprefix("void "))
+        line = re.sub(r"\(Case\)(\d)", lambda found: _CASES[int(found[1])], line)
         names.append(re.sub(r"\(\w+\)(?=\d)", "", line).rpartition("(")[0])  # without the parameters
     return names
 

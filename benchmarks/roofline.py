@@ -110,11 +110,13 @@ HOT_CUDA = tuple(
     HotKernel(label, "cuda", kernel.format(name), dtype, moved)
     for dtype, name in (("bf16", "Bfloat16"), ("fp32", "float"))
     for label, kernel, moved in (
-        ("KL and gradient, streamed", "streamed_rows_kernel<{}, true, false>", 3),
-        ("KL and gradient, resident", "resident_rows_kernel<{}, true, false>", 3),
-        ("KL, gradient, statistics, streamed", "streamed_rows_kernel<{}, true, true>", 3),
-        ("KL, gradient, statistics, resident", "resident_rows_kernel<{}, true, true>", 3),
-        ("gradient", "gradient_kernel<{}, true>", 3),
+        ("KL and gradient, streamed", "streamed_rows_kernel<{}, forward, false>", 3),
+        ("KL and gradient, resident", "resident_rows_kernel<{}, forward, false>", 3),
+        ("KL, gradient, statistics, streamed", "streamed_rows_kernel<{}, forward, true>", 3),
+        ("KL, gradient, statistics, resident", "resident_rows_kernel<{}, forward, true>", 3),
+        ("JSD, gradient, statistics, streamed", "streamed_rows_kernel<{}, jsd, true>", 3),
+        ("JSD, gradient, statistics, resident", "resident_rows_kernel<{}, jsd, true>", 3),
+        ("gradient", "gradient_kernel<{}, forward>", 3),
         ("top-k KL and gradient", "topk_rows_kernel<{}, true, false>", 2),
     )
 )

@@ -7,9 +7,11 @@
 namespace sad {
 
 struct Bfloat16 {
+    static constexpr std::uint32_t minus_infinity = 0xff80;  // bits of -inf
     std::uint16_t bits;
 };
 struct Float16 {
+    static constexpr std::uint32_t minus_infinity = 0xfc00;
     std::uint16_t bits;
 };
 

@@ -1,5 +1,5 @@
-// Hardware access of device code: 16-byte accesses, conversions, approximate powers and logarithms, asynchronous copies to
-// shared memory, and clusters of blocks. Each function has an emulated version for the host.
+// Hardware access of device code: 16-byte accesses, conversions, approximate powers, logarithms and reciprocals,
+// asynchronous copies to shared memory, and clusters of blocks. Each function has an emulated version for the host.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,6 @@
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_pipeline_primitives.h>
 #endif
 
 namespace sad::cuda {
@@ -42,6 +41,7 @@ struct alignas(16) Bytes16 {
 inline unsigned char* dynamic_shared() { return emulation::here().mine->shared.get(); }
 
 using emulation::exp2_approx, emulation::log2_approx;
+inline float reciprocal_approx(float x) { return 1.0f / x; }
 
 inline float widen(Bfloat16 x) { return to_float(x); }
 inline float widen(Float16 x) { return to_float(x); }
@@ -55,6 +55,15 @@ template <typename T>
 std::uint32_t narrow_two(float low, float high) {
     return narrow<T>(low).bits | static_cast<std::uint32_t>(narrow<T>(high).bits) << 16;
 }
+template <typename T>
+std::uint32_t largest_of_two_pairs(std::uint32_t a, std::uint32_t b) {
+    const auto half = [](std::uint32_t pair, int i) { return widen(T{static_cast<std::uint16_t>(pair >> 16 * i)}); };
+    return narrow_two<T>(std::fmax(half(a, 0), half(b, 0)), std::fmax(half(a, 1), half(b, 1)));
+}
+template <typename T>
+std::uint32_t smallest_of_two_pairs(std::uint32_t a, std::uint32_t b) {
+    return largest_of_two_pairs<T>(a ^ 0x80008000u, b ^ 0x80008000u) ^ 0x80008000u;
+}
 
 // Accesses with a cache hint: no thread reads the data again soon.
 template <typename T>
@@ -66,7 +75,9 @@ inline void store_streaming(T* p, const T& x) {
     *p = x;
 }
 
-inline void copy_async(Bytes16* to, const void* from) { emulation::copy_async(to, from); }
+inline void copy_async(Bytes16* to, const void* from, bool wanted) {
+    if (wanted) emulation::copy_async(to, from);
+}
 inline void commit_copies() { emulation::commit_copies(); }
 template <int Left>  // waits until at most `Left` of the committed batches are pending
 inline void wait_for_copies() {
@@ -106,6 +117,12 @@ __device__ __forceinline__ float log2_approx(float x) {
     return y;
 }
 
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ __forceinline__ float widen(Bfloat16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
 __device__ __forceinline__ float widen(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
 template <typename T>
@@ -135,6 +152,24 @@ __device__ __forceinline__ std::uint32_t narrow_two<Float16>(float low, float hi
     return __half_as_ushort(both.x) | static_cast<std::uint32_t>(__half_as_ushort(both.y)) << 16;
 }
 
+// The larger, or the smaller, of the two lower and of the two upper numbers. A NaN is ignored if the other number is none.
+template <typename T>
+__device__ __forceinline__ std::uint32_t largest_of_two_pairs(std::uint32_t a, std::uint32_t b);
+template <typename T>
+__device__ __forceinline__ std::uint32_t smallest_of_two_pairs(std::uint32_t a, std::uint32_t b);
+#define SAD_OF_TWO_PAIRS(NAME, TYPE, INSTRUCTION)                                           \
+    template <>                                                                             \
+    __device__ __forceinline__ std::uint32_t NAME<TYPE>(std::uint32_t a, std::uint32_t b) { \
+        std::uint32_t y;                                                                    \
+        asm(INSTRUCTION " %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));                         \
+        return y;                                                                           \
+    }
+SAD_OF_TWO_PAIRS(largest_of_two_pairs, Bfloat16, "max.bf16x2")
+SAD_OF_TWO_PAIRS(largest_of_two_pairs, Float16, "max.f16x2")
+SAD_OF_TWO_PAIRS(smallest_of_two_pairs, Bfloat16, "min.bf16x2")
+SAD_OF_TWO_PAIRS(smallest_of_two_pairs, Float16, "min.f16x2")
+#undef SAD_OF_TWO_PAIRS
+
 // The caches evict this data first.
 __device__ __forceinline__ Bytes16 load_streaming(const Bytes16* p) {
     const uint4 x = __ldcs(reinterpret_cast<const uint4*>(p));
@@ -144,13 +179,21 @@ __device__ __forceinline__ void store_streaming(Bytes16* p, const Bytes16& x) {
     __stcs(reinterpret_cast<uint4*>(p), make_uint4(x.part[0], x.part[1], x.part[2], x.part[3]));
 }
 
-__device__ __forceinline__ void copy_async(Bytes16* to, const void* from) {
-    __pipeline_memcpy_async(to, from, sizeof(Bytes16));
+// Copies nothing if the copy is not `wanted`. The instruction has a predicate, so that a loop needs no branch around it.
+__device__ __forceinline__ void copy_async(Bytes16* to, const void* from, bool wanted) {
+    asm volatile(
+        "{\n"
+        "    .reg .pred wanted;\n"
+        "    setp.ne.u32 wanted, %2, 0;\n"
+        "    @wanted cp.async.cg.shared.global [%0], [%1], 16;\n"
+        "}\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+        "l"(__cvta_generic_to_global(from)), "r"(static_cast<unsigned>(wanted))
+        : "memory");
 }
-__device__ __forceinline__ void commit_copies() { __pipeline_commit(); }
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int Left>
 __device__ __forceinline__ void wait_for_copies() {
-    __pipeline_wait_prior(Left);
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(Left) : "memory");
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -194,6 +237,20 @@ struct Group {
         }
         return w;
     }
+    // Returns whether a number of either group is -inf.
+    static __device__ __forceinline__ bool has_minus_infinity(const Bytes16& a, const Bytes16& b) {
+        std::uint32_t least = a.part[0];
+#pragma unroll
+        for (int i = 1; i < 8; ++i) least = smallest_of_two_pairs<T>(least, i < 4 ? a.part[i] : b.part[i - 4]);
+        constexpr std::uint32_t minus_infinity = T::minus_infinity << 16;  // the largest bits of all numbers except NaN
+        return least >= minus_infinity || least << 16 >= minus_infinity;
+    }
+    // Returns the largest number. NaNs are ignored unless all are NaN.
+    static __device__ __forceinline__ float largest(const Bytes16& w) {
+        const std::uint32_t top = largest_of_two_pairs<T>(largest_of_two_pairs<T>(w.part[0], w.part[1]),
+                                                          largest_of_two_pairs<T>(w.part[2], w.part[3]));
+        return fmaxf(widen(T{static_cast<std::uint16_t>(top & 0xffff)}), widen(T{static_cast<std::uint16_t>(top >> 16)}));
+    }
 };
 
 template <>
@@ -204,6 +261,11 @@ struct Group<float> {
         Bytes16 w;
         memcpy(&w, x, sizeof w);
         return w;
+    }
+    static __device__ __forceinline__ float largest(const Bytes16& w) {
+        float x[4];
+        unpack(w, x);
+        return fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
     }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 
@@ -13,16 +14,16 @@ namespace sad::cuda {
 struct LaunchArgs;      // row_task.cuh
 struct TopkLaunchArgs;  // topk_sums.cuh
 
-// The variants of a kernel that processes whole rows. `lean` kernels are compiled for the common case: the forward KL, no
-// soft cap, and rows of student, teacher and gradient that are aligned alike. `general` kernels handle every case.
-enum Variant { lean, lean_stats, general, variants };
+// The variants of a kernel that processes whole rows, see `Case`. All but `forward` compute the statistics. The two forward
+// kernels are lean: at most 64 registers per thread.
+enum Variant { forward, forward_stats, reverse, jsd, general, variants };
 
 // The kernels of one student dtype. Every dtype has a source file of its own, so that the files compile in parallel.
 struct KernelTable {
     using RowKernel = void (*)(LaunchArgs);
     RowKernel resident[variants], streamed[variants];
     RowKernel slice_totals[2], slice_values[2];  // without and with statistics
-    RowKernel gradient[2];                       // general, lean
+    RowKernel gradient[variants];                // the two forward kernels are the same
     void (*topk[2])(TopkLaunchArgs);             // general, lean
     void (*scale)(Rows<void> grad, const std::uint8_t* kinds, const float* factor, int rows, int columns, int slices,
                   int slice_columns);
@@ -64,10 +65,40 @@ inline Exponent exponent_of(const Logits& logits, float temperature) {
             static_cast<float>(std::min(1.0 / factor, 3.0e38)), capped};
 }
 
+// Whether both weights are large enough for the short forms of `Mixture`, whose error is relative to 1.
+inline bool jsd_is_short(double beta) { return std::min(beta, 1.0 - beta) >= 1.0 / 32; }
+
+// Returns the coefficients of (beta log(p / m) + (1 - beta) (q / p) log(q / m)) / r^2 as a power series in r = log(q / p).
+inline std::array<double, series_terms> jsd_series(double beta) {
+    constexpr int terms = series_terms + 2;  // the first two are 0
+    std::array<double, terms> power{}, m_by_p{}, log_m{}, series{};
+    for (int k = 0; k < terms; ++k) {
+        power[k] = k == 0 ? 1.0 : power[k - 1] / k;  // of e^r = q / p
+        m_by_p[k] = (1.0 - beta) * power[k] + (k == 0 ? beta : 0.0);
+        double product = 0.0;  // m (log m)' = m', and m_by_p[0] is 1
+        for (int j = 1; j < k; ++j) product += j * log_m[j] * m_by_p[k - j];
+        log_m[k] = k == 0 ? 0.0 : m_by_p[k] - product / k;
+        series[k] = -beta * log_m[k];
+    }
+    for (int k = 0; k < terms; ++k) {
+        for (int j = 0; j <= k; ++j) series[k] += (1.0 - beta) * power[k - j] * ((j == 1 ? 1.0 : 0.0) - log_m[j]);
+    }
+    std::array<double, series_terms> shifted{};
+    std::copy(series.begin() + 2, series.end(), shifted.begin());
+    return shifted;
+}
+
 inline Mixture mixture_of(double beta) {
     const double distance = std::min(126.0, std::log2(1.0 + 1.0 / (3.0 * std::min(beta, 1.0 - beta)))) * ln2;
-    return {static_cast<float>(beta), static_cast<float>(1.0 - beta),
-            static_cast<float>(beta <= 0.5 ? -distance : distance)};
+    Mixture mixture{static_cast<float>(beta), static_cast<float>(1.0 - beta),
+                    static_cast<float>(beta <= 0.5 ? -distance : distance)};
+    if (!jsd_is_short(beta)) return mixture;
+    const double unit = -beta * ln2;
+    const std::array<double, series_terms> series = jsd_series(beta);
+    mixture.short_unit = static_cast<float>(unit);
+    mixture.student_by_teacher = static_cast<float>((1.0 - beta) / beta);
+    for (int i = 0; i < series_terms; ++i) mixture.series[i] = static_cast<float>(series[i] / unit);
+    return mixture;
 }
 
 }  // namespace sad::cuda

@@ -5,10 +5,10 @@
 
 namespace sad::cuda {
 
-// Written by `collect_rows_kernel`. Some rows need exact sums (row_task.cuh), for which lean kernels have too few registers.
-// A lean kernel defers such a row: it sets the entry to ~row and writes no gradient, which may overwrite the logits. A
-// second launch, of a general kernel, then computes all outputs of the deferred rows. It returns at once if there are none,
-// which is the common case.
+// Written by `collect_rows_kernel`. Some rows need exact sums (row_task.cuh), for which the kernels of the common case
+// (`Case`) have too few registers. They defer such a row: they set its entry to ~row and write no gradient, which may
+// overwrite the logits. A second launch, of a general kernel, then computes all outputs of the deferred rows. It returns at
+// once if there are none, as usual.
 struct RowIndex {
     std::int32_t* entries;  // (rows) rows that are read, then unread rows in reverse
     std::int32_t* read;     // how many rows are read; the next number is 1 if any of them is deferred, else 0

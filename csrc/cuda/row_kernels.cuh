@@ -30,19 +30,20 @@ struct StreamedGroups {
     }
 };
 
-template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(512, Lean && !Stats ? 2 : 1)
-    streamed_rows_kernel(const __grid_constant__ LaunchArgs args) {
+template <typename S, Case C, bool Stats>
+__global__ void __launch_bounds__(512, is_lean(C) ? 2 : 1) streamed_rows_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
-    const int read = Lean ? args.index.read[0] : args.index.positions();
-    for (int position = static_cast<int>(blockIdx.x); position < read; position += static_cast<int>(gridDim.x)) {
-        const std::int64_t row = Lean ? args.index.entries[position] : args.index.row_at(position);
-        if (!Lean && row < 0) continue;
-        const RowPair<S> pair = pair_of<S, Lean>(args, row, 0, static_cast<int>(args.params.vocab));
+    int position = static_cast<int>(blockIdx.x);
+    // The number of rows is read again for every row, so that it takes no register.
+    for (; position < (is_common(C) ? args.index.read[0] : args.index.positions());
+         position += static_cast<int>(gridDim.x)) {
+        const int row = is_common(C) ? args.index.entries[position] : args.index.row_at(position);
+        if (!is_common(C) && row < 0) continue;
+        const RowPair<S> pair = pair_of<S, C>(args, row, 0, static_cast<int>(args.params.vocab));
         StreamedGroups<S> groups{pair};
-        process_row<S, Lean, Stats>(args, position, row, pair, groups, reducer);
+        process_row<S, C, Stats>(args, position, row, pair, groups, reducer);
     }
-    if (Lean || !args.index.deferred_only) zero_unread_rows<S>(args, read);
+    if (is_common(C) || !args.index.deferred_only) zero_unread_rows<S>(args, args.index.read[0]);
 }
 
 constexpr int quarters = 4;
@@ -59,6 +60,7 @@ struct ResidentGroups {
     int slots;         // groups per side that this block holds
     int begin, count;  // the groups of the row in this block: [begin, begin + count)
     RowPair<S> next;
+    const S *next_student, *next_teacher;  // the groups of the next row in this block
     int next_begin, next_count;
 
     __device__ __forceinline__ static int groups_per_block(const GroupLayout& layout) {
@@ -71,6 +73,9 @@ struct ResidentGroups {
         if (per_block > slots) __trap();  // launched in larger clusters than this code has
         next_begin = min(rank * per_block, row.layout.groups);
         next_count = min(per_block, row.layout.groups - next_begin);
+        const int column = row.layout.template column_of_group<S>(next_begin);
+        next_student = row.student + column;
+        next_teacher = static_cast<const S*>(row.teacher.first) + column;
     }
     __device__ __forceinline__ void set_no_next_row() { next_count = 0; }
     __device__ __forceinline__ void advance() {
@@ -80,36 +85,55 @@ struct ResidentGroups {
 
     template <bool WaitForCopies, bool Refill, typename F>
     __device__ __forceinline__ void for_each_slot(const F& f) {
-        const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-        const int iterations = (slots + threads - 1) / threads;
+        constexpr unsigned size = sizeof(Bytes16);
+        const unsigned step = blockDim.x * size, iterations = (static_cast<unsigned>(slots) + blockDim.x - 1) / blockDim.x;
+        // `at` counts from the first group of the row, and so do these addresses.
+        const unsigned first = static_cast<unsigned>(begin) * size;
+        const unsigned end = first + static_cast<unsigned>(count) * size;
+        const unsigned next_end = first + static_cast<unsigned>(next_count) * size;
+        char* const student_slots = reinterpret_cast<char*>(student) - first;
+        char* const teacher_slots = reinterpret_cast<char*>(teacher) - first;
+        const char* const next_student_groups = reinterpret_cast<const char*>(next_student) - first;
+        const char* const next_teacher_groups = reinterpret_cast<const char*>(next_teacher) - first;
+        const auto refill = [&](unsigned at, bool wanted) {
+            copy_async(reinterpret_cast<Bytes16*>(student_slots + at), next_student_groups + at, wanted);
+            copy_async(reinterpret_cast<Bytes16*>(teacher_slots + at), next_teacher_groups + at, wanted);
+        };
+        unsigned at = first + threadIdx.x * size;
 #pragma unroll 1
-        for (int quarter = 0; quarter < quarters; ++quarter) {
+        for (unsigned quarter = 1; quarter <= quarters; ++quarter) {
             if (WaitForCopies) {
                 switch (quarter) {
-                    case 0:
+                    case 1:
                         wait_for_copies<3>();
                         break;
-                    case 1:
+                    case 2:
                         wait_for_copies<2>();
                         break;
-                    case 2:
+                    case 3:
                         wait_for_copies<1>();
                         break;
                     default:
                         wait_for_copies<0>();
                 }
             }
-            const int end = min((quarter + 1) * iterations / quarters * threads, slots);
+            const unsigned quarter_end = first + quarter * iterations / quarters * step;
+            const unsigned stop = min(quarter_end, end);
 #pragma unroll 1
-            for (int slot = quarter * iterations / quarters * threads + thread; slot < end; slot += threads) {
-                if (slot < count) f(begin + slot, PairBytes{student[slot], teacher[slot]});
-                if (Refill && slot < next_count) {
-                    const int column = next.layout.template column_of_group<S>(next_begin + slot);
-                    copy_async(student + slot, next.student + column);
-                    copy_async(teacher + slot, static_cast<const S*>(next.teacher.first) + column);
-                }
+            for (; at < stop; at += step) {
+                f(at,
+                  PairBytes{*reinterpret_cast<const Bytes16*>(student_slots + at),
+                            *reinterpret_cast<const Bytes16*>(teacher_slots + at)},
+                  [] {});
+                if (Refill) refill(at, at < next_end);
             }
-            if (Refill) commit_copies();
+            if (Refill) {
+                const unsigned refill_stop = min(quarter_end, next_end);  // the next row may have one group more
+#pragma unroll 1
+                for (unsigned extra = at; extra < refill_stop; extra += step) refill(extra, true);
+                commit_copies();
+            }
+            at = quarter_end + threadIdx.x * size;
         }
     }
 
@@ -131,9 +155,8 @@ struct ResidentGroups {
     }
 };
 
-template <typename S, bool Lean, bool Stats>
-__global__ void __launch_bounds__(Lean && !Stats ? 1024 : 512, 1)
-    resident_rows_kernel(const __grid_constant__ LaunchArgs args) {
+template <typename S, Case C, bool Stats>
+__global__ void __launch_bounds__(is_lean(C) ? 1024 : 512, 1) resident_rows_kernel(const __grid_constant__ LaunchArgs args) {
     Reducer reducer;
     Bytes16* const shared = reinterpret_cast<Bytes16*>(dynamic_shared() + sizeof(ReductionBuffer));
     ResidentGroups<S> groups{};
@@ -144,19 +167,20 @@ __global__ void __launch_bounds__(Lean && !Stats ? 1024 : 512, 1)
     const int clusters = static_cast<int>(gridDim.x / cluster_blocks());
     int position = static_cast<int>(blockIdx.x / cluster_blocks());
     if (position < read) {
-        groups.set_next_row(pair_of<S, Lean>(args, args.index.entries[position], 0, vocab));
-        groups.template for_each_slot<false, true>([](int, const PairBytes&) {});  // only fills the slots
+        groups.set_next_row(pair_of<S, C>(args, args.index.entries[position], 0, vocab));
+        groups.template for_each_slot<false, true>([](unsigned, const PairBytes&, const auto&) {});  // only fills the slots
     }
     for (; position < read; position += clusters) {
-        const std::int64_t row = args.index.entries[position];
-        const RowPair<S> pair = groups.next;
+        const int row = args.index.entries[position];
+        RowPair<S> pair = groups.next;
+        pair.teacher_aligned = true;  // as in every resident launch; a constant, so that no loop has code for other rows
         groups.advance();
         if (position + clusters < read) {
-            groups.set_next_row(pair_of<S, Lean>(args, args.index.entries[position + clusters], 0, vocab));
+            groups.set_next_row(pair_of<S, C>(args, args.index.entries[position + clusters], 0, vocab));
         } else {
             groups.set_no_next_row();
         }
-        process_row<S, Lean, Stats>(args, position, row, pair, groups, reducer);
+        process_row<S, C, Stats>(args, position, row, pair, groups, reducer);
     }
     zero_unread_rows<S>(args, read);
     cluster_sync();  // keeps shared memory alive until the other blocks have read it

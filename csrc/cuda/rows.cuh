@@ -33,6 +33,12 @@ struct GroupLayout {
     __device__ __forceinline__ int column_of_group(int group) const {
         return head + group * Group<S>::columns;
     }
+    // The first column of the group `at` bytes after the first group. The loops count in bytes, so that one number addresses
+    // a group in every row and in shared memory.
+    template <typename S>
+    __device__ __forceinline__ int column_at(unsigned at) const {
+        return head + static_cast<int>(at / sizeof(S));
+    }
     template <typename S>
     __device__ __forceinline__ int column_of_edge(int edge) const {
         return edge < head ? edge : edge + groups * Group<S>::columns;
@@ -40,8 +46,8 @@ struct GroupLayout {
 };
 
 template <typename S>
-__device__ __forceinline__ const Bytes16* group_at(const S* p) {
-    return reinterpret_cast<const Bytes16*>(p);
+__device__ __forceinline__ const Bytes16* group_at(const S* first_group, unsigned at) {
+    return reinterpret_cast<const Bytes16*>(reinterpret_cast<const char*>(first_group) + at);
 }
 
 // A row of the teacher, of any dtype.
@@ -75,25 +81,25 @@ struct RowPair {
     bool teacher_aligned;  // 16-byte groups start at the same columns on both sides
     GroupLayout layout;
 
+    // Returns the group `at` bytes after the first one.
     template <bool Last>
-    __device__ __forceinline__ PairBytes fetch(int group) const {
-        const int column = layout.column_of_group<S>(group);
+    __device__ __forceinline__ PairBytes fetch(unsigned at) const {
         PairBytes bytes;
-        const Bytes16* s = group_at(student + column);
+        const Bytes16* s = group_at(student + layout.head, at);
         bytes.student = Last ? load_streaming(s) : *s;
         if (teacher_aligned) {
-            const Bytes16* t = group_at(static_cast<const S*>(teacher.first) + column);
+            const Bytes16* t = group_at(static_cast<const S*>(teacher.first) + layout.head, at);
             bytes.teacher = Last ? load_streaming(t) : *t;
         }
         return bytes;
     }
-    __device__ __forceinline__ void unpack(const PairBytes& bytes, int group, float (&s)[Group<S>::columns],
+    __device__ __forceinline__ void unpack(const PairBytes& bytes, unsigned at, float (&s)[Group<S>::columns],
                                            float (&t)[Group<S>::columns]) const {
         Group<S>::unpack(bytes.student, s);
         if (teacher_aligned) {
             Group<S>::unpack(bytes.teacher, t);
         } else {
-            const int column = layout.column_of_group<S>(group);
+            const int column = layout.column_at<S>(at);
 #pragma unroll
             for (int i = 0; i < Group<S>::columns; ++i) t[i] = teacher.at(column + i);
         }
@@ -109,64 +115,84 @@ struct SingleRow {
     GroupLayout layout;
 
     template <bool Last>
-    __device__ __forceinline__ Bytes16 fetch(int group) const {
-        const Bytes16* bytes = group_at(first + layout.column_of_group<S>(group));
+    __device__ __forceinline__ Bytes16 fetch(unsigned at) const {
+        const Bytes16* bytes = group_at(first + layout.head, at);
         return Last ? load_streaming(bytes) : *bytes;
     }
 };
 
-// The edge column of this thread. It is read before any write to the row, because the gradient may overwrite the logits.
+// The edge column of this thread. Its gradient may overwrite the logits, but no other thread writes there.
 struct EdgeColumn {
-    bool exists;
-    int column;
+    int edges;  // the edge columns that this block processes; what follows can be computed again, so it takes no register
     float s, t;
 
     template <typename S>
-    static __device__ __forceinline__ EdgeColumn of(const RowPair<S>& pair) {
-        EdgeColumn edge{static_cast<int>(threadIdx.x) < pair.layout.edges, 0, 0.0f, 0.0f};
-        if (edge.exists) {
-            edge.column = pair.layout.template column_of_edge<S>(static_cast<int>(threadIdx.x));
-            edge.s = widen(pair.student[edge.column]);
-            edge.t = pair.teacher.at(edge.column);
+    static __device__ __forceinline__ EdgeColumn of(const RowPair<S>& pair, bool in_this_block = true) {
+        EdgeColumn edge{in_this_block ? pair.layout.edges : 0, 0.0f, 0.0f};
+        if (edge.exists()) {
+            edge.s = widen(pair.student[edge.column_of(pair)]);
+            edge.t = pair.teacher.at(edge.column_of(pair));
         }
         return edge;
     }
+    __device__ __forceinline__ bool exists() const { return static_cast<int>(threadIdx.x) < edges; }
+    template <typename S>
+    __device__ __forceinline__ int column_of(const RowPair<S>& pair) const {
+        return pair.layout.template column_of_edge<S>(static_cast<int>(threadIdx.x));
+    }
 };
 
-// Calls f(group, bytes) for the groups of this thread, and fetches the next group while f computes. A backward pass after a
-// forward pass starts with the groups that are still in the caches. `Last` means that no later pass reads the row.
+// Calls f(at, bytes) for the groups of this thread, `at` bytes after the first group, and fetches the next group while f
+// computes. A backward pass after a forward pass starts with the groups that are still in the caches. `Last` means that no
+// later pass reads the row.
 template <bool Backward, bool Last, typename Source, typename F>
 __device__ __forceinline__ void for_each_group(const Source& source, const F& f) {
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    const int mine = source.layout.groups > thread ? (source.layout.groups - thread - 1) / threads + 1 : 0;
-    const int step = Backward ? -threads : threads;
-    int group = Backward ? thread + (mine - 1) * threads : thread;
-    typename Source::Fetched next;
-    if (mine > 0) next = source.template fetch<Last>(group);
-    for (int i = 0; i < mine; ++i, group += step) {
-        const typename Source::Fetched bytes = next;
-        if (i + 1 < mine) next = source.template fetch<Last>(group + step);
-        f(group, bytes);
+    constexpr unsigned size = sizeof(Bytes16);
+    const unsigned begin = threadIdx.x * size, step = blockDim.x * size;
+    const unsigned end = static_cast<unsigned>(source.layout.groups) * size;
+    if (begin >= end) return;
+    const unsigned last = begin + (end - 1 - begin) / step * step;
+    unsigned at = Backward ? last : begin;
+    typename Source::Fetched bytes = source.template fetch<Last>(at);
+#pragma unroll 1
+    while (true) {
+        const unsigned here = at;
+        const bool more = here != (Backward ? begin : last);
+        at = Backward ? at - step : at + step;
+        f(here, bytes, [&] {
+            if (more) bytes = source.template fetch<Last>(at);
+        });
+        if (!more) break;
     }
 }
 
 // A row of the gradient.
 template <typename S>
 struct GradientRow {
-    S* first;      // null: no gradient
+    S* first;  // may be null if nothing is written
+    bool written;
     bool aligned;  // 16-byte groups start at the same columns as the student's
     GroupLayout layout;
 
-    __device__ __forceinline__ void store(int group, const float (&g)[Group<S>::columns]) const {
-        S* p = first + layout.column_of_group<S>(group);
+    __device__ __forceinline__ void store(unsigned at, const float (&g)[Group<S>::columns]) const {
+        char* const bytes = reinterpret_cast<char*>(first + layout.head) + at;
         if (aligned) {
-            store_streaming(reinterpret_cast<Bytes16*>(p), Group<S>::pack(g));
+            store_streaming(reinterpret_cast<Bytes16*>(bytes), Group<S>::pack(g));
         } else {
+            S* const p = reinterpret_cast<S*>(bytes);
 #pragma unroll
             for (int i = 0; i < Group<S>::columns; ++i) p[i] = narrow<S>(g[i]);
         }
     }
-    __device__ __forceinline__ void store(const EdgeColumn& edge, float g) const { first[edge.column] = narrow<S>(g); }
+    // Leaves out the columns whose bits are set.
+    __device__ __forceinline__ void store_except(unsigned at, const float (&g)[Group<S>::columns], unsigned excluded) const {
+        S* const p = first + layout.column_at<S>(at);
+#pragma unroll
+        for (int i = 0; i < Group<S>::columns; ++i) {
+            if (!(excluded >> i & 1)) p[i] = narrow<S>(g[i]);
+        }
+    }
+    __device__ __forceinline__ void store_column(int column, float g) const { first[column] = narrow<S>(g); }
 };
 
 // Writes zeros to `columns` columns from `first` on. All threads of the block call it.

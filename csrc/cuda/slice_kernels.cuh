@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(512, 1) slice_totals_kernel(const __grid_const
     const Slice slice = Slice::of(args, static_cast<int>(blockIdx.x));
     if (slice.position >= args.index.read[0]) return;
     const std::int64_t row = args.index.entries[slice.position];
-    const RowPair<S> pair = pair_of<S, false>(args, row, slice.begin, slice.end);
-    const ExpSums<Stats> found = exp_sum_pass<S, false, Stats>(
+    const RowPair<S> pair = pair_of<S, Case::general>(args, row, slice.begin, slice.end);
+    const ExpSums<Stats> found = exp_sum_pass<S, Case::general, Stats>(
         args, pair, EdgeColumn::of(pair), Stats, reducer, [&](const auto& f) { for_each_group<false, false>(pair, f); });
     const LogSums log_sums = needs_exact(found, slice.end - slice.begin)
                                  ? exact_log_sums<S>(args, row, slice.begin, slice.end, reducer)
@@ -89,14 +89,15 @@ __global__ void __launch_bounds__(512, 1) slice_values_kernel(const __grid_const
     const bool writes_gradient = args.config.divergence == Divergence::forward;  // else `gradient_kernel` does
     S* const grad = writes_gradient ? gradient_of<S>(args, row) : nullptr;
     const bool reads = slice.position < args.index.read[0];
+    const float weight = grad && reads ? params.weights[row] : 0.0f;  // the gradient of weight 0 is 0, also if it were NaN
     if (reads) {
         const LogSums log_sums = params.lse_given ? stored_log_sums(params.lse_given, params.rows, row, false)
                                                   : merged_log_sums(args, slice.position);
-        const RowPair<S> pair = pair_of<S, false>(args, row, slice.begin, slice.end);
-        const GradientRow<S> gradient{grad ? grad + slice.begin : nullptr, args.grad_aligned, pair.layout};
-        const DivergenceSums sums = divergence_pass<S, false, Stats>(
-            args, pair, EdgeColumn::of(pair), Stats, log_sums, grad ? params.weights[row] : 0.0f, gradient, reducer,
-            [&](const auto& f) { for_each_group<true, true>(pair, f); });
+        const RowPair<S> pair = pair_of<S, Case::general>(args, row, slice.begin, slice.end);
+        const GradientRow<S> gradient{grad ? grad + slice.begin : nullptr, weight != 0.0f, args.grad_aligned, pair.layout};
+        const DivergenceSums sums =
+            divergence_pass<S, Case::general, Stats>(args, pair, EdgeColumn::of(pair), Stats, log_sums, weight, gradient,
+                                                     reducer, [&](const auto& f) { for_each_group<true, true>(pair, f); });
         if (threadIdx.x == 0) {
             const float fields[4] = {sums.value, sums.mean_dlogp, sums.s_mean_log2, sums.t_mean_log2};
             const int number = slice.begin / args.slice_columns;
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(512, 1) slice_values_kernel(const __grid_const
     }
     if (grad) {
         const int end = slice.end == params.vocab ? static_cast<int>(params.student_columns) : slice.end;
-        const int written = reads ? slice.end : slice.begin;
+        const int written = weight == 0.0f ? slice.begin : slice.end;
         fill_zeros(grad + written, end - written);
     }
 }
@@ -136,8 +137,8 @@ __global__ void combine_slices_kernel(const __grid_constant__ LaunchArgs args) {
 }
 
 // Writes the gradient of rows whose `state_given` is known, in one pass over slices, on a persistent grid.
-template <typename S, bool Lean>
-__global__ void __launch_bounds__(512, Lean ? 2 : 1) gradient_kernel(const __grid_constant__ LaunchArgs args) {
+template <typename S, Case C>
+__global__ void __launch_bounds__(512, is_common(C) ? 2 : 1) gradient_kernel(const __grid_constant__ LaunchArgs args) {
     const SpanKlParams& params = args.params;
     const int read = args.index.read[0], tasks = static_cast<int>(params.rows) * args.slices;
     for (int task = static_cast<int>(blockIdx.x); task < tasks; task += static_cast<int>(gridDim.x)) {
@@ -146,12 +147,12 @@ __global__ void __launch_bounds__(512, Lean ? 2 : 1) gradient_kernel(const __gri
         S* const grad = gradient_of<S>(args, row);
         int written = slice.begin;
         if (slice.position < read && params.weights[row] != 0.0f) {
-            const RowPair<S> pair = pair_of<S, Lean>(args, row, slice.begin, slice.end);
+            const RowPair<S> pair = pair_of<S, C>(args, row, slice.begin, slice.end);
             const LogSums log_sums = stored_log_sums(params.state_given, params.rows, row, true);
-            const float mean_dlogp = Lean ? 0.0f : params.state_given[2 * params.rows + row];
-            gradient_pass<S, Lean>(args, pair, EdgeColumn::of(pair), log_sums, params.weights[row], mean_dlogp,
-                                   GradientRow<S>{grad + slice.begin, Lean || args.grad_aligned, pair.layout},
-                                   [&](const auto& f) { for_each_group<false, true>(pair, f); });
+            const float mean_dlogp = C == Case::forward ? 0.0f : params.state_given[2 * params.rows + row];
+            gradient_pass<S, C>(args, pair, EdgeColumn::of(pair), log_sums, params.weights[row], mean_dlogp,
+                                GradientRow<S>{grad + slice.begin, true, is_common(C) || args.grad_aligned, pair.layout},
+                                [&](const auto& f) { for_each_group<false, true>(pair, f); });
             written = slice.end;
         }
         const int end = slice.end == params.vocab ? static_cast<int>(params.student_columns) : slice.end;

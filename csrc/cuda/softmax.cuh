@@ -1,11 +1,11 @@
 // Softmaxes in float32 registers: running sums of powers of two, log-sum-exps, entropies and the argmax.
 //
-// The first pass adds 2^(factor x - shift). A shift is the maximum rounded to an integer, so the powers stay near 1, and a
-// change of the shift multiplies the sum by an exact power of two. From 2^26 on an exponent has too few digits for this;
+// The first pass adds 2^(factor x - shift). A shift is an integer near the maximum, so a change of the shift multiplies the
+// sum by an exact power of two. From 2^26 on an exponent has too few digits for this;
 // `exact_log_sums` (row_task.cuh) then adds the powers again, relative to the largest logit.
 //
-// The next passes use a `LogSum`: the probability of a column is 2^(factor (x - origin) - log2_sum). The origin is a logit
-// near the largest one, so neither a large logit nor a large number that all logits have in common costs digits.
+// The next passes use a `LogSum`: the probability of a column is 2^(factor (x - origin) - log2_sum). The origin is the
+// log-sum-exp as a logit, nearly, so neither a large logit nor a large number that all logits have in common costs digits.
 #pragma once
 
 #include <math.h>
@@ -16,6 +16,7 @@
 namespace sad::cuda {
 
 constexpr float shift_bound = 67108864.0f;  // 2^26, where floats are 8 apart: powers stay below 2^8
+constexpr float largest_powers = 65536.0f;  // exponents up to 2^4 above the shift lose at most 2^-21 to rounding
 constexpr float no_shift = -shift_bound, infinite = __builtin_huge_valf(), largest_float = 3.4028234663852886e38f;
 
 __device__ __forceinline__ float integer_shift(float top) {
@@ -28,36 +29,65 @@ __device__ __forceinline__ float integer_shift(float top) {
     return fminf(fmaxf(rounded, -shift_bound), shift_bound);
 }
 
+// A NaN counts as the largest logit.
+__device__ __forceinline__ float rank_of(float logit) { return logit == logit ? logit : infinite; }
+
+template <int G>
+__device__ __forceinline__ float largest_of(const float (&x)[G]) {
+    float top = x[0];
+#pragma unroll
+    for (int i = 1; i < G; ++i) top = fmaxf(top, x[i]);
+    return top;
+}
+
 // The running sum of one side, and the largest logit (before scale and cap) with its lowest column.
 struct ExpSum {
     float shift, sum, max_logit;
-    int argmax_column;
+    int argmax_column;  // while a thread adds groups: where the group is, until `find_column`
 
     static __device__ __forceinline__ ExpSum identity() { return {no_shift, 0.0f, -infinite, 0x7fffffff}; }
 
+    // Returns the sum of the powers of a group relative to the shift. If it is not below `largest_powers`, the shift is too
+    // low for this group, or there is a NaN; call `raise_shift` first. Most groups do not need it, because the shift comes
+    // from the first group of the thread.
     template <int G>
-    __device__ __forceinline__ void add(const float (&x)[G], float factor) {
-        float top = x[0];
+    __device__ __forceinline__ float powers_of(const float (&x)[G], float factor) const {
+        float powers = exp2_approx(fmaf(x[0], factor, -shift));
 #pragma unroll
-        for (int i = 1; i < G; ++i) top = fmaxf(top, x[i]);
-        const float new_shift = fmaxf(shift, integer_shift(top * factor));
-        float new_powers = 0.0f;
-#pragma unroll
-        for (int i = 0; i < G; ++i) new_powers += exp2_approx(fmaf(x[i], factor, -new_shift));
-        sum = fmaf(sum, exp2_approx(shift - new_shift), new_powers);
+        for (int i = 1; i < G; ++i) powers += exp2_approx(fmaf(x[i], factor, -shift));
+        return powers;
+    }
+    // Raises the shift to the largest exponent of a group.
+    template <int G>
+    __device__ __forceinline__ void raise_shift(const float (&x)[G], float factor) {
+        const float new_shift = fmaxf(shift, integer_shift(largest_of(x) * factor));
+        sum *= exp2_approx(shift - new_shift);
         shift = new_shift;
     }
-    // Updates the argmax with logits of increasing columns. A NaN counts as the largest logit.
     template <int G>
-    __device__ __forceinline__ void rank(const float (&x)[G], int first_column) {
+    __device__ __forceinline__ void add(const float (&x)[G], float factor) {
+        float powers = powers_of(x, factor);
+        if (!(powers < largest_powers)) {
+            raise_shift(x, factor);
+            powers = powers_of(x, factor);
+        }
+        sum += powers;
+    }
+    // Updates the argmax with the largest logit of a group. A thread calls it for increasing groups.
+    __device__ __forceinline__ void rank_group(float top, unsigned at) {
+        if (top > max_logit) max_logit = top, argmax_column = static_cast<int>(at);
+    }
+    // Sets the lowest column of the largest logit. `x` is the group that has it, from `first_column` on.
+    template <int G>
+    __device__ __forceinline__ void find_column(const float (&x)[G], int first_column) {
+        argmax_column = first_column + G - 1;
 #pragma unroll
-        for (int i = 0; i < G; ++i) {
-            const float value = x[i] == x[i] ? x[i] : infinite;
-            if (value > max_logit) max_logit = value, argmax_column = first_column + i;
+        for (int i = G - 2; i >= 0; --i) {
+            if (rank_of(x[i]) == max_logit) argmax_column = first_column + i;
         }
     }
     __device__ __forceinline__ void rank_edge(float x, int its_column) {  // columns in any order
-        const float value = x == x ? x : infinite;
+        const float value = rank_of(x);
         if (value > max_logit || (value == max_logit && its_column < argmax_column))
             max_logit = value, argmax_column = its_column;
     }
@@ -135,8 +165,9 @@ struct LogSum {
     float origin, log2_sum;
 
     static __device__ __forceinline__ LogSum of(const ExpSum& x, const Exponent& e) {
-        const float origin = origin_of(x.shift, e);
-        return {origin, log2f(x.sum) + fmaf(-origin, e.factor, x.shift)};
+        const float whole = integer_shift(log2f(x.sum));  // so that 2^(shift + whole) is near the sum
+        const float origin = origin_of(x.shift + whole, e);
+        return {origin, log2f(x.sum * exp2_approx(-whole)) + fmaf(-origin, e.factor, x.shift + whole)};
     }
     // From a sum relative to `origin`. An empty sum has the origin 0.
     static __device__ __forceinline__ LogSum of(float origin, float sum) {

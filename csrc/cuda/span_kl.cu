@@ -15,16 +15,21 @@ BlocksAtOnce on_device(int device, Kernel* kernel) {
     return [=](const LaunchShape& shape) { return blocks_at_once(kernel, device, shape); };
 }
 
-Variant variant_of(bool lean_rows, bool stats) { return !lean_rows ? general : stats ? lean_stats : lean; }
+Variant variant_of(const SpanKlParams& params, bool common) {
+    if (!common) return general;
+    if (params.divergence == Divergence::forward) return params.argmax ? forward_stats : forward;
+    return params.divergence == Divergence::reverse ? reverse : jsd;
+}
 
 // The kernels and the scratch memory of one call. `device` is current. Sizes are in 4-byte words.
 struct SpanKlPlan {
-    bool stats, teacher_aligned, grad_aligned, lean;
+    bool stats, teacher_aligned, grad_aligned;
+    Variant variant;
     bool gradient_only;      // the call has `state_given`
     bool separate_gradient;  // the gradient has a kernel of its own
     LaunchPlan divergence;   // the kernels that compute the divergence
     LaunchPlan gradient;     // the separate gradient kernel
-    LaunchPlan deferred;     // the general kernel for the rows that a lean one defers
+    LaunchPlan deferred;     // the general kernel for the rows that one of the common case defers
     bool may_defer;
     std::int64_t index_words;  // the index of rows
     std::int64_t slice_words;  // the partial results of the slices
@@ -35,19 +40,20 @@ struct SpanKlPlan {
         const bool uncapped = params.student.cap == 0.0f && params.teacher.cap == 0.0f;
         teacher_aligned = same_alignment(params.student.rows, params.teacher.rows, params.rows);
         grad_aligned = params.grad.data && same_alignment(params.student.rows, params.grad, params.rows);
-        lean = uncapped && params.divergence == Divergence::forward && teacher_aligned &&
-               (grad_aligned || !params.grad.data) && params.vocab > 1;
-        gradient_only = params.state_given != nullptr;
         const int element = size_of(params.student.rows.dtype);
+        const bool has_kernel = params.divergence != Divergence::jsd || element == 4 || jsd_is_short(params.beta);
+        const bool common =
+            uncapped && teacher_aligned && (grad_aligned || !params.grad.data) && params.vocab > 1 && has_kernel;
+        variant = variant_of(params, common);
+        gradient_only = params.state_given != nullptr;
         RowShape shape{params.rows,
                        params.vocab,
                        16 / element,
                        element + size_of(params.teacher.rows.dtype),
                        params.value && !params.lse_given,
                        teacher_aligned,
-                       lean && !stats};
+                       common && params.divergence == Divergence::forward};
         const KernelTable kernels = kernels_for(params.student.rows.dtype);
-        const Variant variant = variant_of(lean, stats);
         const RowKernels of_rows{on_device(device, kernels.resident[variant]), on_device(device, kernels.streamed[variant]),
                                  [&](const LaunchShape& launch) {
                                      return std::min(blocks_at_once(kernels.slice_totals[stats], device, launch),
@@ -55,11 +61,11 @@ struct SpanKlPlan {
                                  }};
         divergence = plan_rows(gpu(device), shape, of_rows);
         const bool sliced = divergence.strategy == Strategy::sliced;
-        may_defer = lean && !sliced && !params.lse_given;
+        may_defer = common && !sliced && !params.lse_given;
         shape.two_blocks_fit = false;
         deferred = streamed_plan(gpu(device), shape, on_device(device, kernels.streamed[general]));
-        shape.two_blocks_fit = lean;
-        gradient = plan_one_pass(gpu(device), shape, on_device(device, kernels.gradient[lean]));
+        shape.two_blocks_fit = common;
+        gradient = plan_one_pass(gpu(device), shape, on_device(device, kernels.gradient[variant]));
         separate_gradient = gradient_only || (sliced && params.grad.data && params.divergence != Divergence::forward);
         index_words = (params.rows + 2 + 3) / 4 * 4;
         slice_words = sliced && !gradient_only ? (stats ? 12 : 8) * params.rows * divergence.slices : 0;
@@ -68,9 +74,8 @@ struct SpanKlPlan {
 };
 
 void launch_whole_rows(const SpanKlPlan& plan, const KernelTable& kernels, LaunchArgs args, Stream stream) {
-    const Variant variant = variant_of(plan.lean, plan.stats);
     const bool resident = plan.divergence.strategy == Strategy::resident;
-    launch(resident ? kernels.resident[variant] : kernels.streamed[variant], plan.divergence.launch, stream, args);
+    launch(resident ? kernels.resident[plan.variant] : kernels.streamed[plan.variant], plan.divergence.launch, stream, args);
     if (!plan.may_defer) return;
     args.index.deferred_only = true;
     launch(kernels.streamed[general], plan.deferred.launch, stream, args);
@@ -133,7 +138,7 @@ void span_kl(const SpanKlParams& params, void* scratch, int device, Stream strea
     if (!plan.gradient_only) args.params.state_given = args.params.state;
     args.slices = static_cast<int>(plan.gradient.slices);
     args.slice_columns = static_cast<int>(plan.gradient.slice_columns);
-    launch(kernels.gradient[plan.lean], plan.gradient.launch, stream, args);
+    launch(kernels.gradient[plan.variant], plan.gradient.launch, stream, args);
 }
 
 void scale_rows(std::int64_t rows, std::int64_t columns, const Rows<void>& grad, const std::uint8_t* kinds,

@@ -96,17 +96,34 @@ class TopkRow {
     }
 
     __device__ __forceinline__ void add_rest(const Window<S>& window, ExpSum& rest) const {
-        for_each_group<false, false>(window.part, [&](int group, const Bytes16& bytes) {
+        const float largest_before = rest.max_logit;
+        for_each_group<false, false>(window.part, [&](unsigned at, const Bytes16& bytes, const auto& fetch_next) {
             float x[Group<S>::columns];
             Group<S>::unpack(bytes, x);
-            if (Stats && stats_) rest.rank(x, window.begin + window.part.layout.template column_of_group<S>(group));
-            const unsigned excluded = window.excluded_in_group(group);
+            fetch_next();
+            if (Stats && stats_) {
+                float top = rank_of(x[0]);
 #pragma unroll
-            for (int i = 0; i < Group<S>::columns; ++i) {
-                x[i] = excluded >> i & 1 ? -infinite : exponent_input<Lean>(x[i], args_.exponent);
+                for (int i = 1; i < Group<S>::columns; ++i) top = fmaxf(top, rank_of(x[i]));
+                rest.rank_group(top, at);
+            }
+#pragma unroll
+            for (int i = 0; i < Group<S>::columns; ++i) x[i] = exponent_input<Lean>(x[i], args_.exponent);
+            const unsigned excluded = window.excluded_in_group(at);
+            if (excluded) {  // rare, because k is much smaller than the row
+#pragma unroll
+                for (int i = 0; i < Group<S>::columns; ++i) {
+                    if (excluded >> i & 1) x[i] = -infinite;
+                }
             }
             rest.add(x, args_.exponent.factor);
         });
+        if (Stats && stats_ && rest.max_logit > largest_before) {
+            const auto at = static_cast<unsigned>(rest.argmax_column);
+            float x[Group<S>::columns];
+            Group<S>::unpack(window.part.template fetch<false>(at), x);
+            rest.find_column(x, window.begin + window.part.layout.template column_at<S>(at));
+        }
         const int edge = static_cast<int>(threadIdx.x);
         if (edge >= window.part.layout.edges) return;
         const int column = window.begin + window.part.layout.template column_of_edge<S>(edge);
@@ -122,7 +139,7 @@ class TopkRow {
         for_each_topk(args_.topk, row_, [&](int column, float log_p) {
             const float x = exponent_input_at(column), log2_q = softmax_.all.log2_probability(x, args_.exponent.factor);
             const float q = exp2_approx(log2_q), p = exp2_approx(log_p * log2ef);
-            mine.kl += kl_term(p, q, fmaf(log2_q, ln2f, -log_p));
+            mine.kl += kl_term<false, false>(p, q - p, fmaf(log2_q, ln2f, -log_p));
             if (column != label_) mine.others += q;
             add_entropy(log2_q, q, mean);
             const float kl_gradient = alpha > 0.0f ? alpha * (q - p) : 0.0f;
@@ -163,8 +180,9 @@ class TopkRow {
                 add_entropy(log2_q, exp2_approx(log2_q), mean);
             }
             const float g = exp2_approx(divisor.log2_probability(x, args_.exponent.factor)) * factor;
-            return factor == 0.0f ? 0.0f : apply_cap_slope<Lean>(g, x, args_.exponent);  // 0 also if q is NaN
+            return !Lean && factor == 0.0f ? 0.0f : apply_cap_slope<Lean>(g, x, args_.exponent);  // 0 also if q is NaN
         };
+        const bool all_zero = Lean && factor == 0.0f;
         for (int number = windows_ - 1; number >= 0; --number) {
             const Window<S> window = Window<S>::of(args_, student_, number);
             if (number < windows_ - 1) {  // the bits of the last window are already set
@@ -172,26 +190,35 @@ class TopkRow {
                 window.mark(args_, row_, label_);
             }
             const GroupLayout layout = window.part.layout;
-            const GradientRow<S> gradient{grad ? grad + window.begin : nullptr, Lean || args_.grad_aligned, layout};
-            for_each_group<true, true>(window.part, [&](int group, const Bytes16& bytes) {
-                float x[Group<S>::columns];
-                Group<S>::unpack(bytes, x);
-                const unsigned excluded = window.excluded_in_group(group);
-#pragma unroll
-                for (int i = 0; i < Group<S>::columns; ++i) x[i] = gradient_at(x[i], excluded >> i & 1);
+            const GradientRow<S> gradient{grad ? grad + window.begin : nullptr, grad != nullptr, Lean || args_.grad_aligned,
+                                          layout};
+            const auto store_group = [&](unsigned at, const float (&x)[Group<S>::columns], unsigned excluded) {
                 if (!grad) return;
-                if (!excluded) return gradient.store(group, x);
-                S* const first = gradient.first + layout.template column_of_group<S>(group);
+                if (!excluded) return gradient.store(at, x);
+                gradient.store_except(at, x, excluded);
+            };
+            if (all_zero) {
+                for_each_group<true, true>(window.part, [&](unsigned at, const Bytes16&, const auto& fetch_next) {
+                    fetch_next();
+                    const float zeros[Group<S>::columns] = {};
+                    store_group(at, zeros, window.excluded_in_group(at));
+                });
+            } else {
+                for_each_group<true, true>(window.part, [&](unsigned at, const Bytes16& bytes, const auto& fetch_next) {
+                    float x[Group<S>::columns];
+                    Group<S>::unpack(bytes, x);
+                    fetch_next();
+                    const unsigned excluded = window.excluded_in_group(at);
 #pragma unroll
-                for (int i = 0; i < Group<S>::columns; ++i) {
-                    if (!(excluded >> i & 1)) first[i] = narrow<S>(x[i]);
-                }
-            });
+                    for (int i = 0; i < Group<S>::columns; ++i) x[i] = gradient_at(x[i], excluded >> i & 1);
+                    store_group(at, x, excluded);
+                });
+            }
             const int edge = static_cast<int>(threadIdx.x);
             if (edge < layout.edges && !window.edge_excluded(edge)) {
                 const int column = window.begin + layout.template column_of_edge<S>(edge);
                 const float g = gradient_at(widen(student_[column]), false);
-                if (grad) grad[column] = narrow<S>(g);
+                if (grad) grad[column] = narrow<S>(all_zero ? 0.0f : g);
             }
         }
     }
@@ -201,13 +228,13 @@ class TopkRow {
         float value = 0.0f;
         if (alpha > 0.0f) {
             const float q_tail = exp2_approx(log2_q_tail_), p_tail = exp2_approx(log_p_tail_ * log2ef);
-            const float tail_term = kl_term(p_tail, q_tail, fmaf(log2_q_tail_, ln2f, -log_p_tail_));
+            const float tail_term = kl_term<false, false>(p_tail, q_tail - p_tail, fmaf(log2_q_tail_, ln2f, -log_p_tail_));
             value = alpha * (sums.kl + (softmax_.has_tail ? tail_term : 0.0f));
         }
         if (label_ >= 0) {
             const float factor = args_.exponent.factor;
             const float log2_q = softmax_.all.log2_probability(label_logit_, factor), q = exp2_approx(log2_q);
-            value += ce_share_ * (q_rest_ + sums.others + kl_term(1.0f, q, log2_q * ln2f));
+            value += ce_share_ * (q_rest_ + sums.others + kl_term<false, false>(1.0f, q - 1.0f, log2_q * ln2f));
         }
         params_.value[row_] = value;
     }

@@ -54,8 +54,8 @@ struct Window {
         if (thread == 0) mark_one(label);
         __syncthreads();
     }
-    __device__ __forceinline__ unsigned excluded_in_group(int group) const {
-        const int bit = group * group_columns;
+    __device__ __forceinline__ unsigned excluded_in_group(unsigned at) const {
+        const unsigned bit = at / sizeof(S);
         return bits[bit / 32] >> (bit % 32) & ((1u << group_columns) - 1);
     }
     __device__ __forceinline__ bool edge_excluded(int edge) const {

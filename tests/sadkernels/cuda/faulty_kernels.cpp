@@ -31,7 +31,7 @@ bool reads_before_the_wait() {
     float got = 0;
     run(1, 32, 1, [&] {
         if (threadIdx.x != 0) return;
-        copy_async(shared_groups(), from.x);
+        copy_async(shared_groups(), from.x, true);
         commit_copies();
         got = shared_floats()[0];  // the wait is missing
     });
@@ -43,9 +43,9 @@ bool waits_for_too_few_copies() {
     float got = 0;
     run(1, 32, 1, [&] {
         if (threadIdx.x != 0) return;
-        copy_async(shared_groups(), from.x);
+        copy_async(shared_groups(), from.x, true);
         commit_copies();
-        copy_async(shared_groups() + 1, from.x);
+        copy_async(shared_groups() + 1, from.x, true);
         commit_copies();
         wait_for_copies<1>();  // should be 0
         got = shared_floats()[4];
@@ -58,10 +58,10 @@ bool refills_before_the_last_read() {
     float got = 0;
     run(1, 32, 1, [&] {
         if (threadIdx.x != 0) return;
-        copy_async(shared_groups(), from.x);
+        copy_async(shared_groups(), from.x, true);
         commit_copies();
         wait_for_copies<0>();
-        copy_async(shared_groups(), from.x + 4);
+        copy_async(shared_groups(), from.x + 4, true);
         commit_copies();
         got = shared_floats()[0];  // should be above
     });
@@ -73,7 +73,7 @@ bool changes_the_source_of_a_copy() {
     float got = 0;
     run(1, 32, 1, [&] {
         if (threadIdx.x != 0) return;
-        copy_async(shared_groups(), from.x);
+        copy_async(shared_groups(), from.x, true);
         commit_copies();
         from.x[0] = 9;  // should be above
         wait_for_copies<0>();
@@ -84,7 +84,7 @@ bool changes_the_source_of_a_copy() {
 
 bool copies_from_an_odd_address() {
     Groups from{};
-    run(1, 32, 1, [&] { copy_async(shared_groups(), from.x + 1); });
+    run(1, 32, 1, [&] { copy_async(shared_groups(), from.x + 1, true); });
     return true;
 }
 

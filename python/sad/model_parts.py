@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sad.errors import InputError
+
 _PROBE_TOKENS = 4
 
 
@@ -161,7 +163,11 @@ class ModelParts:
         """Makes up for a check that was deferred. Mixed precision may be on by now."""
         if not self._is_checked:
             self._is_checked = True
-            self._compare(model, inner, 5e-2, context)
+            try:
+                self._compare(model, inner, 5e-2, context)
+            except ValueError as error:
+                expected, remedy = "models with a separate backbone and head", "Set loss_from to logits."
+                raise InputError("loss_from", expected, f"a {type(inner).__name__}: {error}", remedy) from error
 
     @torch.no_grad()
     def _compare(

@@ -105,9 +105,16 @@ class SpanLossTrainer:
         self.add_callback(self._throughput)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Creates the accelerator. FSDP2 works on CPUs too, and a launch whose processes would train alone is refused."""
+        """Creates the accelerator. FSDP2 works on CPUs too, and a launch whose processes would train alone is refused.
+
+        Raises:
+            InputError: The processes would train alone, or the configuration asks for what the strategy cannot do.
+        """
         check_launch(self.args)
         super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled and self._loss_config.nan_policy == "skip":
+            remedy = "Set it to stop, or use FSDP2."
+            raise InputError("nan_policy", "stop with DeepSpeed, which applies every gradient itself", "skip", remedy)
         use_fsdp_on_cpu(self.accelerator, fsdp_plugin(self.args))
         self.is_fsdp_enabled = self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.FSDP
 

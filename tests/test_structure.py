@@ -20,6 +20,7 @@ WINGS = {
     "training": 3,
     "agents": 3,
     "report": 4,
+    "integrations": 4,
     "demo": 5,
     "cli": 6,
 }

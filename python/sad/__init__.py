@@ -30,6 +30,7 @@ _HOMES = {
     "sad.trajectories.read": ("read_jsonl", "read_trajectories"),
     "sad.trajectories.sources.base": ("Source",),
     "sad.trajectories.sources": ("register_source", "sources"),
+    "sad.trajectories.generated": ("label_generated",),
     "sad.trajectories.encode": ("Encoded", "EncodedCorpus", "encode", "encode_all"),
     "sad.teacher_cache.metadata": ("CacheMetadata",),
     "sad.teacher_cache.reader": ("TeacherCache",),
@@ -37,6 +38,7 @@ _HOMES = {
     "sad.planner.plan": ("plan",),
     "sad.planner.request": ("PlanRequest",),
     "sad.training.config": ("SADConfig",),
+    "sad.training.loss_config": ("SpanLossConfig",),
     "sad.training.collator": ("SpanCollator",),
     "sad.training.curriculum": ("CurriculumSampler", "difficulty_scores"),
     "sad.training.trainer": ("SADTrainer",),
@@ -47,7 +49,7 @@ _HOMES = {
     "sad.agents.rollout": ("rollout",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("envs",)  # subpackages that `import sad` offers as attributes
+_MODULES = ("envs", "integrations")  # subpackages that `import sad` offers as attributes
 
 __all__ = ["__version__", *_MODULES, *sorted(_HOME_OF)]
 

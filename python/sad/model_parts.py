@@ -69,6 +69,10 @@ class ModelParts:
         options = {} if getattr(self._config, "use_cache", None) is None else {"use_cache": False}
         return self._backbone(**batch, **options).last_hidden_state
 
+    def forward(self, **batch: Any) -> tuple[Tensor, Head]:
+        """Returns the hidden states (B, T, H) and the head."""
+        return self.hidden(batch), self.head()
+
     def head(self) -> Head:
         """Returns the current head. Call it in every step, because adapters change the effective weight."""
         return Head(_weight_of(self._head), _bias_of(self._head), self._scale, self._softcap)

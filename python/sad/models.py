@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from sad.errors import InputError
+from sad.hub import model_folder
 
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer except the head
 QUANTIZATIONS = ("8bit", "4bit")
@@ -34,15 +36,12 @@ def check_model_dir(name: str, path: str | Path) -> Path:
 
     Args:
         name: The argument's name for messages, such as "teacher".
-        path: The folder.
+        path: The folder, or the name of a model on the Hugging Face Hub, which is downloaded once.
 
     Raises:
         InputError: It does not exist, or holds no `config.json`.
     """
-    path = Path(path)
-    if not path.is_dir():
-        remedy = "Download a model of the Hugging Face hub with: hf download NAME --local-dir DIR"
-        raise InputError(name, "a folder with a model", f"{str(path)!r}, which is not a folder", remedy)
+    path = model_folder(name, path)
     if not (path / "config.json").is_file():
         remedy = "Save the model there with `model.save_pretrained(...)`."
         raise InputError(name, "a folder with a config.json", f"{str(path)!r} without one", remedy)
@@ -77,7 +76,8 @@ def load_model(
 
     Args:
         name: The argument's name for messages.
-        path: A folder with a model, or with LoRA adapters. Adapters name the folder of their base model.
+        path: A folder with a model, or with LoRA adapters, or the name of a model on the Hugging Face Hub. Adapters name the
+            folder of their base model.
         dtype: A name in `DTYPES`; "auto" keeps the dtype of the saved weights.
         from_config: Start from random weights. The folder then needs only a `config.json`.
         seed: Random seed of these weights.
@@ -87,6 +87,7 @@ def load_model(
     Raises:
         InputError: The folder holds no loadable model, or a package is missing.
     """
+    path = model_folder(name, path)
     path = _check_adapter_dir(name, path) if Path(path, _ADAPTER).is_file() else check_model_dir(name, path)
     check_quantization(quantization)
     check_dtype(f"{name}_dtype", dtype)
@@ -127,12 +128,12 @@ def load_tokenizer(name: str, path: str | Path) -> PreTrainedTokenizerBase | Non
 
     Args:
         name: The argument's name for messages.
-        path: The folder.
+        path: The folder, or the name of a model on the Hugging Face Hub.
 
     Raises:
         InputError: The tokenizer cannot be loaded.
     """
-    path = Path(path)
+    path = model_folder(name, path, weights=False)
     if not any((path / file).is_file() for file in _TOKENIZER):
         return None
     try:
@@ -297,6 +298,24 @@ def add_adapters(
         raise InputError("lora_targets", "layers of the student", repr(targets), remedy) from error
     adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
     return adapted
+
+
+def with_adapters(student: nn.Module, config: Any) -> nn.Module:
+    """Wraps the student in a PEFT model.
+
+    Args:
+        student: The student.
+        config: A configuration of peft.
+
+    Raises:
+        InputError: peft is missing, or the student is a PEFT model already.
+    """
+    check_package("peft_config", "peft", "lora")
+    from peft import PeftModel, get_peft_model
+
+    if isinstance(student, PeftModel):
+        raise InputError("peft_config", "None for a model with adapters", type(config).__name__, "Remove one of them.")
+    return get_peft_model(student, config)
 
 
 def quantization_config(bits: str, dtype: torch.dtype | str) -> BitsAndBytesConfig:

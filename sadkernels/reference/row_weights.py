@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sadkernels.divergence import RowValues
 from sadkernels.spans import SpanKind
 from sadkernels.tokens import Tokens
+from sadkernels.turns import number_runs, writers
 
 
 def row_weights(
@@ -42,7 +43,7 @@ def row_weights(
         weights (N,); counts (3,) int64 of reason, act and observe rows.
     """
     of_kind, unit = is_kind(tokens.span_ids, shift, observe=lambdas[2] > 0.0), None
-    turns = _turns(tokens, of_kind, shift) if reduction == "turn_mean" else None
+    turns = _turns(tokens, shift, lambdas[2] > 0.0) if reduction == "turn_mean" else None
     if tokens.token_weights is not None:
         unit = _of_rows(tokens.token_weights, shift, fill=0).double()
         of_kind = of_kind & (unit > 0.0)
@@ -101,17 +102,11 @@ def _kinds(of_kind: Tensor) -> Tensor:
     return torch.add(kinds, observe[0], alpha=SpanKind.OBSERVE) if observe else kinds
 
 
-def _turns(tokens: Tokens, of_kind: Tensor, shift: bool) -> Tensor:
+def _turns(tokens: Tokens, shift: bool, observe: bool) -> Tensor:
     """(N,) int64, the number of each row's turn, counted from 0 through all rows."""
-    if tokens.turn_ids is None:
-        reason, act, *observe = of_kind.view(torch.uint8).unbind()
-        turn_ids = torch.add(reason + act, observe[0], alpha=2) if observe else reason + act
-    else:
-        turn_ids = _of_rows(tokens.turn_ids, shift, fill=0)
-    turn_ids = turn_ids.view(tokens.span_ids.shape or (1,))
-    starts = torch.ones_like(turn_ids, dtype=torch.bool)
-    starts[..., 1:] = turn_ids[..., 1:] != turn_ids[..., :-1]
-    return starts.reshape(-1).cumsum(0) - 1
+    turn_ids = writers(tokens.span_ids, observe) if tokens.turn_ids is None else tokens.turn_ids
+    rows = _of_rows(turn_ids, shift, fill=0).view(tokens.span_ids.shape or (1,))
+    return number_runs(rows).reshape(-1)
 
 
 def _divisors(

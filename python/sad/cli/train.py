@@ -39,7 +39,7 @@ def command(options: TrainOptions, context: typer.Context) -> None:
         config = str(run.config)
     values = (read_yaml(config, names) if config else {}) | given
     chosen = {name: values.pop(name) for name in names if name in values}
-    if chosen.get("eval_data") is not None:
+    if chosen.get("eval_data"):
         values.setdefault("eval_strategy", "epoch")
     distill(TrainOptions(**chosen, resume=options.resume), values, say=typer.echo)
 

@@ -30,7 +30,11 @@ _ABSENT = object()  # not argparse.SUPPRESS: `set_defaults` would convert that s
 class RunOptions:
     """The models and the data of a run. The other options are fields of `sad.SADConfig`."""
 
-    teacher: str | None = option(None, group="Teacher", help="Folder of the teacher. Required without --teacher-cache.")
+    teacher: str | None = option(
+        None,
+        group="Teacher",
+        help="Folder or Hub name of the teacher. Required without --teacher-cache, unless --ce-weight is 1.",
+    )
     teacher_cache: str | None = option(
         None, group="Teacher", help="Folder or URL of a teacher cache from sad cache, instead of --teacher."
     )
@@ -38,7 +42,7 @@ class RunOptions:
     teacher_quantization: str | None = option(
         None, group="Teacher", help="8bit or 4bit: quantize the linear layers with bitsandbytes. Default: no quantization."
     )
-    student: str | None = option(None, group="Student", help="Folder of the student. Required.")
+    student: str | None = option(None, group="Student", help="Folder or Hub name of the student. Required.")
     student_dtype: str = option(
         "float32", group="Student", help="Dtype of the weights. AdamW loses updates in 16 bits; use --bf16 for speed."
     )
@@ -52,8 +56,14 @@ class RunOptions:
     lora_targets: str | None = option(
         None, group="Student", help="Layers with adapters, such as q_proj,v_proj. Default: all linear layers but the head."
     )
-    data: str | None = option(None, group="Data", help="Trajectories to train on: a file or a folder. Required.")
-    eval_data: str | None = option(None, group="Data", help="Trajectories to evaluate on, once per epoch by default.")
+    data: list[str] = option(
+        [], group="Data", help="Trajectories to train on: a file, a folder or a pattern (*). May be repeated. Required."
+    )
+    eval_data: list[str] = option(
+        [],
+        group="Data",
+        help="Trajectories to evaluate on, once per epoch by default. May be repeated; NAME=FILE names a set.",
+    )
     format: str | None = encoding_option("format", "Data")
     source: str = encoding_option("source", "Data")
     long: str = encoding_option("long", "Data")
@@ -63,21 +73,32 @@ class RunOptions:
     chat_template: str | None = encoding_option("chat_template", "Data")
     on_error: str = encoding_option("on_error", "Data")
 
-    def check(self) -> None:
+    def check(self, needs_teacher: bool = True) -> None:
         """Checks the values without touching any file.
+
+        Args:
+            needs_teacher: Whether the loss needs a teacher or a teacher cache.
 
         Raises:
             InputError: A required path is missing, a value has the wrong type, or options contradict each other.
         """
         from sad import models
 
+        for name in ("data", "eval_data"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, [value])
+            elif not isinstance(value, list) or not all(isinstance(path, str) for path in value):
+                raise InputError(name, "a path or a list of paths", repr(value), "Fix the value.")
         hints = typing.get_type_hints(RunOptions)
         for item in dataclasses.fields(RunOptions):
             value = getattr(self, item.name)
-            cached = item.name == "teacher" and self.teacher_cache is not None
-            if value is None and item.name in ("teacher", "student", "data") and not cached:
+            optional = item.name == "teacher" and (self.teacher_cache is not None or not needs_teacher)
+            if value in (None, []) and item.name in ("teacher", "student", "data") and not optional:
                 remedy = f"Pass --{item.name}, or write `{item.name}:` in the file of --config."
                 raise InputError(item.name, "a path", "nothing", remedy)
+            if item.name in ("data", "eval_data"):
+                continue
             [kind] = {*typing.get_args(hints[item.name]), hints[item.name]} & _TYPE_NAMES.keys()
             accepted = (int, float) if kind is float else kind
             if value is not None and (not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool)):

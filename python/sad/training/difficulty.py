@@ -49,7 +49,7 @@ class Rows(NamedTuple):
 
     Attributes:
         span_ids: One array (T,) per example.
-        digest: Hash of the tokens and labels that remain.
+        digest: Hash of the tokens, labels, weights and turn ids that remain.
         supervised: Reasoning and action tokens before truncation.
         supervised_cut: Those that are cut off.
     """
@@ -75,8 +75,8 @@ def read_rows(dataset: Dataset, max_length: int | None) -> Rows:
     supervised = kept = 0
     for index in range(len(dataset)):
         example = dataset[index]
-        tokens = np.asarray(example["input_ids"], dtype="<i8")[:max_length]
         [whole] = span_ids_of([example])
+        tokens = np.asarray(example["input_ids"], dtype="<i8")[:max_length]
         row = whole[:max_length]
         supervised += np.count_nonzero(is_supervised(whole))
         kept += np.count_nonzero(is_supervised(row))
@@ -84,6 +84,9 @@ def read_rows(dataset: Dataset, max_length: int | None) -> Rows:
             where = f"span_ids of example {index}"
             raise InputError(where, f"{len(tokens)} ids, one per token", str(len(row)), "Encode it with `sad.encode`.")
         digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes() + row.tobytes())
+        for name, dtype in (("token_weights", "<f4"), ("turn_ids", "<i8")):
+            if example.get(name) is not None:
+                digest.update(name.encode() + np.asarray(example[name], dtype=dtype)[:max_length].tobytes())
         labels.append(row)
     return Rows(labels, digest.hexdigest(), int(supervised), int(supervised - kept))
 

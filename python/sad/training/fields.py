@@ -23,6 +23,18 @@ class LossFields:
     lambda_observe: float = _field(
         0.0, help="Weight of the loss on observation tokens, >= 0. 0: they have no loss. Not all three weights are 0."
     )
+    turn_balance: str = _field(
+        "none",
+        help="none: tokens count alike; equal: turns count alike; decay: a turn counts less the later it is, see "
+        "turn_half_life.",
+    )
+    turn_half_life: float = _field(4.0, help="Turns after which the weight of a turn is half, with turn_balance decay, > 0.")
+    token_weighting: str = _field(
+        "none",
+        help="none; confidence: 1 - entropy / log V of the teacher; step_divergence: less for turns on which student and "
+        "teacher diverge more than on the first.",
+    )
+    step_weight_limit: float = _field(1.5, help="Largest weight of a turn with token_weighting step_divergence, >= 1.")
     divergence: str = _field(
         "forward_kl", help="forward_kl: KL(teacher || student), the paper's; reverse_kl: KL(student || teacher); jsd."
     )
@@ -70,6 +82,11 @@ class BatchFields:
     max_length: int = _field(
         512,
         help="Maximum number of tokens per example. Longer trajectories are truncated, or split with --long of sad train.",
+    )
+    packing: str = _field(
+        "auto",
+        help="Several trajectories in one row. auto: in batches of which more than a tenth is padding, if both models can; always; "
+        "never.",
     )
     pad_to_multiple_of: int | None = _field(None, help="Round the length of a batch up to a multiple of this number.")
 

@@ -69,7 +69,8 @@ class FiniteGuard(TrainerCallback):
 
     def add(self, inputs: Mapping[str, Tensor], loss: Tensor) -> None:
         """Records the loss of one batch of the step."""
-        kept = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        names = ("input_ids", "attention_mask", "token_mask", "position_ids")
+        kept = {name: inputs[name] for name in names if name in inputs}
         self._batches.append((kept, torch.isfinite(loss.detach()).all()))
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -225,8 +226,12 @@ def _copy_to_host(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
 
 
 def _row_tokens(inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """Returns the tokens of each row of a batch without padding."""
+    """Returns the tokens of each example of a batch without padding."""
     tokens = inputs["input_ids"].cpu().numpy().astype(np.int64)
+    if "token_mask" in inputs:  # packed: an example begins where the positions do
+        kept, positions = (inputs[name].cpu().numpy() for name in ("token_mask", "position_ids"))
+        rows = zip(tokens, kept.astype(bool), positions)
+        return [part for row, real, at in rows for part in np.split(row[real], np.flatnonzero(at[real] == 0)[1:])]
     mask = inputs.get("attention_mask")
     if mask is None:
         return list(tokens)

@@ -24,9 +24,10 @@ from sad.losses import (
 )
 from sad.model_parts import Head, ModelParts, forward_as, split_model
 from sad.training.collator import model_inputs
-from sad.training.config import SADConfig
 from sad.training.contrastive import directions, info_nce
+from sad.training.loss_config import SpanLossConfig
 from sad.training.teacher import teacher_logits, vocabulary_group
+from sad.training.token_weights import StepWeights, log_columns
 from sad.trajectories.spans import supervised_kinds
 
 logger = logging.get_logger(__name__)
@@ -47,12 +48,14 @@ class LossOutput(NamedTuple):
             cross-entropy by `ce_weight`.
         outputs: The model's outputs, or an empty dict if no logits were computed.
         contrastive: The contrastive term, a scalar without its weight, or None.
+        token_weights: (B, T) the weight of each token, or None if all are 1.
     """
 
     loss: Tensor
     stats: SpanStats
     outputs: Any
     contrastive: Tensor | None = None
+    token_weights: Tensor | None = None
 
 
 class SpanLoss(Protocol):
@@ -62,7 +65,7 @@ class SpanLoss(Protocol):
         self,
         model: nn.Module,
         inputs: Mapping[str, Tensor],
-        normalizer: Tensor | None,
+        normalizer: Tensor,
         accelerator: Accelerator,
         *,
         needs_logits: bool = False,
@@ -72,7 +75,7 @@ class SpanLoss(Protocol):
         Args:
             model: The student, wrapped or not. In training mode, a configured contrastive term is computed.
             inputs: A batch of `sad.SpanCollator`.
-            normalizer: Number of supervised tokens by which the loss is divided. None: those of this batch.
+            normalizer: Number by which the loss is divided: the supervised tokens of the step, or the sum of their weights.
             accelerator: The accelerator that wrapped the model.
             needs_logits: Whether the caller reads `outputs.logits`.
         """
@@ -86,14 +89,14 @@ class LogitsLoss:
         teacher: The teacher.
     """
 
-    def __init__(self, args: SADConfig, teacher: nn.Module) -> None:
-        self._args, self._teacher = args, teacher
+    def __init__(self, args: SpanLossConfig, teacher: nn.Module) -> None:
+        self._args, self._teacher, self._step_weights = args, teacher, step_weights(args)
 
     def __call__(
         self,
         model: nn.Module,
         inputs: Mapping[str, Tensor],
-        normalizer: Tensor | None,
+        normalizer: Tensor,
         accelerator: Accelerator,
         *,
         needs_logits: bool = False,
@@ -104,22 +107,36 @@ class LogitsLoss:
         outputs = model(**batch)
         warn_of_rounded_logits(model, outputs.logits, accelerator)
         group = self._vocabulary_group(model, outputs.logits, teacher, accelerator)
-        if args.ce_weight and group is not None:
-            remedy = "Set ce_weight to 0, or load the models with a head that gathers its logits."
-            raise InputError("ce_weight", "0 with logits that are sharded over processes", str(args.ce_weight), remedy)
+        for name, off in (("ce_weight", 0.0), ("token_weighting", "none")):
+            if getattr(args, name) != off and group is not None:
+                remedy = f"Set {name} to {off}, or load the models with a head that gathers its logits."
+                got = str(getattr(args, name))
+                raise InputError(name, f"{off} with logits that are sharded over processes", got, remedy)
+        span_ids, columns = inputs["span_ids"], min(outputs.logits.shape[-1], teacher.shape[-1])
+        weights = self._step_weights.of(
+            inputs,
+            model.training,
+            certainty=lambda options: (
+                fused_span_kl(teacher.new_zeros(columns).expand(*span_ids.shape, -1), teacher, span_ids, **options)
+                / log_columns(columns)
+            ),
+            divergence=lambda: fused_span_kl(
+                outputs.logits.detach(), teacher, span_ids, **per_token(_divergence_options(args, normalizer, None))
+            ),
+        )
         loss, stats = fused_span_kl(
             outputs.logits,
             teacher,
-            inputs["span_ids"],
+            span_ids,
             inplace_backward=args.inplace_backward and not needs_logits and not args.ce_weight,
             process_group=group,
-            **_divergence_options(args, normalizer),
+            **_divergence_options(args, normalizer, weights),
         )
         if args.ce_weight:
-            options = _ce_options(args, normalizer, min(outputs.logits.shape[-1], teacher.shape[-1]))
-            ce = fused_span_ce(outputs.logits, inputs["input_ids"], inputs["span_ids"], **options)
+            options = ce_options(args, normalizer, weights, columns)
+            ce = fused_span_ce(outputs.logits, inputs["input_ids"], span_ids, **options)
             loss, stats = _mixed(args.ce_weight, (loss, stats), ce)
-        return LossOutput(loss, stats, outputs)
+        return LossOutput(loss, stats, outputs, token_weights=weights)
 
     def _vocabulary_group(
         self, model: nn.Module, logits: Tensor, teacher: Tensor, accelerator: Accelerator
@@ -147,16 +164,16 @@ class HiddenLoss:
     """
 
     def __init__(
-        self, args: SADConfig, student: ModelParts, teacher: ModelParts, from_logits: LogitsLoss, rows_known: bool
+        self, args: SpanLossConfig, student: ModelParts, teacher: ModelParts, from_logits: LogitsLoss, rows_known: bool
     ) -> None:
         self._args, self._student, self._teacher = args, student, teacher
-        self._from_logits, self._rows_known = from_logits, rows_known
+        self._from_logits, self._rows_known, self._step_weights = from_logits, rows_known, step_weights(args)
 
     def __call__(
         self,
         model: nn.Module,
         inputs: Mapping[str, Tensor],
-        normalizer: Tensor | None,
+        normalizer: Tensor,
         accelerator: Accelerator,
         *,
         needs_logits: bool = False,
@@ -172,35 +189,49 @@ class HiddenLoss:
         with torch.no_grad(), accelerator.autocast():
             teacher_hidden, teacher_head = self._teacher.hidden(model_inputs(inputs)), self._teacher.head()
 
-        def forward(**batch: Tensor) -> tuple[Tensor, SpanStats, Tensor | None]:
+        def forward(**batch: Tensor) -> tuple[Tensor, SpanStats, Tensor | None, Tensor | None]:
             with accelerator.autocast():
                 hidden, head = self._student.hidden(batch), self._student.head()
                 linear = {"rows": rows, "chunk_bytes": args.loss_chunk_bytes}
-                result = fused_linear_span_kl(
-                    hidden,
-                    head.weight,
-                    teacher_hidden,
-                    teacher_head.weight,
-                    span_ids,
-                    student_bias=head.bias,
-                    teacher_bias=teacher_head.bias,
-                    logit_scale=(head.scale, teacher_head.scale),
-                    logit_softcap=(head.softcap, teacher_head.softcap),
-                    **linear,
-                    **_divergence_options(args, normalizer),
-                )
                 columns = min(len(head.weight), len(teacher_head.weight))
+
+                def divergence(hidden: Tensor, options: dict[str, Any]) -> Any:
+                    return fused_linear_span_kl(
+                        hidden,
+                        head.weight,
+                        teacher_hidden,
+                        teacher_head.weight,
+                        span_ids,
+                        student_bias=head.bias,
+                        teacher_bias=teacher_head.bias,
+                        logit_scale=(head.scale, teacher_head.scale),
+                        logit_softcap=(head.softcap, teacher_head.softcap),
+                        **linear,
+                        **options,
+                    )
+
+                weights = self._step_weights.of(
+                    inputs,
+                    model.training,
+                    certainty=lambda options: (
+                        _divergence_from_uniform(teacher_hidden, teacher_head, span_ids, columns, **linear, **options)
+                        / log_columns(columns)
+                    ),
+                    divergence=lambda: divergence(hidden.detach(), per_token(_divergence_options(args, normalizer, None))),
+                )
+                result = divergence(hidden, _divergence_options(args, normalizer, weights))
                 if args.ce_weight:
-                    ce = _linear_span_ce(hidden, head, inputs, **linear, **_ce_options(args, normalizer, columns))
+                    options = ce_options(args, normalizer, weights, columns)
+                    ce = linear_span_ce(hidden, head, inputs, **linear, **options)
                     result = _mixed(args.ce_weight, result, ce)
                 contrastive = None
                 if args.contrastive_weight and model.training:
                     contrastive = self._contrastive(span_ids, columns, (hidden, head), (teacher_hidden, teacher_head))
-                return *result, contrastive
+                return *result, contrastive, weights
 
         with forward_as(accelerator.unwrap_model(model), forward):
-            loss, stats, contrastive = model(**model_inputs(inputs))
-        return LossOutput(loss, stats, {}, contrastive)
+            loss, stats, contrastive, weights = model(**model_inputs(inputs))
+        return LossOutput(loss, stats, {}, contrastive, weights)
 
     def _contrastive(
         self, span_ids: Tensor, columns: int, student: tuple[Tensor, Head], teacher: tuple[Tensor, Head]
@@ -215,7 +246,9 @@ class HiddenLoss:
         return info_nce(ours, theirs, present, args.contrastive_temperature)
 
 
-def live_loss(args: SADConfig, student: nn.Module, teacher: nn.Module, *, rows_known: bool) -> LogitsLoss | HiddenLoss:
+def live_loss(
+    args: SpanLossConfig, student: nn.Module, teacher: nn.Module, *, rows_known: bool, gpus: int = 1
+) -> LogitsLoss | HiddenLoss:
     """Chooses between the loss from hidden states and the loss from logits, by `loss_from`.
 
     Args:
@@ -223,6 +256,7 @@ def live_loss(args: SADConfig, student: nn.Module, teacher: nn.Module, *, rows_k
         student: The student, before it is wrapped.
         teacher: The teacher.
         rows_known: As for `HiddenLoss`.
+        gpus: Number of GPUs of this process.
 
     Raises:
         InputError: `loss_from` is "hidden" and a model cannot be split, or the contrastive term lacks hidden states.
@@ -230,7 +264,7 @@ def live_loss(args: SADConfig, student: nn.Module, teacher: nn.Module, *, rows_k
     from_logits = LogitsLoss(args, teacher)
     student_parts = parts_of("student", student, args)
     teacher_parts = None if student_parts is None else parts_of("teacher", teacher, args)
-    if args.contrastive_weight and (teacher_parts is None or args.n_gpu > 1):
+    if args.contrastive_weight and (teacher_parts is None or gpus > 1):
         got = f"{args.contrastive_weight} with a loss from logits"
         remedy = "Use models with a separate backbone and head, and one process per GPU; or set it to 0."
         raise InputError("contrastive_weight", "a loss from hidden states for it", got, remedy)
@@ -245,7 +279,7 @@ def warn_of_rounded_logits(model: nn.Module, logits: Tensor, accelerator: Accele
         logger.warning_once(_ROUNDED_LOGITS)
 
 
-def parts_of(name: str, model: nn.Module, args: SADConfig) -> ModelParts | None:
+def parts_of(name: str, model: nn.Module, args: SpanLossConfig) -> ModelParts | None:
     """Splits a model for the loss from hidden states. Returns None for the loss from logits.
 
     Args:
@@ -269,7 +303,12 @@ def parts_of(name: str, model: nn.Module, args: SADConfig) -> ModelParts | None:
         return None
 
 
-def loss_options(args: SADConfig, normalizer: Tensor | None) -> dict[str, Any]:
+def step_weights(args: SpanLossConfig) -> StepWeights:
+    """Returns the factor of `token_weighting`."""
+    return StepWeights(args.token_weighting, args.step_weight_limit, args.observe, args.backend)
+
+
+def loss_options(args: SpanLossConfig, normalizer: Tensor, token_weights: Tensor | None) -> dict[str, Any]:
     """Returns the options that every loss function takes."""
     return {
         "lambda_reason": args.lambda_reason,
@@ -277,22 +316,44 @@ def loss_options(args: SADConfig, normalizer: Tensor | None) -> dict[str, Any]:
         "lambda_observe": args.lambda_observe,
         "temperature": args.temperature,
         "normalizer": normalizer,
+        "token_weights": token_weights,
         "shift": True,
         "return_stats": True,
         "backend": args.backend,
     }
 
 
-def _divergence_options(args: SADConfig, normalizer: Tensor | None) -> dict[str, Any]:
-    return loss_options(args, normalizer) | {"divergence": args.divergence, "beta": args.beta}
+def per_token(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options with which a loss function returns the value of each row, without weights."""
+    return options | {"reduction": "none", "return_stats": False, "normalizer": None, "token_weights": None}
 
 
-def _ce_options(args: SADConfig, normalizer: Tensor | None, columns: int) -> dict[str, Any]:
+def _divergence_options(args: SpanLossConfig, normalizer: Tensor, token_weights: Tensor | None) -> dict[str, Any]:
+    return loss_options(args, normalizer, token_weights) | {"divergence": args.divergence, "beta": args.beta}
+
+
+def ce_options(args: SpanLossConfig, normalizer: Tensor, token_weights: Tensor | None, columns: int) -> dict[str, Any]:
     """Returns the options of the cross-entropy: the columns of the divergence, at temperature 1."""
-    return loss_options(args, normalizer) | {"temperature": 1.0, "vocab_size": columns}
+    return loss_options(args, normalizer, token_weights) | {"temperature": 1.0, "vocab_size": columns}
 
 
-def _linear_span_ce(
+def _divergence_from_uniform(hidden: Tensor, head: Head, span_ids: Tensor, columns: int, **options: Any) -> Tensor:
+    """Returns KL(softmax || uniform over the columns) of each row (B, T): `fused_linear_span_kl` with a student of zeros."""
+    return fused_linear_span_kl(
+        hidden.new_zeros((*hidden.shape[:-1], 1)),
+        head.weight.new_zeros((columns, 1)),
+        hidden,
+        head.weight,
+        span_ids,
+        teacher_bias=head.bias,
+        logit_scale=(1.0, head.scale),
+        logit_softcap=(None, head.softcap),
+        vocab_size=columns,
+        **options,
+    )
+
+
+def linear_span_ce(
     hidden: Tensor, head: Head, inputs: Mapping[str, Tensor], *, rows: Tensor | None, **options: Any
 ) -> tuple[Tensor, SpanStats]:
     """Returns `fused_span_ce` from hidden states: `fused_linear_topk_span_kl` with alpha 0 and no teacher columns."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -50,22 +51,32 @@ class SpanMeter:
 
 
 class MeanMeter:
-    """Sums a scalar on the device and counts its values."""
+    """Sums means of batches on the device, and their weights.
 
-    def __init__(self) -> None:
-        self._sum: Tensor | float = 0.0
-        self._count = 0
+    Args:
+        size: Number of means, 1 for a scalar.
+    """
 
-    def add(self, value: Tensor) -> None:
-        """Adds one value, without its graph."""
-        self._sum, self._count = self._sum + value.detach(), self._count + 1
+    def __init__(self, size: int = 1) -> None:
+        self._size = size
+        self._sums: Tensor | None = None
+
+    def add(self, total: Tensor, weight: Tensor | float = 1.0) -> None:
+        """Adds sums (size,) or (), without their graph, and the weights by which the means divide them."""
+        weight = torch.as_tensor(weight, device=total.device)
+        sums = torch.stack([x.detach().to(_sum_dtype(total.device)).reshape(self._size) for x in (total, weight)])
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, device: torch.device) -> Tensor:
-        """Returns the sum and the number of values (2,), and resets them."""
-        taken = torch.tensor([0.0, self._count], device=device)
-        taken[0] = self._sum
-        self._sum, self._count = 0.0, 0
-        return taken
+        """Returns the sums and the weights (2, size), and resets them."""
+        sums = torch.zeros((2, self._size), dtype=_sum_dtype(device), device=device) if self._sums is None else self._sums
+        self._sums = None
+        return sums
+
+
+def means(sums: Tensor) -> list[float]:
+    """Returns the means of `MeanMeter.take` (2, size), summed over the processes; NaN without a weight."""
+    return [total / weight if weight else math.nan for total, weight in sums.T.tolist()]
 
 
 class Throughput(TrainerCallback):
@@ -138,19 +149,6 @@ def span_metrics(sums: Tensor) -> dict[str, float]:
             metrics[f"student_entropy_{kind}"] = student_entropy / tokens
             metrics[f"tokens_{kind}"] = int(tokens)
     return metrics
-
-
-def mean_loss(sums: Tensor, lambdas: Sequence[float]) -> Tensor:
-    """Returns the loss per supervised token: (lambda_r L_cot + lambda_a L_act) / (n_r + n_a) (paper eq. 6).
-
-    With lambda_o > 0, lambda_o L_obs and n_o are added to the two sums. Without it the row of observations holds zeros.
-
-    Args:
-        sums: (3, 5) from `SpanMeter.take`.
-        lambdas: The weights of reasoning tokens, action tokens and observation tokens.
-    """
-    weighted = sum(weight * sums[row, 0] if weight else 0.0 for row, weight in enumerate(lambdas))
-    return weighted / sums[:, 1].sum().clamp(min=1)
 
 
 def speed_metrics(taken: Tensor, supervised: float, tensor_parallel: int = 1) -> dict[str, float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ from sad.teacher_cache.reader import TeacherCache
 from sad.training import difficulty
 from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
-from sad.training.trainer import SADTrainer
+from sad.training.data_files import evaluation_sets, expand_paths
+from sad.training.model_card import model_card
+from sad.training.progress import LogTable, step_line
+from sad.training.trainer import SADTrainer, check_teacher
 from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
 from sad.trajectories.options import encoding_keywords
 from sad.trajectories.read import read_data
+from sad.trajectories.refused import Refused
 from sad.trajectories.tokenizers import set_chat_template
+from sad.trajectories.trajectory import Trajectory
 
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
@@ -56,7 +62,7 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
 def _distill(
     options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None], stack: contextlib.ExitStack
 ) -> SADTrainer:
-    options.check()
+    options.check(needs_teacher=values.get("ce_weight") != 1.0)
     if not isinstance(options.out, str):
         got = "nothing" if options.out is None else repr(options.out)
         raise InputError("out", "a path", got, "Pass --out.")
@@ -66,10 +72,11 @@ def _distill(
     else:
         run.check_new()
     cache = None if options.teacher_cache is None else TeacherCache(options.teacher_cache)
-    names = ("teacher", "student") if cache is None else ("student",)
+    names = ("student",) if options.teacher is None else ("teacher", "student")
     for name in names:
         models.check_model_dir(name, getattr(options, name))
     config = make_config(values, options.out)
+    check_teacher(config, options.teacher is not None or cache is not None)
     if cache is not None:
         cache.check_observe(config.observe)
     encoding = {**encoding_keywords(options), "max_length": config.max_length, "observe": config.observe}
@@ -78,8 +85,8 @@ def _distill(
     announce = say if main else lambda message: None
     if options.resume and main:  # a new folder is locked later, because bad input must not create it
         stack.enter_context(files.FolderLock(run.path))
-    paths = {name: path for name in ("data", "eval_data") if (path := getattr(options, name)) is not None}
-    read = {name: read_data(path, options.source, options.on_error, announce) for name, path in paths.items()}
+    paths = {"data": expand_paths("data", options.data), **evaluation_sets(options.eval_data)}
+    read = {name: _read(found, options, announce) for name, found in paths.items()}
     probes = [trajectory.text for trajectory in read["data"][0] if trajectory.text][:_PROBES]
     tokenizers = {name: models.load_tokenizer(name, getattr(options, name)) for name in names}
     tokenizer = models.shared_tokenizer(tokenizers.get("teacher"), tokenizers["student"], probes)
@@ -92,12 +99,13 @@ def _distill(
         corpora[name] = encode_all(
             trajectories, tokenizer, **encoding, on_error=options.on_error, refused=refused, say=announce
         )
-        announce(f"{getattr(options, name)}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
+        files_read = ", ".join(paths[name])
+        announce(f"{files_read}: read {len(trajectories)} trajectories; {corpora[name].summary()}")
         if not corpora[name].examples:
             remedy = "Check the spans with `sad inspect`; --format names the format of the file."
             if corpora[name].supervised:
                 remedy = f"--max-length {config.max_length} cuts all of it: raise it, or pass --long window."
-            raise InputError(getattr(options, name), "trajectories with reasoning or actions", "none", remedy)
+            raise InputError(files_read, "trajectories with reasoning or actions", "none", remedy)
     digest = difficulty.read_rows(corpora["data"].examples, config.max_length).digest
     if options.resume:
         run.check_same_data(digest)
@@ -113,11 +121,13 @@ def _distill(
         teacher,
         config,
         train_dataset=corpora["data"].examples,
-        eval_dataset=corpora["eval_data"].examples if "eval_data" in corpora else None,
+        eval_dataset=_evaluation_datasets(corpora),
         processing_class=tokenizer,
         teacher_cache=cache,
         callbacks=[MetricsWriter(run.metrics)],
     )
+    LogTable.install(trainer)
+    announce(step_line(trainer))
     trainer.finite_guard.example_names = corpora["data"].ids
     if main:
         if not options.resume:
@@ -131,9 +141,25 @@ def _distill(
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    _save_model(trainer, run.model)
+    _save_model(trainer, run.model, _facts(corpora, paths), _command(options, values))
     announce(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
     return trainer
+
+
+def _read(
+    paths: Sequence[str], options: RunOptions, announce: Callable[[str], None]
+) -> tuple[list[Trajectory], list[Refused]]:
+    """Returns the trajectories of all files, and the records that were refused."""
+    parts = [read_data(path, options.source, options.on_error, announce) for path in paths]
+    return [item for kept, _ in parts for item in kept], [item for _, refused in parts for item in refused]
+
+
+def _evaluation_datasets(corpora: Mapping[str, EncodedCorpus]) -> Any:
+    """Returns the examples of the evaluation set, or of each one by its name, or None."""
+    if "eval_data" in corpora:
+        return corpora["eval_data"].examples
+    named = {name.removeprefix("eval_data_"): corpus.examples for name, corpus in corpora.items() if name != "data"}
+    return named or None
 
 
 class RunFolder:
@@ -271,8 +297,35 @@ def _record(corpora: dict[str, EncodedCorpus], read: dict[str, int], digest: str
     return {**versions, **counts, "data_sha256": digest}
 
 
-def _save_model(trainer: SADTrainer, target: Path) -> None:
-    """Saves the trained model in a hidden folder, and moves it to its place when it is complete."""
+def _facts(corpora: Mapping[str, EncodedCorpus], paths: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Returns what the model card says about the data."""
+    corpus = corpora["data"]
+    return {
+        "data": ", ".join(Path(path).name for path in paths["data"]),
+        "training examples": len(corpus.examples),
+        "supervised tokens": corpus.supervised - corpus.supervised_cut,
+    }
+
+
+def _command(options: TrainOptions, values: Mapping[str, Any]) -> str:
+    """Returns the command of the run. Paths are shortened to their last part."""
+    parts = ["sad", "train"]
+    for item in fields(RunOptions):
+        value = getattr(options, item.name)
+        default = item.default_factory() if item.default is MISSING else item.default
+        if value == default:
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            path = isinstance(one, str) and Path(one).exists()
+            parts += [f"--{item.name.replace('_', '-')}", *([] if one is True else [Path(one).name if path else str(one)])]
+    for name, value in values.items():
+        if value is not None and not isinstance(value, (dict, list)):
+            parts += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(parts)
+
+
+def _save_model(trainer: SADTrainer, target: Path, facts: Mapping[str, Any], command: str) -> None:
+    """Saves the trained model with its card in a hidden folder, and moves it to its place when it is complete."""
     staged = target.with_name(f".{target.name}.partial")
     if trainer.args.should_save and staged.exists():
         shutil.rmtree(staged)
@@ -280,4 +333,5 @@ def _save_model(trainer: SADTrainer, target: Path) -> None:
     trainer.save_model(str(staged))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
+        model_card(trainer, command=command, data=facts).save(staged / "README.md")
         files.publish_folder(staged, target)

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from sad import models
 from sad.errors import InputError
 from sad.teacher_cache.reader import TeacherCache, open_cache
 from sad.training import checkpoints
-from sad.training.cached_loss import CachedLoss
 from sad.training.collator import SpanCollator
 from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler, curriculum_sampler
 from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
-from sad.training.losses import SpanLoss, live_loss
-from sad.training.metrics import MeanMeter, SpanMeter, Throughput, mean_loss, span_metrics, speed_metrics
-from sad.training.teacher import place_teacher, teacher_logits
+from sad.training.model_card import model_card
+from sad.training.packing import why_not_packed
+from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
 from sad.trajectories.encode import cut_warning
-from sad.trajectories.labels import span_ids_of
-from sad.trajectories.spans import is_supervised
-from sadkernels import backends
-from sadkernels.spans import SpanKind
-
-Dataset = Sequence[Mapping[str, Any]]
 
 logger = logging.get_logger(__name__)
 
 
-class SADTrainer(Trainer):
+class SADTrainer(SpanLossTrainer, Trainer):
     r"""Distills a student from a teacher, or from a cache of one, on the labelled tokens of agent trajectories.
 
         L = (lambda_r sum_r KL(p_T || p_S) + lambda_a sum_a KL(p_T || p_S)) / (n_r + n_a)         (paper eqs. 4 to 6)
@@ -50,9 +46,11 @@ class SADTrainer(Trainer):
     accumulation nor the number of processes changes the gradient. Everything else is `transformers.Trainer`.
 
     Args:
-        model: The student, a causal language model. A PEFT model works too.
-        teacher_model: A causal language model with the student's tokenizer. Its head may have another number of columns. The
-            trainer puts it into eval mode and moves it to the training device, unless it was loaded with a device map.
+        model: The student, a causal language model, or its folder or its name on the Hugging Face Hub; then it is loaded in
+            float32. A PEFT model works too.
+        teacher_model: A causal language model with the student's tokenizer, or its folder or name. Its head may have another
+            number of columns. The trainer puts it into eval mode and moves it to the training device, unless it was loaded
+            with a device map. With `ce_weight=1` it may be left out: the loss is the cross-entropy on the trajectories.
         args: A `sad.SADConfig`.
         train_dataset: Indexable; mappings with `input_ids` and `span_ids`, such as `sad.encode_all` returns. With
             lambda_observe > 0 the labels must include observations (`sad.encode_all(..., observe=True)`).
@@ -63,18 +61,18 @@ class SADTrainer(Trainer):
         teacher_cache: A `sad.TeacherCache` or its path, instead of `teacher_model`. It must hold the examples of all
             datasets. The loss is then `sad.fused_topk_span_kl`.
         teacher: Deprecated name of `teacher_model`.
+        peft_config: A `peft.LoraConfig` or another configuration of peft: adapters are added to the student, whose own
+            weights are frozen.
         **kwargs: Passed on to `transformers.Trainer`.
 
     Raises:
-        InputError: The arguments contradict each other, or the backend cannot run here.
+        InputError: The arguments contradict each other, a model cannot be loaded, or the backend cannot run here.
     """
-
-    loss_is_scaled_for_ga = True  # `compute_loss` divides by the token count of the whole step
 
     def __init__(
         self,
-        model: nn.Module,
-        teacher_model: nn.Module | None = None,
+        model: nn.Module | str | Path,
+        teacher_model: nn.Module | str | Path | None = None,
         args: SADConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -83,24 +81,35 @@ class SADTrainer(Trainer):
         *,
         teacher_cache: TeacherCache | str | Path | None = None,
         teacher: nn.Module | None = None,
+        peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
         teacher_model = _renamed(teacher, teacher_model)
-        _check(model, teacher_model, args, teacher_cache)
-        self.teacher_cache = None if teacher_cache is None else open_cache(teacher_cache)
+        _check(teacher_model, args, teacher_cache)
+        if isinstance(teacher_model, (str, Path)):
+            teacher_model = models.load_model("teacher_model", teacher_model)
+        if isinstance(model, (str, Path)):
+            processing_class = models.load_tokenizer("model", model) if processing_class is None else processing_class
+            model = models.load_model("model", model, dtype="float32")
+        if peft_config is not None:
+            model = models.with_adapters(model, peft_config)
+        if args.curriculum and train_dataset is not None and not hasattr(train_dataset, "__len__"):
+            logger.warning("The curriculum is off: it needs a train_dataset with a length, and this one is a stream.")
+        cache = None if teacher_cache is None else open_cache(teacher_cache)
         if data_collator is None:
-            options = {"pad_to_multiple_of": args.pad_to_multiple_of, "max_length": args.max_length, "observe": args.observe}
-            data_collator = SpanCollator(**options, teacher_cache=self.teacher_cache)
-        _check_observations(args, train_dataset, data_collator)
-        self._span_loss: SpanLoss
-        if self.teacher_cache is None:
-            self._span_loss = live_loss(args, model, teacher_model, rows_known=hasattr(train_dataset, "__len__"))
-        else:
-            self._span_loss = CachedLoss(args, model, self.teacher_cache, data_collator)
-            named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-            for name, dataset in {"train_dataset": train_dataset, **named}.items():
-                if dataset is not None:
-                    self.teacher_cache.check_examples(dataset, args.max_length, name)
+            data_collator = SpanCollator(
+                pad_to_multiple_of=args.pad_to_multiple_of,
+                max_length=args.max_length,
+                teacher_cache=cache,
+                observe=args.observe,
+                turn_balance=args.turn_balance,
+                turn_half_life=args.turn_half_life,
+                packing=_packing(args, model, teacher_model, train_dataset),
+            )
+        named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        datasets = {"train_dataset": train_dataset, **named}
+        options = {"device": args.device, "max_length": args.max_length, "gpus": args.n_gpu}
+        self._set_span_loss(args, model, teacher_model, cache, data_collator, datasets, **options)
         super().__init__(
             model,
             args,
@@ -110,20 +119,12 @@ class SADTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.model_accepts_loss_kwargs = True  # transformers < 5.19 would otherwise divide the loss once more
-        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
-            remedy = "Use data parallelism: the label of a row is that of the next token, which is on another device."
-            raise InputError("parallelism_config", "whole sequences on each device", "a split sequence", remedy)
-        self.teacher_model = None if teacher_model is None else place_teacher(teacher_model, args.device)
+        self._start_meters(teacher_model)
         self.curriculum_sampler: CurriculumSampler | None = None
-        self._logits_are_read = True  # in `compute_loss(return_outputs=True)`
-        self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
-        self._contrastive, self._throughput = MeanMeter(), Throughput(args.device)
         self._staging: Path | None = None  # where a checkpoint is being saved
         self.finite_guard = FiniteGuard(self)
         self.add_callback(self.finite_guard)
         self.add_callback(_EpochSetter(self))
-        self.add_callback(self._throughput)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains. `resume_from_checkpoint=True` takes the newest complete checkpoint in the output folder.
@@ -139,56 +140,34 @@ class SADTrainer(Trainer):
             checkpoints.check_complete(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    # --- the loss ---
-
-    def teacher_logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Returns the teacher's logits (B, T, V) for `input_ids` and `attention_mask`, without a graph."""
-        return teacher_logits(self.teacher_model, batch, self.accelerator)
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        """Counts the supervised tokens of the optimizer step, over its batches and, if so configured, all processes."""
-        rows = [batch["span_ids"][..., 1:] for batch in batch_samples]
-        if not rows:
-            return None
-        count = sum(is_supervised(row, self.args.observe).sum() for row in rows).to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
-        return count / self.get_tp_size()  # tensor-parallel processes share each batch
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """Returns the loss of one batch, divided by the supervised tokens of the whole step.
-
-        In training, `contrastive_weight` adds the contrastive term of the batch, divided by the number of accumulated
-        batches. Over the step that is the mean of all batches of all processes.
-        """
-        needs_logits = return_outputs and self._logits_are_read
-        output = self._span_loss(model, inputs, num_items_in_batch, self.accelerator, needs_logits=needs_logits)
-        valid = torch.isfinite(output.loss.detach()) if model.training and self.args.nan_policy == "skip" else None
-        self._meters["train" if model.training else "eval"].add(output.stats, valid)
-        loss = output.loss
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged, not summed
-        if output.contrastive is not None:
-            self._contrastive.add(output.contrastive)
-            loss = loss + self.args.contrastive_weight / self.current_gradient_accumulation_steps * output.contrastive
-        if model.training:
-            mask = inputs.get("attention_mask")
-            self._throughput.add(torch.ones_like(inputs["input_ids"]) if mask is None else mask)
-        return (loss, output.outputs) if return_outputs else loss
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Computes the gradient of one batch. The loss of a batch that `nan_policy="skip"` leaves out is logged as 0."""
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.finite_guard.add(inputs, loss)
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.args.nan_policy == "skip" else loss
 
-    # --- the curriculum ---
+    # --- the data ---
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Returns the data loader of an evaluation. Its batches are not packed: one row is one example."""
+        with self._unpacked():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Returns the data loader of predictions. Its batches are not packed: one row is one example."""
+        with self._unpacked():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _unpacked(self) -> Iterator[None]:
+        collator = self.data_collator
+        if isinstance(collator, SpanCollator):
+            self.data_collator = copy.copy(collator)
+            self.data_collator.packing = "never"
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -204,56 +183,15 @@ class SADTrainer(Trainer):
         self.curriculum_sampler = curriculum_sampler(self.args, measures, lengths, batch_size)
         return self.curriculum_sampler
 
-    # --- evaluation and logs ---
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Removes the labels of the examples that accelerate repeats to fill the last batch, then calls the base class."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
-            size, index = len(inputs["span_ids"]), self.accelerator.process_index // self.get_tp_size()
-            real = min(max(state.remainder - index * size, 0), size)
-            span_ids = inputs["span_ids"].clone()
-            span_ids[real:] = SpanKind.NONE
-            inputs = {**inputs, "span_ids": span_ids}
-        self._logits_are_read = not prediction_loss_only
-        try:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        finally:
-            self._logits_are_read = True
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Adds the losses of both kinds, and makes the loss the mean over tokens for any batch size and process count."""
-        self._meters["eval"] = SpanMeter()
-        with self._throughput.paused():
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        sums = self._sums("eval")
-        loss = mean_loss(sums, (self.args.lambda_reason, self.args.lambda_act, self.args.lambda_observe))
-        output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
-        output.metrics.update({f"{metric_key_prefix}_{name}": x for name, x in span_metrics(sums).items()})
-        return output
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds losses of both kinds, agreement, entropies, tokens, speed and memory to a training log."""
-        if "loss" in logs:
-            sums, taken = self._sums("train"), self.accelerator.gather(self._throughput.take()).view(-1, 3)
-            logs = {**logs, **span_metrics(sums)}
-            if self.args.contrastive_weight:
-                total, batches = self.accelerator.reduce(self._contrastive.take(self.args.device), reduction="sum").tolist()
-                logs["contrastive_loss"] = total / max(batches, 1)
-            logs |= speed_metrics(taken, sums[:, 1].sum().item(), self.get_tp_size())
-            if self.args.nan_policy == "skip":
-                self.finite_guard.read_flags()
-                logs["skipped_steps"] = self.finite_guard.skipped
-            if self.curriculum_sampler is not None and self.state.max_steps:
-                progress = self.state.global_step / self.state.max_steps
-                logs["curriculum_share"] = float(self.curriculum_sampler.admitted_share(progress))
-        super().log(logs, start_time)
+    def _own_logs(self) -> dict[str, float]:
+        logs: dict[str, float] = {}
+        if self.args.nan_policy == "skip":
+            self.finite_guard.read_flags()
+            logs["skipped_steps"] = self.finite_guard.skipped
+        if self.curriculum_sampler is not None and self.state.max_steps:
+            progress = self.state.global_step / self.state.max_steps
+            logs["curriculum_share"] = float(self.curriculum_sampler.admitted_share(progress))
+        return logs
 
     # --- checkpoints ---
 
@@ -299,6 +237,11 @@ class SADTrainer(Trainer):
             if self._push_is_due:
                 self._push_from_checkpoint(str(run_folder / name))
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the model card into the output folder: method, teacher, data, losses and settings."""
+        if self.is_world_process_zero():
+            model_card(self).save(Path(self.args.output_dir, "README.md"))
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
@@ -307,10 +250,6 @@ class SADTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
         else:
             self._push_is_due = True  # when the folder has its name
-
-    def _sums(self, mode: str) -> Tensor:
-        """Returns the sums of a meter over all processes, and resets it. Tensor-parallel processes count once."""
-        return self.accelerator.reduce(self._meters[mode].take(self.args.device), reduction="sum") / self.get_tp_size()
 
 
 class _EpochSetter(TrainerCallback):
@@ -333,31 +272,50 @@ def _renamed(teacher: nn.Module | None, teacher_model: nn.Module | None) -> nn.M
     return teacher
 
 
-def _check(model: nn.Module, teacher_model: nn.Module | None, args: object, teacher_cache: object) -> None:
+def _packing(args: SADConfig, student: nn.Module, teacher: nn.Module | None, train_dataset: Dataset | None) -> str:
+    """Returns how the batches of the training are packed.
+
+    Raises:
+        InputError: `packing` is "always", and the models or other options do not allow it.
+    """
+    if args.packing == "never":
+        return "never"
+    conflicts = {
+        "contrastive_weight": args.contrastive_weight > 0,
+        "token_weighting": args.token_weighting == "step_divergence",
+        "train_dataset, which is a stream": train_dataset is not None and not hasattr(train_dataset, "__len__"),
+        "several GPUs in one process": args.n_gpu > 1,
+    }
+    why = next((f"not possible with {name}" for name, here in conflicts.items() if here), None)
+    for name, model in (("student", student), ("teacher", teacher)):
+        if why is None and model is not None and (reason := why_not_packed(model)) is not None:
+            why = f"the {name} cannot read packed rows: {reason}"
+    if why is None:
+        return args.packing
+    if args.packing == "always":
+        raise InputError("packing", "auto or never here", f"'always' ({why})", "Set it to auto.")
+    logger.info("Trajectories are not packed: %s.", why)
+    return "never"
+
+
+def _check(teacher_model: nn.Module | None, args: object, teacher_cache: object) -> None:
     """Checks the arguments before the trainer touches the output folder."""
     if not isinstance(args, SADConfig):
         raise InputError("args", "a sad.SADConfig", type(args).__name__, "Pass sad.SADConfig(output_dir=...).")
-    if teacher_model is model:
-        raise InputError("teacher_model", "another model than the student", "the same object", "Pass a copy of it.")
-    if (teacher_model is None) == (teacher_cache is None):
-        got = "neither" if teacher_model is None else "both"
-        raise InputError("teacher_model", "a teacher_model or a teacher_cache", got, "Pass one of them.")
-    try:
-        backends.resolve(args.backend, "span_kl", args.device, torch.float32)
-    except backends.BackendUnavailableError as error:
-        got = f"{args.backend!r} ({error})"
-        raise InputError("backend", "one that runs here", got, "Use backend='auto'.") from error
+    check_teacher(args, teacher_model is not None or teacher_cache is not None)
 
 
-def _check_observations(args: SADConfig, dataset: Dataset | None, collator: Callable) -> None:
-    """Checks that the collator supervises observations exactly if the loss does, and that the data have any."""
-    if isinstance(collator, SpanCollator) and collator.observe != args.observe:
-        expected = f"SpanCollator(observe={args.observe}), because lambda_observe is {args.lambda_observe}"
-        raise InputError("data_collator", expected, f"observe={collator.observe}", "Leave it out, or change one of the two.")
-    if not args.observe or dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
+def check_teacher(args: SADConfig, given: bool) -> None:
+    """Checks that there is a teacher or a cache of one if the configuration needs it.
+
+    Raises:
+        InputError: There is none.
+    """
+    if given:
         return
-    labels = (span_ids_of([dataset[index]], args.max_length)[0] for index in range(len(dataset)))
-    if not any((row == SpanKind.OBSERVE).any() for row in labels):
-        expected = f"observation tokens (span id 3), because lambda_observe is {args.lambda_observe}"
-        remedy = "Encode with sad.encode_all(..., observe=True) and check with `sad inspect`, or set lambda_observe to 0."
-        raise InputError("train_dataset", expected, "none", remedy)
+    if args.ce_weight != 1.0:
+        remedy = "Pass one of them, or set ce_weight to 1 to train on the cross-entropy alone."
+        raise InputError("teacher_model", "a teacher_model or a teacher_cache", "neither", remedy)
+    if args.curriculum and args.curriculum_gamma:
+        remedy = "Set it to 0, or set curriculum to false."
+        raise InputError("curriculum_gamma", "0 without a teacher", str(args.curriculum_gamma), remedy)

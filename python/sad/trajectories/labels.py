@@ -29,6 +29,11 @@ def span_ids_of(examples: Sequence[Mapping[str, Any]], max_length: int | None = 
         InputError: An example has neither, or they have the wrong shape.
         ValueError: Spans overlap or are not valid ranges.
     """
+    for index, example in enumerate(examples):
+        if not isinstance(example, Mapping) or example.get("input_ids") is None:
+            got = ", ".join(map(str, example)) if isinstance(example, Mapping) else type(example).__name__
+            remedy = "Encode the trajectories first: sad.encode_all(trajectories, tokenizer).examples."
+            raise InputError(f"example {index}", "input_ids and span_ids", got, remedy)
     labels: list[NDArray[np.int8] | None] = [
         None if example.get("span_ids") is None else np.asarray(example["span_ids"], dtype=np.int8)[:max_length]
         for example in examples

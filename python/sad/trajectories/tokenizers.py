@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sad.errors import InputError
+from sad.hub import model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +37,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(model_folder("tokenizer", name, weights=False), local_files_only=True)
+    except InputError:
+        raise
     except Exception as error:  # an OSError, or any exception of the parser of a tokenizer file
         got = f"{name!r} ({type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''})"
         remedy = "Pass a folder with tokenizer.json (or its vocabulary files and tokenizer_config.json)."

@@ -57,11 +57,40 @@ def inputs(folder: Path, **replaced: object) -> list[object]:
     return [part for name, path in paths.items() if path is not None for part in (f"--{name}", path)]
 
 
+def test_several_files_and_named_evaluation_sets(sad, folder, tmp_path):
+    """Every --data counts, and each named set has its own metrics."""
+    more = [part for name in ("one", "two") for part in ("--data", tmp_path / f"{name}.jsonl")]
+    for seed, path in enumerate(more[1::2]):
+        write_jsonl(path, tiny.trajectories(5, seed=seed))
+    sets = ["--eval-data", f"first={more[1]}", "--eval-data", f"second={more[3]}", "--eval-strategy", "steps"]
+    out = tmp_path / "run"
+    code, stdout, stderr = sad("train", *inputs(folder), *more, *sets, "--eval-steps", "4", "--out", out, *FAST)
+    assert code == 0, stderr
+    assert "read 23 trajectories" in stdout
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"eval_first_loss", "eval_second_loss"} <= {name for line in metrics for name in line}
+    assert yaml.safe_load((out / "config.yaml").read_text())["data"] == [str(folder / "data.jsonl"), *map(str, more[1::2])]
+
+
+def test_imitation_needs_no_teacher(sad, folder, tmp_path):
+    imitation = ["--ce-weight", "1", "--out", tmp_path / "run", *FAST]
+    assert "curriculum_gamma: expected 0 without a teacher" in sad("train", *inputs(folder, teacher=None), *imitation)[2]
+    assert not (tmp_path / "run").exists()
+    code, stdout, stderr = sad("train", *inputs(folder, teacher=None), *imitation, "--curriculum-gamma", "0")
+    assert code == 0, stderr
+    assert "student: GPT2LMHeadModel" in stdout and "teacher:" not in stdout
+
+
 def test_a_run_leaves_config_records_metrics_and_a_model(sad, folder, tmp_path):
     out = tmp_path / "run"
     code, stdout, stderr = sad("train", *inputs(folder), "--eval-data", folder / "data.jsonl", "--out", out, *FAST)
     assert code == 0, stderr
     assert "read 13 trajectories" in stdout and "1 without a supervised token dropped" in stdout
+    card = (out / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "# student, distilled" in card
+    assert "| teacher | teacher |" in card and "| training examples | 12 |" in card and "| last log |" in card
+    assert "    sad train --teacher teacher --student student --data data.jsonl" in card and "--max-steps 4" in card
+    assert str(folder) not in card and str(tmp_path) not in card  # no path of the machine
     record = json.loads((out / "run.json").read_text())
     cut = sum(len(example["input_ids"]) > 96 for example in tiny.examples(12, max_length=None))
     assert cut > 0

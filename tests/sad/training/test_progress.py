@@ -1,0 +1,56 @@
+"""The table of a training in the terminal."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import ProgressCallback
+
+from sad.training.progress import LogTable, step_line
+from tests.sad.training import tiny
+
+
+@pytest.fixture
+def shown(trainer):
+    """Returns a function that trains with a table and returns its lines."""
+
+    def run(**fields) -> list[str]:
+        lines: list[str] = []
+        made = trainer(**fields)
+        LogTable.install(made)
+        made.remove_callback(LogTable)
+        made.add_callback(LogTable(lines.append))
+        made.train()
+        return lines
+
+    return run
+
+
+def test_one_row_per_log_in_80_columns(shown, capsys):
+    lines = shown(max_steps=3, eval={"seen": tiny.examples(4), "new": tiny.examples(4)}, eval_strategy="steps", eval_steps=3)
+    assert lines[0].split() == ["step", "loss", "reason", "act", "agree", "lr", "tok/s", "GiB"]
+    assert [line.split()[0] for line in lines[1:4]] == ["1/3", "2/3", "3/3"]
+    assert [line.split()[:2] for line in lines[4:]] == [["eval", "seen"], ["eval", "new"]]
+    assert all(len(line) <= 80 for line in lines)
+    assert "{'loss'" not in capsys.readouterr().out
+    values = lines[1].split()
+    assert float(values[1]) > 0 and values[4].endswith("%")
+    ends = [lines[0].index(name) + len(name) for name in ("loss", "reason", "act")]
+    assert all(line[end - 1].isdigit() for line in lines[1:] for end in ends)  # numbers end below their headings
+
+
+def test_observations_have_a_column(shown):
+    lines = shown(train=tiny.examples(8, observe=True), lambda_observe=0.3, max_steps=1)
+    assert "observe" in lines[0].split() and all(len(line) <= 80 for line in lines)
+
+
+def test_the_bar_stays(trainer):
+    made = trainer(disable_tqdm=False)
+    LogTable.install(made)
+    kinds = [type(callback) for callback in made.callback_handler.callbacks]
+    assert ProgressCallback not in kinds and any(issubclass(kind, ProgressCallback) for kind in kinds)
+
+
+def test_a_step(trainer):
+    made = trainer(per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    assert step_line(made) == "1 process x 4 x 3 accumulated = 12 trajectories per step"
+    assert step_line(trainer(per_device_train_batch_size=2)) == "1 process x 2 = 2 trajectories per step"

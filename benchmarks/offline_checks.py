@@ -201,8 +201,7 @@ def launch(variant: Variant) -> Launch:
     if first.tile is None:
         return first
     tile = _tiles(variant)[variant.tile]
-    fast = variant.architecture != 100 or tile.registers > 64  # as in `tiles.fast_passes_fit`
-    return first._replace(tile=tile, values={**first.values, "ALLOW_FAST": fast})
+    return first._replace(tile=tile, values={**first.values, "ALLOW_FAST": tiles.fast_passes_fit(tile)})
 
 
 def _tiles(variant: Variant) -> list[tiles.RowTile]:

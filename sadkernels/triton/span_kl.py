@@ -139,7 +139,7 @@ def forward_launches(inputs: Inputs, outputs: Outputs) -> list[Launch]:
         return _slice_launches(inputs, outputs, grid.tile, slices)
     rows, collect = collect_rows(inputs.kinds, **outputs._asdict())
     tile, programs = tiles.two_pass_grid(columns, *inputs.dtypes, fits_64_registers, device)
-    values = {**inputs.kernel_values(), **outputs._asdict(), "rows": rows, "ALLOW_FAST": tiles.fast_passes_fit(tile, device)}
+    values = {**inputs.kernel_values(), **outputs._asdict(), "rows": rows, "ALLOW_FAST": tiles.fast_passes_fit(tile)}
     return [collect, Launch(span_kl_kernel, min(n, programs), values, tile)]
 
 

@@ -25,7 +25,8 @@ def command(options: TrainOptions, context: typer.Context) -> None:
     if options.fields:
         typer.echo(field_help())
         return
-    from sad.training.run import RunFolder, distill
+    from sad.training.run import distill
+    from sad.training.run_folder import RunFolder
 
     names = (*NAMES, "out")
     given = {name: getattr(options, name) for name in names if _was_given(context, name)}

@@ -16,7 +16,7 @@ from sad.model_parts import forward_as
 from sad.teacher_cache.reader import TeacherCache
 from sad.training.collator import SpanCollator
 from sad.training.loss_config import SpanLossConfig
-from sad.training.losses import parts_of
+from sad.training.loss_parts import parts_of
 from sad.training.metrics import SpanMeter, span_metrics
 from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
 from sad.trajectories.formats import ChatFormat, Format, get_format

@@ -16,12 +16,9 @@ from sad.teacher_cache.metadata import logit_columns
 from sad.teacher_cache.reader import TeacherCache
 from sad.training.collator import SpanCollator, model_inputs
 from sad.training.loss_config import SpanLossConfig
-from sad.training.losses import (
-    HiddenLoss,
-    LogitsLoss,
+from sad.training.loss_parts import (
     LossOutput,
     SpanLoss,
-    check_contrastive,
     loss_options,
     parts_of,
     per_token,
@@ -29,6 +26,7 @@ from sad.training.losses import (
     step_weights,
     warn_of_rounded_logits,
 )
+from sad.training.losses import HiddenLoss, LogitsLoss, check_contrastive
 from sad.training.token_weights import log_columns
 from sad.trajectories.spans import supervised_kinds
 

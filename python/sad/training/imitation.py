@@ -12,7 +12,7 @@ from sad.losses import fused_span_ce
 from sad.model_parts import Head
 from sad.training.collator import model_inputs
 from sad.training.loss_config import SpanLossConfig
-from sad.training.losses import LossOutput, ce_options, linear_span_ce, parts_of, run_loss, warn_of_rounded_logits
+from sad.training.loss_parts import LossOutput, ce_options, linear_span_ce, parts_of, run_loss, warn_of_rounded_logits
 
 
 class ImitationLoss:
@@ -48,7 +48,7 @@ class ImitationLoss:
         *,
         needs_logits: bool = False,
     ) -> LossOutput:
-        """See `sad.training.losses.SpanLoss`."""
+        """See `sad.training.loss_parts.SpanLoss`."""
         args, weights = self._args, inputs.get("token_weights")
         if self._parts is None or needs_logits or isinstance(model, nn.DataParallel):
             outputs = model(**model_inputs(inputs))

@@ -18,7 +18,8 @@ from sad.training.cached_loss import cached_loss
 from sad.training.collator import SpanCollator
 from sad.training.imitation import ImitationLoss
 from sad.training.loss_config import SpanLossConfig
-from sad.training.losses import SpanLoss, live_loss
+from sad.training.loss_parts import SpanLoss
+from sad.training.losses import live_loss
 from sad.training.metrics import MeanMeter, SpanMeter, Throughput, means, span_metrics, speed_metrics
 from sad.training.sharding import check_launch, fsdp_plugin, release_gathered, use_fsdp_on_cpu
 from sad.training.teacher import place_teacher, teacher_logits

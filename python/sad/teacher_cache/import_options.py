@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sad.errors import InputError
 from sad.options import option
 from sad.teacher_cache.options import DTYPES
-from sad.trajectories.options import check_long, check_unroll, encoding_option
+from sad.trajectories.options import check_kept_ids, check_long, check_unroll, encoding_option
 from sad.trajectories.refused import check_on_error
 
 _INPUT, _CACHE = "Input", "Cache"
@@ -42,6 +42,7 @@ class ImportOptions:
     long_context: float = encoding_option("long_context", _INPUT)
     long_head: int = encoding_option("long_head", _INPUT)
     unroll: str = encoding_option("unroll", _INPUT)
+    kept_ids: str = encoding_option("kept_ids", _INPUT)
     chat_template: str | None = encoding_option("chat_template", _INPUT)
     on_error: str = encoding_option("on_error", _INPUT)
     max_length: int = option(512, help="Tokens per trajectory; must equal --max-length of `sad train`.", group=_INPUT)
@@ -56,6 +57,7 @@ class ImportOptions:
         check_long(self.long, self.max_length, self.long_context, self.long_head)
         check_on_error(self.on_error)
         check_unroll(self.unroll)
+        check_kept_ids(self.kept_ids)
         for name in ("file", "data"):
             if not getattr(self, name):
                 raise InputError(name, "a file", "nothing", "Name one or more.")

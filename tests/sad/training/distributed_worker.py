@@ -154,7 +154,7 @@ def main(folder: Path) -> None:
     whole = trainer(folder / "whole", batch=2)
     whole.train()
     result = {"whole": record(whole)}
-    stopped(folder / "cut", batch=2)
+    train_to_stop(folder / "cut", batch=2)
     second = trainer(folder / "cut", batch=2)
     second.train(resume_from_checkpoint=True)
     result["resumed"] = {"weights": weights(second)}

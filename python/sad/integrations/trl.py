@@ -83,6 +83,7 @@ class SpanSFTTrainer(SpanLossTrainer, SFTTrainer):
         named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         named = {name: _as_dataset(dataset) for name, dataset in named.items()}
         evaluate = named if isinstance(eval_dataset, dict) else named["eval_dataset"]
+        self._loss_config = config  # read while the accelerator is created
         super().__init__(model, args, data_collator=data_collator, train_dataset=train, eval_dataset=evaluate, **kwargs)
         teacher = _loaded(teacher_model)
         options = {"device": args.device, "max_length": data_collator.max_length}

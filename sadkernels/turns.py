@@ -9,7 +9,7 @@ from sadkernels.spans import SpanKind
 
 
 def writers(span_ids: Tensor, observe: bool) -> Tensor:
-    """Who wrote each token (...,): 1 the model (reason, act), 2 the environment (observe, if it counts), 0 nobody."""
+    """Who wrote each token (...,): 1 the model (reason, act), 2 the environment (observe, if it counts), 0: no span."""
     model = (span_ids == SpanKind.REASON) | (span_ids == SpanKind.ACT)
     return model + 2 * (span_ids == SpanKind.OBSERVE) if observe else model.to(torch.uint8)
 

@@ -153,7 +153,7 @@ template <typename T>
 T shuffled(T value, unsigned from_lane) {
     static_assert(sizeof(T) <= 8);
     Warp& warp = *here().warp;
-    auto& lanes = warp.lanes[here().shuffles++ % 2];  // nobody writes here again before everybody has read
+    auto& lanes = warp.lanes[here().shuffles++ % 2];  // written again only after every lane has read
     std::memcpy(&lanes[here().thread.x % warp_size], &value, sizeof value);
     wait(warp.barrier);
     std::memcpy(&value, &lanes[from_lane], sizeof value);

@@ -44,7 +44,7 @@ def main() -> None:
     with interrupts.handled():
         try:
             app()
-        except Exception as error:
+        except Exception as error:  # `describe` knows which ones have a message; the others are raised again
             message = failures.describe(error)
             if message is None or os.environ.get("SAD_TRACEBACK") == "1":
                 raise

@@ -16,7 +16,7 @@ from sad.model_parts import forward_as
 from sad.teacher_cache.reader import TeacherCache
 from sad.training.collator import SpanCollator
 from sad.training.loss_config import SpanLossConfig
-from sad.training.loss_parts import parts_of
+from sad.training.loss_parts import head_options, parts_of
 from sad.training.metrics import SpanMeter, span_metrics
 from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
 from sad.trajectories.formats import ChatFormat, Format, get_format
@@ -191,10 +191,7 @@ class SpanDistillationTrainer(DistillationTrainer):
             teacher_hidden,
             teacher_head.weight,
             span_ids,
-            student_bias=head.bias,
-            teacher_bias=teacher_head.bias,
-            logit_scale=(head.scale, teacher_head.scale),
-            logit_softcap=(head.softcap, teacher_head.softcap),
+            **head_options(head, teacher_head),
             lambda_reason=config.lambda_reason,
             lambda_act=config.lambda_act,
             lambda_observe=config.lambda_observe,

@@ -167,6 +167,16 @@ def loss_options(args: SpanLossConfig, normalizer: Tensor, token_weights: Tensor
     }
 
 
+def head_options(student: Head, teacher: Head) -> dict[str, Any]:
+    """Returns the options of `fused_linear_span_kl` that describe both heads besides their weights."""
+    return {
+        "student_bias": student.bias,
+        "teacher_bias": teacher.bias,
+        "logit_scale": (student.scale, teacher.scale),
+        "logit_softcap": (student.softcap, teacher.softcap),
+    }
+
+
 def per_token(options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options with which a loss function returns the value of each row, without weights."""
     return options | {"reduction": "none", "return_stats": False, "normalizer": None, "token_weights": None}

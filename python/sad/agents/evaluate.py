@@ -13,8 +13,8 @@ from sad.trajectories.spans import SpanKind, supervised_kinds
 from sad.trajectories.trajectory import Trajectory
 
 
-class _Record(NamedTuple):
-    """The parts of a trajectory that the metrics use."""
+class EpisodeMeasures(NamedTuple):
+    """What the metrics use of one episode. `reasoning` are the token ids of its reasoning."""
 
     id: str
     type: str
@@ -24,7 +24,7 @@ class _Record(NamedTuple):
     steps: int
     actions: int
     invalid_actions: int | None
-    reasoning: list[int]  # tokens
+    reasoning: list[int]
     env_metrics: dict[str, float]
 
 
@@ -63,7 +63,7 @@ def evaluate(
         InputError: There are no trajectories, one has no `success`, two have the same id, one has no counterpart in
             `reference`, or their decoding modes differ.
     """
-    records = [_record(trajectory, tokenizer) for trajectory in trajectories]
+    records = [measure_episode(trajectory, tokenizer) for trajectory in trajectories]
     if len({record.id for record in records}) < len(records):
         raise InputError(
             "trajectories", "one per task", "several with the same id", "Evaluate each sample of a task separately."
@@ -80,7 +80,7 @@ def evaluate(
     if reference is not None:
         ids = {record.id for record in records}
         check_reference(reference, ids)
-        teacher = {t.id: _record(t, tokenizer).reasoning for t in reference if t.id in ids}
+        teacher = {t.id: measure_episode(t, tokenizer).reasoning for t in reference if t.id in ids}
     summary = _summary(records, teacher, seed)
     summary["decoding"] = next(iter(decodings), None)
     types = sorted({record.type for record in records})
@@ -103,14 +103,23 @@ def check_reference(reference: Sequence[Trajectory], task_ids: Collection[str]) 
         )
 
 
-def _record(trajectory: Trajectory, tokenizer: Any) -> _Record:
+def measure_episode(trajectory: Trajectory, tokenizer: Any) -> EpisodeMeasures:
+    """Returns the measures of one episode.
+
+    Args:
+        trajectory: A trajectory with `success`, as in `evaluate`.
+        tokenizer: Fast tokenizer that counts the reasoning.
+
+    Raises:
+        InputError: The trajectory has no `success`.
+    """
     if trajectory.success is None:
         where = f"trajectory {trajectory.id!r}"
         raise InputError(where, "true or false in `success`", "none", "Collect it in an environment: `sad collect`.")
     encoded, segmentation = encode_with_segmentation(trajectory, tokenizer, add_eos=False)
     kinds = [span.kind for span in segmentation.spans]
     extra = trajectory.extra
-    return _Record(
+    return EpisodeMeasures(
         id=trajectory.id,
         type=str(extra.get("type", "all")),
         end=extra.get("end"),
@@ -124,7 +133,7 @@ def _record(trajectory: Trajectory, tokenizer: Any) -> _Record:
     )
 
 
-def _summary(records: Sequence[_Record], teacher: dict[str, list[int]] | None, seed: int) -> dict[str, Any]:
+def _summary(records: Sequence[EpisodeMeasures], teacher: dict[str, list[int]] | None, seed: int) -> dict[str, Any]:
     successes = [record.success for record in records]
     actions = [record.actions for record in records]
     invalid = [record.invalid_actions for record in records]
@@ -146,7 +155,7 @@ def _summary(records: Sequence[_Record], teacher: dict[str, list[int]] | None, s
     }
 
 
-def _cot_matches(records: Sequence[_Record], teacher: dict[str, list[int]] | None) -> list[float]:
+def _cot_matches(records: Sequence[EpisodeMeasures], teacher: dict[str, list[int]] | None) -> list[float]:
     if teacher is None:
         return []
     return metrics.cot_match_rates([record.reasoning for record in records], [teacher[record.id] for record in records])
@@ -159,7 +168,7 @@ def _mean(name: str, values: Sequence[float], seed: int) -> dict[str, Any]:
     return {name: sum(values) / len(values), f"{name}_interval": list(metrics.mean_interval(values, seed=seed))}
 
 
-def _env_metric(name: str, records: Sequence[_Record], seed: int) -> dict[str, Any]:
+def _env_metric(name: str, records: Sequence[EpisodeMeasures], seed: int) -> dict[str, Any]:
     summary = _mean("mean", [float(record.env_metrics.get(name, 0.0)) for record in records], seed)
     return {"mean": summary["mean"], "interval": summary["mean_interval"]}
 

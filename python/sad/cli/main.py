@@ -14,7 +14,10 @@ from sad import interrupts
 from sad.cli import failures
 from sad.errors import LostProcessError, printable
 
-COMMANDS = ("demo", "collect", "inspect", "plan", "cache", "cache import", "train", "eval", "bench", "doctor")
+COMMANDS = (
+    "demo", "collect", "inspect", "plan", "cache", "cache import", "train", "eval", "study", "study prepare", "study run-cell",
+    "bench", "doctor",
+)  # fmt: skip
 
 
 class Commands(TyperGroup):
@@ -35,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _name in COMMANDS:
-    _module = importlib.import_module(f"sad.cli.{_name.replace(' ', '_')}")
+    _module = importlib.import_module("sad.cli." + _name.replace(" ", "_").replace("-", "_"))
     app.command(_name, context_settings=getattr(_module, "CONTEXT_SETTINGS", None))(_module.command)
 
 

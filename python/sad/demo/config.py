@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sad.options import option
-
-
-class DecoderShape(NamedTuple):
-    """Size of a decoder."""
-
-    layers: int
-    width: int
-    heads: int
+from sad.scratch.shape import DecoderShape
 
 
 class TrainingConfig(NamedTuple):

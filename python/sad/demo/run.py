@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ import sad
 from sad.agents.collect import collect, collect_expert
 from sad.agents.evaluate import evaluate
 from sad.demo.config import DemoOptions
-from sad.demo.models import WARMUP, build_model, imitate, train_tokenizer
-from sad.demo.optimizer import Muon
+from sad.demo.imitation import WARMUP, imitate
 from sad.demo.progress import Stage, Stages
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 from sad.files import write_file
 from sad.report.overlay import token_pieces
 from sad.report.page import demo_page
+from sad.scratch.models import build_decoder, train_tokenizer
+from sad.scratch.muon import Muon
 from sad.trajectories.encode import encode_with_segmentation
 from sad.trajectories.trajectory import Trajectory
 
@@ -75,8 +77,8 @@ class _Demo:
 
         expert = self.run_expert(train_env)
         tokenizer, corpus = self.encode_expert(expert)
-        teacher = build_model(config.teacher, tokenizer, config.context, seed)
-        student = build_model(config.student, tokenizer, config.context, seed + 1)
+        teacher = build_decoder(config.teacher, tokenizer, config.context, seed)
+        student = build_decoder(config.student, tokenizer, config.context, seed + 1)
         for name, model in (("teacher", teacher), ("student-before", student)):
             self.save_model(name, model, tokenizer)
         teacher_curve = self.train_teacher(teacher, corpus.examples)
@@ -89,7 +91,7 @@ class _Demo:
 
         results = {
             "version": sad.__version__,
-            "settings": config._asdict(),
+            "settings": config._asdict() | {"teacher": asdict(config.teacher), "student": asdict(config.student)},
             "hardware": _hardware(),
             "models": {
                 name: {"parameters": _parameter_count(model)} for name, model in (("teacher", teacher), ("student", student))

@@ -1,4 +1,4 @@
-"""The optimizer of the demo: Muon for the weight matrices inside the model, AdamW for all other parameters.
+"""Muon for the weight matrices inside a model, AdamW for all other parameters.
 
 Small models learn to copy from the context in about half as many steps with Muon as with AdamW alone.
 `torch.optim.Muon` iterates in bfloat16, which is slow on CPUs without bfloat16 instructions. This class uses float32.

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import sad
-from sad.demo.config import DecoderShape, TrainingConfig
-from sad.demo.models import build_model, imitate, imitation_loss, iterate_batches, train_tokenizer
-from sad.demo.optimizer import Muon, orthogonalize
+from sad.demo.config import TrainingConfig
+from sad.demo.imitation import imitate, imitation_loss, iterate_batches
+from sad.scratch.models import build_decoder, train_tokenizer
+from sad.scratch.muon import Muon
+from sad.scratch.shape import DecoderShape
 
 LINE = "Reasoning: I need mug {k}.\nAction: take mug {k}\n"
 TEXTS = [f"You see mug {k}.\n" + LINE.format(k=k) * (1 + k % 3) for k in range(24)]
@@ -26,16 +28,8 @@ def examples(tokenizer) -> list[dict]:
     return sad.encode_all([sad.Trajectory(text=text) for text in TEXTS], tokenizer).examples
 
 
-def test_tokenizer_is_lossless_with_exact_offsets(tokenizer) -> None:
-    for text in [*TEXTS[:3], "never seen: ünïcode, \t tabs — and “quotes”\n"]:
-        encoding = tokenizer(text, return_offsets_mapping=True)
-        assert tokenizer.decode(encoding["input_ids"], clean_up_tokenization_spaces=False) == text
-    pieces = [TEXTS[0][start:end] for start, end in tokenizer(TEXTS[0], return_offsets_mapping=True)["offset_mapping"]]
-    assert "".join(pieces) == TEXTS[0]
-
-
 def test_loss_counts_supervised_tokens_only_and_padding_does_not_matter(tokenizer, examples) -> None:
-    model = build_model(DecoderShape(2, 32, 2), tokenizer, 256, seed=0).double()
+    model = build_decoder(DecoderShape(2, 32, 2), tokenizer, 256, seed=0).double()
     batch = [examples[0], examples[2]]
     assert len(batch[0]["input_ids"]) != len(batch[1]["input_ids"])
     loss, losses = imitation_loss(model, batch)
@@ -56,19 +50,8 @@ def test_every_epoch_has_every_example_once(examples) -> None:
     assert sorted(second) == sorted(first) and second != first
 
 
-def test_orthogonal_updates_keep_the_singular_vectors() -> None:
-    for shape in ((3, 24, 24), (2, 48, 16), (2, 16, 48)):
-        matrices = torch.randn(shape)
-        result = orthogonalize(matrices)
-        values = torch.linalg.svdvals(result)
-        assert values.max() < 1.25 and values.median() > 0.6
-        u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-        core = u.mT @ result @ vh.mT  # diagonal in the basis of the input
-        assert (core - torch.diag_embed(core.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
-
-
 def test_muon_updates_all_parameters_and_follows_the_learning_rate(tokenizer, examples) -> None:
-    model = build_model(DecoderShape(1, 32, 2), tokenizer, 256, seed=0)
+    model = build_decoder(DecoderShape(1, 32, 2), tokenizer, 256, seed=0)
     optimizer = Muon(model, learning_rate=0.0, weight_decay=0.0)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     imitation_loss(model, examples[:4])[0].backward()
@@ -87,7 +70,7 @@ def test_muon_updates_all_parameters_and_follows_the_learning_rate(tokenizer, ex
 
 def test_a_small_model_learns_to_copy_the_number(tokenizer, examples) -> None:
     """The loss cannot get this low unless the model copies the number from the observation."""
-    model = build_model(DecoderShape(2, 32, 2), tokenizer, 256, seed=0)
+    model = build_decoder(DecoderShape(2, 32, 2), tokenizer, 256, seed=0)
     curve = imitate(model, examples, TrainingConfig(steps=200, batch_size=8, learning_rate=1e-2), seed=0)
     assert len(curve) == 200 and sum(curve[-10:]) / 10 < 0.15 and curve[0] > 3
     assert not model.training

@@ -1,0 +1,1 @@
+"""Studies: train students with several methods on the same data, evaluate them on the same tasks, and compare."""

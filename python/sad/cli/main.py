@@ -15,8 +15,8 @@ from sad.cli import failures
 from sad.errors import LostProcessError, printable
 
 COMMANDS = (
-    "demo", "collect", "inspect", "plan", "cache", "cache import", "train", "eval", "study", "study prepare", "study run-cell",
-    "bench", "doctor",
+    "demo", "collect", "inspect", "plan", "cache", "cache import", "train", "eval", "study", "study prepare",
+    "study run-cell", "bench", "doctor",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ class CellOptions(StudyFiles):
     ends_with_stdin: bool = option(
         False,
         flag="--ends-with-stdin",
-        help="End when the standard input is closed, so that a killed runner leaves no cell.",
+        help="End when the standard input is closed. So a killed runner leaves no cell.",
     )
 
 

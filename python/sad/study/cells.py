@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -212,7 +213,7 @@ class _Run:
             "points": self._points,
         }
         if cell.panel == TEST:
-            result |= {"tasks": [task.id for task in self._tasks], "measures": self._measures(final)}
+            result |= {"tasks": [task.id for task in self._tasks], **self._measures(final)}
             if study.samples:
                 result["sampled_successes"] = self._sample()
         return result, self._timing(trained.seconds, examples)
@@ -232,20 +233,29 @@ class _Run:
         self._played += time.perf_counter() - start
         return played
 
-    def _measures(self, played: Sequence[Trajectory]) -> dict[str, list[Any]]:
-        """Returns one value per task for every metric of the paper. Tasks without teacher reasoning have no CoT match."""
+    def _measures(self, played: Sequence[Trajectory]) -> dict[str, Any]:
+        """Returns `measures`, one value per task for every metric of the paper, and `teacher`, the teacher's means.
+
+        Tasks without teacher reasoning have no CoT match.
+        """
         own = [measure_episode(one, self._tokenizer) for one in played]
         reference = {one.id: one for one in sad.read_jsonl(self._assets.reference_path)}
-        teacher = [measure_episode(reference[one.id], self._tokenizer).reasoning for one in own]
-        return {
+        teacher = [measure_episode(reference[one.id], self._tokenizer) for one in own]
+        measures = {
             "success": [int(one.success) for one in own],
             "score": [round(_score(one), 4) for one in own],
             "reasoning_length": [len(one.reasoning) for one in own],
-            "cot_match": [_match(one.reasoning, other) for one, other in zip(own, teacher)],
+            "cot_match": [_match(one.reasoning, other.reasoning) for one, other in zip(own, teacher)],
             "steps": [one.steps for one in own],
             "actions": [one.actions for one in own],
             "invalid_actions": [one.invalid_actions for one in own],
         }
+        means = {
+            "success": mean(one.success for one in teacher),
+            "reasoning_length": mean(len(one.reasoning) for one in teacher),
+            "steps": mean(one.steps for one in teacher),
+        }
+        return {"measures": measures, "teacher": means}
 
     def _sample(self) -> list[int]:
         """Returns the number of solved samples of each test task."""
@@ -259,8 +269,9 @@ class _Run:
 
     def _timing(self, seconds: float, examples: Sequence[dict]) -> dict[str, Any]:
         study, training = self._study, self._study.training
-        mean = sum(len(one["input_ids"]) for one in examples) / len(examples)
-        tokens = mean * training.steps * training.batch_size * training.accumulation
+        tokens = (
+            mean(len(one["input_ids"]) for one in examples) * training.steps * training.batch_size * training.accumulation
+        )
         observe = study.method(self._cell.method).settings.get("lambda_observe", 0.0) > 0
         supervised = sum(bool(is_supervised(kind, observe)) for one in examples for kind in one["span_ids"])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -119,7 +119,7 @@ class Student:
         size: Size of a new model with the teacher's tokenizer.
         layers_of_teacher: Instead: keep every n-th layer of the teacher before its training, and its other weights.
         model: Instead: folder of a pretrained model with the teacher's tokenizer.
-        pretraining: Training of a new model by cross-entropy on all tokens of `pretraining_tasks` transcripts of random play.
+        pretraining: Training of a new model by cross-entropy on all tokens of transcripts of random play.
         pretraining_tasks: Number of training tasks that are played at random for it.
     """
 
@@ -345,9 +345,7 @@ def _check_student(student: Student, where: str) -> None:
         expected = "one of size, layers_of_teacher, model"
         raise InputError(where, expected, " and ".join(given) or "none", "Give exactly one.")
     if (student.init == "random") != (student.pretraining is None and student.size is not None):
-        expected = (
-            "size without pretraining for init: random; size with pretraining, layers_of_teacher or model for pretrained"
-        )
+        expected = "init: random with size alone; init: pretrained with model, layers_of_teacher, or size and pretraining"
         raise InputError(where, expected, f"init: {student.init} with {given[0]}", "Fix one of them.")
     if student.pretraining is not None and (student.size is None or student.pretraining_tasks < 1):
         expected = "size and pretraining_tasks >= 1 with pretraining"

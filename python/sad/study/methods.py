@@ -85,8 +85,8 @@ def resolve(name: str, own: Mapping[str, Mapping[str, Any]]) -> Method:
 
     Args:
         name: The name.
-        own: Methods of a study: `base` (a name), and `text`, `source`, `labels` and `settings` that replace those of the base.
-            The settings are added to those of the base.
+        own: Methods of a study: `base` (a name), and `text`, `source` and `labels` that replace those of the base. Their
+            `settings` are added to those of the base.
 
     Raises:
         InputError: The name is unknown, or a method of the study has an unknown field or value.

@@ -1,11 +1,12 @@
 """Means over seeds and tasks, and differences between methods, with bootstrap intervals.
 
-All methods of a student play the same tasks with the same seeds. So the results of a method are a table (S seeds, N tasks), and
-two methods are compared pairwise. A resample draws seeds and, independently, tasks, both with replacement; the tasks are the
-same for all seeds, because the seeds play the same tasks.
+All methods of a student play the same tasks with the same seeds. So the results of a method are a table (S seeds, N tasks),
+and two methods are compared pairwise. A resample draws seeds and, independently, tasks, both with replacement; the tasks are
+the same for all seeds, because the seeds play the same tasks.
 
-A resample has S - 1 of the S seeds (Rao and Wu, 1988, "Resampling inference with complex survey data"). With S of S, the variance
-between seeds would be too small by (S - 1) / S, which matters for three seeds. With one seed the interval is over tasks only.
+A resample has S - 1 of the S seeds (Rao and Wu, 1988, "Resampling inference with complex survey data"). With S of S, the
+variance between seeds would be too small by (S - 1) / S, which matters for three seeds. With one seed the interval is over
+tasks only.
 """
 
 from __future__ import annotations

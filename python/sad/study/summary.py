@@ -22,12 +22,12 @@ def summarize(study: Study, results: Results) -> dict[str, Any]:
         A dictionary that `json.dumps` accepts:
 
         * `name`, `baseline`, `training_steps`, `seeds`.
-        * `groups`: one per environment and student, with `environment`, `student`, `parameters` (student and teacher),
-          `teacher` (metrics of the teacher on the test tasks, with success), `tasks` (number) and `methods`.
+        * `groups`: one per environment and student, with `environment`, `student`, `init`, `parameters` (student, teacher),
+          `teacher` (success, reasoning length and steps of the teacher on the test tasks), `tasks` (number) and `methods`.
         * Each method has `name`, `text`, `source`, `state` ("done", "part", "failed", "open"), `learning_rate`,
           `selection` (solved tasks of the select panel per learning rate), `seeds` (finished), `failed` (seed and message),
-          `metrics` (mean, low, high), `difference` to the baseline in success (mean, low, high, p, p_holm, seeds, visible), or
-          None, `curve` (step, mean, low, high), `losses` (step and mean losses) and `pass_k`.
+          `metrics` (mean, low, high), `difference` to the baseline in success (mean, low, high, p, p_holm, seeds, visible)
+          or None, `curve` (step, tasks, mean, low, high), `losses` (step and mean losses) and `pass_k`.
     """
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     tables: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
@@ -37,7 +37,7 @@ def summarize(study: Study, results: Results) -> dict[str, Any]:
         group["methods"].append(found.summary())
         tables[environment, student, method] = found.finished
         for one in found.finished.values():
-            group["parameters"], group["tasks"] = one["parameters"], len(one["tasks"])
+            group |= {"parameters": one["parameters"], "tasks": len(one["tasks"]), "teacher": one["teacher"]}
     for (environment, student), group in groups.items():
         baseline = tables.get((environment, student, study.baseline), {})
         for method in group["methods"]:
@@ -63,6 +63,7 @@ def _group(study: Study, environment: str, student: str) -> dict[str, Any]:
         "student": student,
         "init": study.students[student].init,
         "parameters": None,
+        "teacher": None,
         "tasks": None,
         "methods": [],
     }

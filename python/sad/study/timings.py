@@ -15,8 +15,8 @@ def timings(study: Study, results: Results) -> dict[str, Any]:
     They depend on the machine and on what else ran on it, so they are not part of the summary.
 
     Returns:
-        `seconds`: sum over all cells; `cost`: its price, or None; `devices`; `versions`; `methods`: mean
-        `training_seconds`, `tokens_per_second` and `peak_memory_bytes` of the test cells per environment, student and method.
+        `seconds`: sum over all cells; `cost`: its price, or None; `devices`; `versions`; `methods`: one per environment,
+        student and method with the means of its test cells, `training_seconds`, `tokens_per_second`, `peak_memory_bytes`.
     """
     cells, _ = all_cells(study, results)
     found = {cell: timing for cell in cells if (timing := results.timing(cell)) is not None}

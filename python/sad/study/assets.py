@@ -59,8 +59,9 @@ class Assets:
     def __init__(self, folder: Path, name: str, environment: Environment) -> None:
         self._environment, self._name = environment, name
         plain = identity(environment)
-        data = {key: value for key, value in plain.items() if key not in ("test", "select", "teacher_tasks")}
-        lessons = {**data, "teacher_tasks": environment.teacher_tasks}
+        played = ("teacher_tasks", "teacher_start")
+        data = {key: value for key, value in plain.items() if key not in ("test", "select", *played)}
+        lessons = {**data, **{key: getattr(environment, key) for key in played}}
         place, self._plain = folder / "assets", data
         self._place = place
         self.expert_path = place / f"{name}-expert-{digest({**data, 'teacher': None})}.jsonl.gz"
@@ -147,7 +148,8 @@ class Assets:
         if not config.teacher_tasks:
             count = sad.write_jsonl(path, (one for one in sad.read_jsonl(self.expert_path) if one.success))
             return f"the {count} solved ones of the expert"
-        env, tasks = self._training_tasks(config.expert_tasks, config.teacher_tasks)
+        start = config.expert_tasks if config.teacher_start is None else config.teacher_start
+        env, tasks = self._training_tasks(start, config.teacher_tasks)
         played = self.play(*self.teacher(), env, tasks)
         if not any(one.success for one in played):
             remedy = "Train the teacher longer, or set teacher_tasks to 0, so that the students learn from the expert."
@@ -172,8 +174,7 @@ class Assets:
             model = models.load_model("teacher", config.teacher.model, dtype="float32")
             made = f", {keep_layers(model, student.layers_of_teacher)} layers"
         else:
-            start = config.expert_tasks + config.teacher_tasks
-            env, tasks = self._training_tasks(start, student.pretraining_tasks)
+            env, tasks = self._training_tasks(student.pretraining_start, student.pretraining_tasks)
             played = collect_random(env, tasks, max_steps=config.max_steps, seed=config.seed)
             examples = sad.encode_all(played, tokenizer, max_length=config.max_length, observe=True).examples
             everything = [{**one, "span_ids": [k or int(SpanKind.OBSERVE) for k in one["span_ids"]]} for one in examples]

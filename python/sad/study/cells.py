@@ -19,10 +19,12 @@ import sad
 from sad import files
 from sad.agents.evaluate import EpisodeMeasures, measure_episode
 from sad.agents.metrics import cot_match_rates
+from sad.model_parts import model_digest
 from sad.study.assets import Assets, digest, identity
 from sad.study.config import Study, as_plain
 from sad.study.labels import relabel
 from sad.study.training import train
+from sad.training.difficulty import read_rows
 from sad.trajectories.spans import is_supervised
 from sad.trajectories.trajectory import Trajectory
 
@@ -188,7 +190,8 @@ class _Run:
         study, cell, method = self._study, self._cell, self._study.method(self._cell.method)
         teacher, self._tokenizer = self._assets.teacher()
         self._model = self._assets.student(cell.student, study.students[cell.student], self._tokenizer, cell.seed)
-        examples = relabel(self._assets.lessons(self._tokenizer), method.labels, cell.seed)
+        lessons = self._assets.lessons(self._tokenizer)
+        examples = relabel(lessons, method.labels, cell.seed)
         panel = self._config.test if cell.panel == TEST else self._config.select
         self._env, self._tasks = self._assets.panel(panel)
         trained = train(
@@ -209,6 +212,8 @@ class _Run:
             "spec": cell.spec(study),
             "parameters": {"student": self._model.num_parameters(), "teacher": teacher.num_parameters()},
             "trajectories": len(examples),
+            "data_sha256": read_rows(lessons, self._config.max_length).digest,
+            "teacher_sha256": model_digest(teacher),
             "curve": trained.curve,
             "points": self._points,
         }

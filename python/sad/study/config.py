@@ -82,8 +82,9 @@ class Environment:
         select: Tasks on which the learning rates are chosen.
         teacher: The teacher.
         expert_tasks: Number of training tasks that the scripted expert solves for the training of the teacher.
-        teacher_tasks: Number of further training tasks that the teacher plays. The students learn from the solved ones. With
-            0 they learn from the expert's, on which the teacher's distributions are computed as well.
+        teacher_tasks: Number of training tasks that the teacher plays. The students learn from the solved ones. With 0 they
+            learn from the expert's trajectories.
+        teacher_start: First of these tasks. Default: the one after those of the expert.
         options: Options of the environment.
         root: Data folder of the environment.
         split: Split of the training tasks; None is the default.
@@ -99,6 +100,7 @@ class Environment:
     teacher: Teacher
     expert_tasks: int
     teacher_tasks: int
+    teacher_start: int | None = None
     select: Panel | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     root: str | None = None
@@ -121,6 +123,7 @@ class Student:
         model: Instead: folder of a pretrained model with the teacher's tokenizer.
         pretraining: Training of a new model by cross-entropy on all tokens of transcripts of random play.
         pretraining_tasks: Number of training tasks that are played at random for it.
+        pretraining_start: First of these tasks.
     """
 
     init: str = "random"
@@ -129,6 +132,7 @@ class Student:
     model: str | None = None
     pretraining: Training | None = None
     pretraining_tasks: int = 0
+    pretraining_start: int = 0
 
 
 @dataclass(frozen=True)

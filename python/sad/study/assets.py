@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,9 @@ class Assets:
         else:
             env, tasks = self._training_tasks(student.pretraining_start, student.pretraining_tasks)
             played = collect_random(env, tasks, max_steps=config.max_steps, seed=config.seed)
-            examples = sad.encode_all(played, tokenizer, max_length=config.max_length, observe=True).examples
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="no token is reasoning")  # random play has no thoughts
+                examples = sad.encode_all(played, tokenizer, max_length=config.max_length, observe=True).examples
             everything = [{**one, "span_ids": [k or int(SpanKind.OBSERVE) for k in one["span_ids"]]} for one in examples]
             model = build_decoder(student.size, tokenizer, config.max_length, _STUDENT_SEED)
             losses = _train(model, everything, student.pretraining, LANGUAGE_MODEL, config.max_length, _STUDENT_SEED)

@@ -58,7 +58,7 @@ def test_numbers_such_as_2e_5_are_numbers(tmp_path: Path) -> None:
     ],
 )
 def test_bad_values_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match="study.yaml|methods") as raised:
+    with pytest.raises(InputError, match=r"study\.yaml|methods") as raised:
         read(tmp_path, **changes)
     assert message in str(raised.value)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# A subpackage of `sad` imports only those with a smaller number. `demo`, `study` and `cli` alone combine training with agents.
+# A subpackage of `sad` imports only those with a smaller number. `demo`, `study` and `cli` combine training with agents.
 WINGS = {
     "scratch": 1,
     "trajectories": 1,

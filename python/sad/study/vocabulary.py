@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def _with_parts(names: set[str], merges: list[tuple[str, ...]]) -> set[str]:
         parts = list(name)
         found.update(parts)
         while len(parts) > 1:
-            rank, place = min((ranks.get(pair, len(ranks)), place) for place, pair in enumerate(zip(parts, parts[1:])))
+            rank, place = min((ranks.get(pair, len(ranks)), place) for place, pair in enumerate(pairwise(parts)))
             if rank == len(ranks):
                 break
             parts[place : place + 2] = [parts[place] + parts[place + 1]]

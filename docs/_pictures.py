@@ -24,7 +24,7 @@ TASKS = 200
 def main() -> None:
     """Draws all pictures."""
     style = {"svg.fonttype": "none", "font.size": 11, "svg.hashsalt": "sad"}
-    style |= {name: OTHER for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), OTHER)
     matplotlib.rcParams.update(style)
     env = sad.envs.make("household", size="small", tasks=TASKS)
     trajectories = sad.collect_expert(env, env.tasks)
@@ -76,7 +76,7 @@ def draw_lengths(trajectories: list[sad.Trajectory]) -> None:
 
 def draw_curriculum(trajectories: list[sad.Trajectory]) -> None:
     """The difficulty of the draws of a training of one epoch, in the order of the training."""
-    words = [{kind: 0 for kind in sad.SpanKind} for _ in trajectories]
+    words = [dict.fromkeys(sad.SpanKind, 0) for _ in trajectories]
     for count, trajectory in zip(words, trajectories):
         for span in sad.segment(trajectory.text, "sad").spans:
             count[span.kind] += len(trajectory.text[span.start : span.end].split())

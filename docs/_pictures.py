@@ -51,10 +51,9 @@ def draw_spans(trajectory: sad.Trajectory) -> None:
     for row, (line, kind) in enumerate(lines):
         short = line if len(line) < 84 else f"{line[:81]}..."
         axis.text(0, row, short, color=colors.get(kind, OTHER), family="monospace", fontsize=9, va="center")
-        axis.text(
-            0.905, row, str(int(kind == sad.SpanKind.REASON)), color=REASON, family="monospace", ha="center", va="center"
-        )
-        axis.text(0.965, row, str(int(kind == sad.SpanKind.ACT)), color=ACT, family="monospace", ha="center", va="center")
+        for place, one in ((0.905, sad.SpanKind.REASON), (0.965, sad.SpanKind.ACT)):
+            mask = str(int(kind == one))
+            axis.text(place, row, mask, color=colors[one], family="monospace", ha="center", va="center")
     axis.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -1.4))
     axis.axis("off")
     _save(figure, "spans")
@@ -96,22 +95,16 @@ def draw_divergences() -> None:
     figure, axis = plt.subplots(figsize=(6.4, 2.8))
     axis.fill_between(x, teacher.softmax(0), color=OTHER, alpha=0.35, label="teacher")
     for divergence, color, dash in (("forward_kl", REASON, "-"), ("reverse_kl", ACT, "-"), ("jsd", "#2f9e6e", "--")):
-        best = min(
-            (
-                (
-                    float(
-                        sad.fused_span_kl(
-                            student[None], teacher[None], torch.ones(1, dtype=torch.int8), divergence=divergence
-                        )
-                    ),
-                    student,
-                )
-                for center in torch.linspace(-3, 3, 61)
-                for width in torch.linspace(0.4, 4, 37)
-                for student in [-((x - center) ** 2) / (2 * width**2)]
-            ),
-            key=lambda pair: pair[0],
-        )[1]
+        students = torch.stack(
+            [
+                -((x - center) ** 2) / (2 * width**2)
+                for center in torch.linspace(-3, 3, 61, dtype=torch.float64)
+                for width in torch.linspace(0.4, 4, 37, dtype=torch.float64)
+            ]
+        )
+        teachers, everywhere = teacher.expand_as(students), torch.ones(len(students), dtype=torch.int8)
+        losses = sad.fused_span_kl(students, teachers, everywhere, divergence=divergence, reduction="none")
+        best = students[losses.argmin()]
         axis.plot(x, best.softmax(0), color=color, linestyle=dash, label=divergence)
     _label(axis, "token", "probability")
     _save(figure, "divergences")

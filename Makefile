@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-lowest fuzz soak lint format bench clean
+.PHONY: demo test test-lowest fuzz soak docs lint format bench clean
 
 demo: $(INSTALLED)  ## distill a small agent from a larger one and evaluate both
 	$(BIN)/sad demo --out demo-run
@@ -42,6 +42,10 @@ test-lowest: $(INSTALLED)  ## run a part of the tests with the lowest versions t
 	SAD_BUILD_CUDA=0 $(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --no-build-isolation \
 		".[lora,endpoint,webshop]"
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -p no:cacheprovider $(LOWEST_TESTS)
+
+docs: $(INSTALLED)  ## build the site of the documentation in build/site
+	$(BIN)/python -m pip install --quiet ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(INSTALLED)  ## check the style of Python and C++
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ _NAMES = {SpanKind.REASON: "reasoning", SpanKind.ACT: "action", SpanKind.OBSERVE
 class Encoded(NamedTuple):
     """A tokenized trajectory of T tokens.
 
-    Args:
+    Attributes:
         input_ids: (T,) token ids.
         span_ids: (T,) labels: 0 none, 1 reason, 2 act, 3 observe.
         truncated: Number of tokens that were cut off at the end.

@@ -21,7 +21,7 @@ __all__ = ["Segmentation", "Unparsed", "segment"]
 class Segmentation(NamedTuple):
     """A text, its reasoning and action spans, its observations, and the places that do not fit its format.
 
-    Args:
+    Attributes:
         text: The text; for messages, the rendered conversation.
         spans: The spans that the model wrote, in the order of the text; they do not overlap.
         unparsed: One `Unparsed` per place that does not fit the format.

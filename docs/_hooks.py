@@ -127,7 +127,7 @@ def commands_page() -> str:
             parameters = typer.main.get_command(shown).params
         else:
             parameters = command.params
-        module = importlib.import_module("sad.cli." + name.replace(" ", "_"))
+        module = importlib.import_module("sad.cli." + name.replace(" ", "_").replace("-", "_"))
         parts += [f"## sad {name}", _paragraphs(module.command.__doc__ or ""), _table(parameters)]
     return "\n\n".join(parts) + "\n"
 

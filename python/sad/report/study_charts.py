@@ -11,7 +11,7 @@ from sad.report import overlay, plots
 from sad.report.study_tables import group_title
 from sad.trajectories.inspection import histogram
 
-_COLORS = 8  # --m0 to --m7 in style.css
+_COLORS = 10  # --m0 to --m9 in style.css
 _BASELINE_COLOR, _TEACHER_COLOR = "var(--before)", "var(--teacher)"
 _SCALED = {  # Fig. 2: metric to title and factor
     "success": ("success, %", 100),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -131,8 +132,9 @@ def sizes(summary: Mapping[str, Any], environment: str) -> list[list[Mapping[str
 
 
 def sizes_table(groups: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns success over student size (Fig. 2): one row per method, one column per student."""
-    names = dict.fromkeys(method["name"] for group in groups for method in group["methods"])
+    """Returns success over student size (Fig. 2): one row per method of at least two students, one column per student."""
+    counts = Counter(method["name"] for group in groups for method in group["methods"])
+    names = [name for name, count in counts.items() if count > 1]
     header = ["success, %", *(f"{group['student']} ({group['parameters']['student']:,})" for group in groups)]
     found = [{method["name"]: method["metrics"].get("success") for method in group["methods"]} for group in groups]
     return Table(header, [[name, *(_estimate(own.get(name), 100, 1) for own in found)] for name in names])

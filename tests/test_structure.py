@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# A subpackage of `sad` imports only those with a smaller number. `cli` and `demo` alone combine training with agents.
+# A subpackage of `sad` imports only those with a smaller number. `demo`, `study` and `cli` combine training with agents.
 WINGS = {
+    "scratch": 1,
     "trajectories": 1,
     "teacher_cache": 2,
     "planner": 2,
@@ -22,6 +23,7 @@ WINGS = {
     "report": 4,
     "integrations": 4,
     "demo": 5,
+    "study": 5,
     "cli": 6,
 }
 BACKENDS = {"reference", "triton", "native"}

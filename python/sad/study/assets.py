@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sad.scratch.models import build_decoder, train_tokenizer
 from sad.study.config import Environment, Panel, Student, Training, as_plain
 from sad.study.labels import Example
 from sad.study.training import IMITATION, LANGUAGE_MODEL, train
+from sad.study.vocabulary import prune_vocabulary
 from sad.trajectories.spans import SpanKind
 from sad.trajectories.trajectory import Trajectory
 
@@ -131,8 +133,7 @@ class Assets:
         config, expert = self._environment, [one for one in sad.read_jsonl(self.expert_path) if one.success]
         spec = config.teacher
         if spec.model is not None:
-            tokenizer = models.load_tokenizer("teacher", spec.model)
-            model = models.load_model("teacher", spec.model, dtype="float32")
+            model, tokenizer = self._base()
         else:
             tokenizer = train_tokenizer((one.text or "" for one in expert[:_TOKENIZER_TEXTS]), config.vocabulary)
             model = build_decoder(spec.size, tokenizer, config.max_length, _TEACHER_SEED)
@@ -142,6 +143,16 @@ class Assets:
             made += f", {_train(model, examples, spec.training, IMITATION, config.max_length, _TEACHER_SEED)}"
         _save(model, tokenizer, path)
         return made
+
+    def _base(self) -> tuple[Any, Any]:
+        """Returns the teacher's model and tokenizer before the training."""
+        spec = self._environment.teacher
+        tokenizer = models.load_tokenizer("teacher", spec.model)
+        model = models.load_model("teacher", spec.model, dtype="float32")
+        if spec.prune_vocabulary:
+            texts = (one.text or "" for one in sad.read_jsonl(self.expert_path))
+            tokenizer = prune_vocabulary(model, tokenizer, texts)
+        return model, tokenizer
 
     def _make_lessons(self, path: Path) -> str:
         config = self._environment
@@ -171,12 +182,14 @@ class Assets:
             if config.teacher.model is None:
                 remedy = "Give the student a size, or the teacher a model."
                 raise InputError("students, layers_of_teacher", "a teacher with `model`", "a new one", remedy)
-            model = models.load_model("teacher", config.teacher.model, dtype="float32")
+            model, _ = self._base()
             made = f", {keep_layers(model, student.layers_of_teacher)} layers"
         else:
             env, tasks = self._training_tasks(student.pretraining_start, student.pretraining_tasks)
             played = collect_random(env, tasks, max_steps=config.max_steps, seed=config.seed)
-            examples = sad.encode_all(played, tokenizer, max_length=config.max_length, observe=True).examples
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="no token is reasoning")  # random play has no thoughts
+                examples = sad.encode_all(played, tokenizer, max_length=config.max_length, observe=True).examples
             everything = [{**one, "span_ids": [k or int(SpanKind.OBSERVE) for k in one["span_ids"]]} for one in examples]
             model = build_decoder(student.size, tokenizer, config.max_length, _STUDENT_SEED)
             losses = _train(model, everything, student.pretraining, LANGUAGE_MODEL, config.max_length, _STUDENT_SEED)

@@ -38,15 +38,16 @@ class Difference(NamedTuple):
     p: float
 
 
-def estimate(values: NDArray, seed: int = 0) -> Estimate:
+def estimate(values: NDArray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Returns the mean over seeds and tasks.
 
     Args:
         values: (S, N). NaN is left out, for tasks without a value.
         seed: Seed of the resampling.
+        resamples: Number of resamples.
     """
-    means = _resample(values, seed)
-    low, high = np.quantile(means, [0.025, 0.975])
+    means = _resample(values, seed, resamples)
+    low, high = np.nanquantile(means, [0.025, 0.975])
     return Estimate(float(np.nanmean(values)), float(low), float(high))
 
 
@@ -63,7 +64,7 @@ def difference(values: NDArray, baseline: NDArray, seed: int = 0) -> Difference:
     """
     own = values - baseline
     means = _resample(own, seed)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.nanquantile(means, [0.025, 0.975])
     below, above = (means <= 0).sum() + 1, (means >= 0).sum() + 1
     p = min(1.0, 2 * min(below, above) / (len(means) + 1))
     return Difference(float(np.nanmean(own)), float(low), float(high), float(p))
@@ -98,15 +99,18 @@ def smallest_visible(values: NDArray, baseline: NDArray) -> float:
     return float(2.8 * _resample(values - baseline, 0).std())
 
 
-def _resample(values: NDArray, seed: int) -> NDArray:
-    """Returns (RESAMPLES,) means of resampled tables."""
+def _resample(values: NDArray, seed: int, resamples: int = RESAMPLES) -> NDArray:
+    """Returns (resamples,) means of resampled tables. One without any value is NaN."""
     seeds, tasks = values.shape
     rng = np.random.default_rng(seed)
     drawn = max(seeds - 1, 1)
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
     means: list[NDArray] = []
-    for start in range(0, RESAMPLES, _CHUNK):  # in chunks, to bound the memory
-        count = min(_CHUNK, RESAMPLES - start)
+    for start in range(0, resamples, _CHUNK):  # in chunks, to bound the memory
+        count = min(_CHUNK, resamples - start)
         rows = rng.integers(seeds, size=(count, drawn, 1))
         columns = rng.integers(tasks, size=(count, 1, tasks))
-        means.append(np.nanmean(values[rows, columns], axis=(1, 2)))
+        total, number = (table[rows, columns].sum(axis=(1, 2)) for table in (filled, known))
+        means.append(np.divide(total, number, out=np.full(count, np.nan), where=number > 0))
     return np.concatenate(means)

@@ -13,28 +13,11 @@ from sad.study.exhibits import exhibits
 from sad.study.labels import relabel
 from sad.trajectories.inspection import summarize
 from tests.sad.report.example_study import MEASURED, SUMMARY
+from tests.sad.study.tiny import TINY
 
 TEXT = "You see a mug.\nReasoning: I take it and then leave.\nAction: take mug\nOk.\nReasoning: I go.\nAction: go\n"
-TRAINING = {"steps": 1}
-SIZE = {"layers": 1, "width": 16, "heads": 2}
-PLAIN = {
-    "name": "Tiny",
-    "environments": {
-        name: {
-            "env": "household",
-            "expert_tasks": 2,
-            "teacher_tasks": 0,
-            "max_length": 64,
-            "test": {"tasks": 2},
-            "teacher": {"size": SIZE, "training": TRAINING},
-        }
-        for name in ("household", "unprepared")
-    },
-    "students": {"small": {"size": SIZE}},
-    "grid": [{"methods": ["sad", "token_kl"]}],
-    "training": TRAINING,
-    "seeds": [3],
-}
+HOUSEHOLD = TINY["environments"]["household"]
+PLAIN = {**TINY, "environments": {"household": HOUSEHOLD, "unprepared": HOUSEHOLD}, "seeds": [3]}
 
 
 def test_exhibits_are_the_lessons_with_their_labels(tmp_path: Path) -> None:

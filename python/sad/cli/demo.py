@@ -50,7 +50,9 @@ def _print_results(console: Console, options: DemoOptions, results: dict[str, An
     evaluations = results["evaluations"]
     console.print()
     title = f"{results['data']['unseen_tasks']} unseen tasks, greedy, free decoding"
-    console.print(table.rich_table(table.COLUMNS, table.comparison(evaluations), title, stacked=True))
+    for part in table.terminal_tables(table.comparison(evaluations), title, stacked=True):
+        console.print(part)
+    console.print(table.UNITS, highlight=False)
     teacher, student = evaluations["teacher"], evaluations["SAD student"]
     sizes = {name: results["models"][name]["parameters"] for name in ("teacher", "student")}
     share = f", {student['successes'] / teacher['successes']:.0%} of the teacher's" if teacher["successes"] else ""

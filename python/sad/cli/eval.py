@@ -208,12 +208,13 @@ def _print_tables(options: EvalOptions, task_count: int, evaluations: dict[str, 
 
     console = Console()
     sampling = "greedy" if options.temperature == 0 else f"temperature {options.temperature:g}"
-    title = f"{options.env}, {options.split}, {task_count} tasks: {options.decoding} decoding, {sampling}; "
-    title += "95 % intervals in parentheses"
-    console.print(table.rich_table(table.COLUMNS, table.comparison(evaluations), title, stacked=True))
-    for header, rows in (table.env_metrics(evaluations), table.by_type(evaluations), table.ends(evaluations)):
-        if rows:
-            console.print(table.rich_table(header, rows, stacked=True))
+    title = f"{options.env}, {options.split}, {task_count} tasks: {options.decoding} decoding, {sampling}"
+    more = (table.env_metrics(evaluations), table.by_type(evaluations), table.ends(evaluations))
+    tables = table.terminal_tables(table.comparison(evaluations), title, stacked=True)
+    tables += [part for one in more if one.rows for part in table.terminal_tables(one, stacked=True)]
+    for part in tables:
+        console.print(part)
+    console.print(table.UNITS, highlight=False)
     seconds = ", ".join(_duration(name, evaluation) for name, evaluation in evaluations.items())
     console.print(Text(printable(seconds)))
 

@@ -73,13 +73,14 @@ def _write_reports(study: Study, results: Any, folder: Path, console: Any) -> No
 
     from sad import files
     from sad.report.study import markdown, page, terminal_table
+    from sad.study.exhibits import exhibits
     from sad.study.summary import summarize
     from sad.study.timings import timings
 
     summary = summarize(study, results)
     files.write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     measured = timings(study, results)
-    files.write_file(folder / "report.html", page(summary, measured))
+    files.write_file(folder / "report.html", page(summary, measured, exhibits(study, folder)))
     files.write_file(folder / "report.md", markdown(summary, measured))
     for table in terminal_table(summary):
         console.print(table)

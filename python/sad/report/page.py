@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
 
 from sad.report import overlay, plots, table
 
@@ -28,52 +31,64 @@ def demo_page(results: Mapping[str, Any], pieces: Mapping[str, list[overlay.Piec
         HTML that refers to no other file.
     """
     evaluations, curves = results["evaluations"], results["curves"]
-    overlay_macros = _templates().get_template("overlay.html").module
-    return (
-        _templates()
-        .get_template("demo.html")
-        .render(
-            results=results,
-            table=[table.COLUMNS, table.comparison(evaluations)],
-            details=[table.by_type(evaluations), table.ends(evaluations)],
-            rates=plots.rate_chart(
-                [
-                    plots.Rate(name, color, metrics["success_rate"], *metrics["success_interval"])
-                    for (name, metrics), color in zip(evaluations.items(), _COLORS)
-                ]
-            ),
-            distillation=plots.line_chart(
-                [
-                    plots.Series("reasoning", "var(--reason)", plots.averaged(curves["reason"])),
-                    plots.Series("action", "var(--act)", plots.averaged(curves["act"])),
-                ],
-                x_label="step",
-                y_label="KL per token, nats",
-                log=True,
-            ),
-            imitation=plots.line_chart(
-                [plots.Series("teacher", "var(--teacher)", plots.averaged(curves["teacher"]))],
-                x_label="step",
-                y_label="cross-entropy per token, nats",
-                log=True,
-            ),
-            overlays={title: overlay_macros.overlay(overlay.overlay_lines(content)) for title, content in pieces.items()},
-            overlay_style=overlay_macros.style(),
-            stages=[[stage["name"], f"{stage['seconds']:.1f}", stage["made"]] for stage in results["stages"]],
-        )
+    stages = [[stage["name"], f"{stage['seconds']:.1f}", stage["made"]] for stage in results["stages"]]
+    return render(
+        "demo.html",
+        results=results,
+        results_table=table.comparison(evaluations),
+        types=table.by_type(evaluations),
+        ends=table.ends(evaluations),
+        rates=plots.rate_chart(
+            [
+                plots.Rate(name, color, metrics["success_rate"], *metrics["success_interval"])
+                for (name, metrics), color in zip(evaluations.items(), _COLORS)
+            ]
+        ),
+        distillation=plots.line_chart(
+            [
+                plots.Series("reasoning", "var(--reason)", plots.averaged(curves["reason"])),
+                plots.Series("action", "var(--act)", plots.averaged(curves["act"])),
+            ],
+            x_label="step",
+            y_label="KL per token, nats",
+            log=True,
+        ),
+        imitation=plots.line_chart(
+            [plots.Series("teacher", "var(--teacher)", plots.averaged(curves["teacher"]))],
+            x_label="step",
+            y_label="cross-entropy per token, nats",
+            log=True,
+        ),
+        overlays={title: overlay.overlay_lines(content) for title, content in pieces.items()},
+        stages=table.Table(["stage", "seconds", "result"], stages),
     )
 
 
-def inspect_page(**content: Any) -> str:
+def inspect_page(*, charts: list[dict[str, Any]], unit: str, **content: Any) -> str:
     """Renders the page of `sad inspect`.
 
     Args:
-        content: The variables of the template `inspect.html`.
+        charts: `name` (of a color), `label` and `bins` of each histogram of span lengths.
+        unit: Unit of the lengths.
+        content: The other variables of the template `inspect.html`.
 
     Returns:
         HTML that refers to no other file.
     """
-    return _templates().get_template("inspect.html").render(**content)
+    drawn = [
+        {
+            "name": chart["name"],
+            "label": chart["label"],
+            "drawing": plots.histogram_chart(chart["bins"], f"var(--{chart['name']})", chart["label"], f"{unit} per span"),
+        }
+        for chart in charts
+    ]
+    return render("inspect.html", charts=drawn, unit=unit, **content)
+
+
+def render(template: str, **content: Any) -> str:
+    """Renders a template of this package."""
+    return _templates().get_template(template).render(**content)
 
 
 @functools.cache
@@ -87,5 +102,10 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["percent"] = table.percent
+    environment.filters["breakable"] = _breakable
     return environment
+
+
+def _breakable(name: Any) -> Markup:
+    """Lets a browser break a long name after `_` and `/` and before `+`."""
+    return Markup(re.sub(r"([_/](?=.)|(?<=.)(?=[+]))", r"\1<wbr>", str(escape(str(name)))))

@@ -8,18 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.encode import (
-    Encoded,
-    EncodedCorpus,
-    Encoding,
-    check_tokenizer,
-    encode_trajectory,
-    join_examples,
-)
+from sad.trajectories.corpus import EncodedCorpus
+from sad.trajectories.encode import encode_trajectory
+from sad.trajectories.encoded import Encoded, Encoding, join_examples
 from sad.trajectories.formats import ChatFormat, Format
 from sad.trajectories.refused import Refused, refusal
 from sad.trajectories.segment import Segmentation, Unparsed
 from sad.trajectories.spans import Span, SpanKind, supervised_kinds
+from sad.trajectories.tokenizers import check_tokenizer
 from sad.trajectories.trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.chat import ChatSegmentation
-from sad.trajectories.content import Piece, spans_of, split_content
+from sad.trajectories.content import split_content
+from sad.trajectories.conversation import ChatSegmentation
 from sad.trajectories.formats import ChatFormat
 from sad.trajectories.lines import Unparsed
+from sad.trajectories.pieces import Piece, spans_of
 from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:

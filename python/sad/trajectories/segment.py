@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.chat import ChatSegmentation, segment_chat
+from sad.trajectories.chat import segment_chat
+from sad.trajectories.conversation import ChatSegmentation
 from sad.trajectories.formats import ChatFormat, Format, get_format
 from sad.trajectories.lines import Unparsed, segment_lines
 from sad.trajectories.rendered import segment_rendered

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sad.errors import InputError
+from sad.trajectories.json_values import absent, first_of, to_json
 from sad.trajectories.messages import shown
-from sad.trajectories.normalize import absent, first_of, to_json
 from sad.trajectories.sources.base import Source, conversation, grouped_in_file, is_dict_list, need, text_or
 from sad.trajectories.trajectory import Trajectory
 

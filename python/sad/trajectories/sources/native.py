@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sad.trajectories.normalize import first_of
+from sad.trajectories.json_values import first_of
 from sad.trajectories.sources.base import (
     Source,
     conversation,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sad.errors import InputError
 from sad.trajectories.formats import ChatFormat, Format
 from sad.trajectories.options import check_kept_ids, check_long, check_unroll
 from sad.trajectories.segment import Segmentation
@@ -52,8 +51,6 @@ class Encoding:
     kept_ids: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 1:
-            raise InputError("max_length", "at least 1", str(self.max_length), "Pass the model's sequence length, or None.")
         check_unroll(self.unroll)
         check_kept_ids(self.kept_ids)
         check_long(self.long, self.max_length, self.long_context, self.long_head)

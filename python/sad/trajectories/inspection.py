@@ -12,7 +12,7 @@ from sad.trajectories.corpus import EncodedCorpus
 from sad.trajectories.encode import encode_trajectory
 from sad.trajectories.encoded import Encoded, Encoding, join_examples
 from sad.trajectories.formats import ChatFormat, Format
-from sad.trajectories.refused import Refused, refusal
+from sad.trajectories.refused import Refused, check_on_error, refusal, stop_error
 from sad.trajectories.segment import Segmentation, Unparsed
 from sad.trajectories.spans import Span, SpanKind, supervised_kinds
 from sad.trajectories.tokenizers import check_tokenizer
@@ -178,6 +178,7 @@ def inspect_trajectories(
     long_head: int = 0,
     unroll: str = "auto",
     kept_ids: str = "auto",
+    on_error: str = "skip",
     keep: int = 0,
     refused: Iterable[Refused] = (),
 ) -> Inspection:
@@ -197,12 +198,14 @@ def inspect_trajectories(
         long_head: As in `sad.encode_all`.
         unroll: As in `sad.encode_all`.
         kept_ids: As in `sad.encode_all`.
+        on_error: As in `sad.encode_all`. Default: refused trajectories are collected.
         keep: Number of trajectories, from the first on, to return for display.
         refused: Records that could not be read.
 
     Raises:
-        InputError: An option is out of range, or the tokenizer is slow.
+        InputError: An option is out of range, the tokenizer is slow, or a trajectory is refused and `on_error` is "stop".
     """
+    check_on_error(on_error)
     encoding = Encoding(
         format=format,
         max_length=max_length,
@@ -244,6 +247,8 @@ def inspect_trajectories(
         found.unparsed += [(trajectory.id, item) for item in segmentation.unparsed]
         if len(found.kept) < keep:
             found.kept.append(InspectedTrajectory(trajectory, segmentation, encoded))
+    if on_error == "stop" and found.refused:
+        raise stop_error(found.refused, len(found.refused) + found.lengths.trajectories)
     return found
 
 

@@ -110,8 +110,9 @@ def _pieces(item):
 
     if item.encoded is None:
         return span_pieces(item.segmentation.text, [*item.segmentation.spans, *item.segmentation.observations])
-    _, span_ids, truncated, offsets = item.encoded
-    return token_pieces(item.segmentation.text, offsets, span_ids, truncated=truncated)
+    encoded = item.encoded
+    text = item.segmentation.text
+    return token_pieces(text, encoded.offsets, encoded.span_ids, truncated=encoded.truncated)
 
 
 def _summary(item) -> str:

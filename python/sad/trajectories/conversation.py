@@ -13,7 +13,7 @@ from sad.trajectories.message_parts import Part, find_content, find_parts
 from sad.trajectories.messages import Message
 from sad.trajectories.pieces import Piece, spans_of
 from sad.trajectories.rendering import Region, Renderer
-from sad.trajectories.spans import Span, SpanKind
+from sad.trajectories.spans import Span, SpanKind, WeightedRange
 
 _THOUGHT_MARKS = ("<|channel>thought", "<|channel|>analysis<|message|>")  # what Gemma 4 and harmony write before a thought
 _CLOSING_MARK = re.compile(r"\s*(<(?:\||[^|<>]{1,40}\|)[^<>\s]{0,40}>)")
@@ -29,6 +29,7 @@ class ChatSegmentation:
         observations: Spans of what the environment wrote after the model's first turn.
         unparsed: Places that do not fit.
         starts: Where each example starts in the text. A template that drops earlier thoughts needs several examples.
+        weights: The turns whose tokens have a weight other than 1.
     """
 
     text: str = ""
@@ -36,6 +37,7 @@ class ChatSegmentation:
     observations: list[Span] = field(default_factory=list)
     unparsed: list[Unparsed] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
+    weights: list[WeightedRange] = field(default_factory=list)
 
     def add(self, other: ChatSegmentation) -> None:
         """Appends an example."""
@@ -45,6 +47,7 @@ class ChatSegmentation:
         self.spans += [Span(s + at, e + at, kind) for s, e, kind in other.spans]
         self.observations += [Span(s + at, e + at, kind) for s, e, kind in other.observations]
         self.unparsed += [item._replace(line=item.line + line) for item in other.unparsed]
+        self.weights += [WeightedRange(s + at, e + at, weight) for s, e, weight in other.weights]
 
 
 class Loss(NamedTuple):
@@ -117,6 +120,8 @@ class Conversation:
                 example.unparsed.append(Unparsed(line, "", f"{message.where} of the assistant is empty"))
             elif message.trained:
                 self._label_turn(example, found, region)
+                if message.weight != 1:
+                    example.weights.append(WeightedRange(region.start, region.end, message.weight))
         losses += self._label_observations(example, regions, count)
         if only is not None:
             start = max((region.end for number, region in regions if number < only), default=0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
-from sad.trajectories.encoded import EncodedTrajectory, supervised_positions
+from sad.trajectories.encoded import Encoded, EncodedTrajectory, supervised_positions
 from sad.trajectories.refused import Refused
 from sad.trajectories.segment import Unparsed
 from sad.trajectories.shared_start import SharedStart
@@ -32,7 +33,8 @@ class EncodedCorpus:
 
     Args:
         examples: One dict (input_ids, span_ids) per example that has a supervised token. A trajectory is one example, or
-            several if its chat template drops thoughts of earlier turns, or if it is long and `long` is not "truncate".
+            several if its chat template drops thoughts of earlier turns, or if it is long and `long` is not "truncate". If
+            a message has a weight other than 1, all examples also have token_weights.
         ids: The trajectory id of each example.
         truncated: Number of examples that were cut to the maximum length, including the dropped ones.
         tokens_cut: Number of tokens cut off from these examples.
@@ -49,9 +51,11 @@ class EncodedCorpus:
         refused: Trajectories that could not be encoded.
         kept: Number of trajectories encoded from the token ids of their play.
         not_kept: Number of trajectories whose token ids were not used, by the reason.
+        ranked: Number of trajectories of a pair of answers, of which only the chosen one is trained.
+        weights: Number of supervised tokens by their weight; empty if all weights are 1.
     """
 
-    examples: list[dict[str, list[int]]] = field(default_factory=list)
+    examples: list[dict[str, list[Any]]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     truncated: int = 0
     tokens_cut: int = 0
@@ -67,6 +71,8 @@ class EncodedCorpus:
     refused: list[Refused] = field(default_factory=list)
     kept: int = 0
     not_kept: Counter[str] = field(default_factory=Counter)
+    ranked: int = 0
+    weights: Counter[float] = field(default_factory=Counter)
     _start: SharedStart = field(default_factory=SharedStart, repr=False)
 
     def add(self, trajectory: Trajectory, found: EncodedTrajectory) -> None:
@@ -75,6 +81,7 @@ class EncodedCorpus:
         self.unrolled += len(found.whole) > 1
         self._start.add(found.segmentation.text, found.segmentation.spans, trajectory.task)
         self.kept += found.kept
+        self.ranked += trajectory.ranked
         if found.not_kept:
             self.not_kept[found.not_kept] += 1
         lengths = [[len(x.input_ids) + x.truncated for x in examples] for examples in (found.whole, found.examples)]
@@ -91,8 +98,22 @@ class EncodedCorpus:
                 self.empty += 1
                 self.cut_empty += len(found.whole) == len(found.examples) and before[number] > 0
                 continue
-            self.examples.append({"input_ids": encoded.input_ids, "span_ids": encoded.span_ids})
+            self._append(encoded)
             self.ids.append(trajectory.id)
+
+    def _append(self, encoded: Encoded) -> None:
+        """Appends an example. All examples have a column of weights, or none has one."""
+        example = {"input_ids": encoded.input_ids, "span_ids": encoded.span_ids}
+        if encoded.token_weights is not None or self.weights:
+            for other in [] if self.weights else self.examples:
+                self._add_weights(other, None)
+            self._add_weights(example, encoded.token_weights)
+        self.examples.append(example)
+
+    def _add_weights(self, example: dict[str, list[Any]], weights: list[float] | None) -> None:
+        example["token_weights"] = weights or [1.0] * len(example["input_ids"])
+        supervised = supervised_positions(example["span_ids"], self.observe)
+        self.weights.update(example["token_weights"][position] for position in supervised)
 
     def count(self, kind: SpanKind) -> int:
         """Returns the number of tokens with this label in the examples."""
@@ -110,13 +131,23 @@ class EncodedCorpus:
         parts = f" in {len(self.examples)} examples ({', '.join(several)})" if several else ""
         cut_off = f", {self.cut_empty} of them cut before it" if self.cut_empty else ""
         refused = f", {len(self.refused)} refused" if self.refused else ""
+        ranked = f", {self.ranked} rankings (the chosen answer is trained, the rejected one is not)" if self.ranked else ""
         return (
-            f"{used} trajectories{parts}{kept}, {tokens} tokens: "
-            f"{', '.join(f'{count} {name}' for name, count in counts.items())}; "
+            f"{used} trajectories{parts}{kept}{ranked}, {tokens} tokens: "
+            f"{', '.join(f'{count} {name}' for name, count in counts.items())}{self._weighted()}; "
             f"{self.truncated} truncated ({self.tokens_cut} tokens cut, {self.supervised_cut} of {self.supervised} "
             f"supervised), {self.empty} without a supervised token dropped{cut_off}{refused}, "
             f"{len(self.unparsed)} places not parsed"
         )
+
+    def _weighted(self) -> str:
+        """Returns the part of the summary about weights: how many tokens have one other than 1, and their range."""
+        other = {weight: count for weight, count in self.weights.items() if weight != 1}
+        if not other:
+            return ""
+        low, high = min(other), max(other)
+        values = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        return f" ({sum(other.values())} with a token weight of {values})"
 
     def warnings(self) -> list[str]:
         """Returns what a user should know before the training: many supervised tokens cut, a kind without a token."""

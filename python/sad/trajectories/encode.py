@@ -14,7 +14,7 @@ from sad.trajectories.kept_examples import encode_kept, usable_tokens
 from sad.trajectories.long import cut_to_length
 from sad.trajectories.refused import Refused, check_on_error, refusal, stop_error
 from sad.trajectories.segment import Segmentation
-from sad.trajectories.tokenized import tokenize_text
+from sad.trajectories.tokenized import tokenize_text, weights_of_tokens
 from sad.trajectories.tokenizers import check_tokenizer
 from sad.trajectories.trajectory import Trajectory
 
@@ -131,7 +131,7 @@ def encode_trajectory(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase
     whole, examples = [], []
     for part in segmentation.examples():
         ids, labels, offsets = tokenize_text(part, tokenizer, chat, encoding.add_eos, observe, from_text)
-        whole.append(Encoded(ids, labels, 0, offsets))
+        whole.append(Encoded(ids, labels, 0, offsets, weights_of_tokens(offsets, labels, part.weights)))
         prefixes = encoding.include_prefix or trajectory.spans is not None
         examples += cut_to_length(whole[-1], part, encoding, prefixes)
     return EncodedTrajectory(whole, examples, segmentation, not_kept=why)

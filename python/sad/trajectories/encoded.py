@@ -20,12 +20,14 @@ class Encoded(NamedTuple):
         span_ids: (T,) labels: 0 none, 1 reason, 2 act, 3 observe.
         truncated: Number of tokens that were cut off at the end.
         offsets: (T,) half-open character ranges of the tokens in the text.
+        token_weights: (T,) weights of the tokens; None if all are 1.
     """
 
     input_ids: list[int]
     span_ids: list[int]
     truncated: int
     offsets: list[tuple[int, int]]
+    token_weights: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,14 @@ class EncodedTrajectory(NamedTuple):
 
 def join_examples(examples: Sequence[Encoded], segmentation: Segmentation) -> Encoded:
     """Returns the examples of a segmentation one after the other, with offsets in its whole text."""
-    joined = Encoded([], [], sum(example.truncated for example in examples), [])
+    weighted = any(example.token_weights is not None for example in examples)
+    joined = Encoded([], [], sum(example.truncated for example in examples), [], [] if weighted else None)
     for start, example in zip(segmentation.starts, examples):
         joined.input_ids.extend(example.input_ids)
         joined.span_ids.extend(example.span_ids)
         joined.offsets.extend((begin + start, end + start) for begin, end in example.offsets)
+        if joined.token_weights is not None:
+            joined.token_weights.extend(example.token_weights or [1.0] * len(example.input_ids))
     return joined
 
 

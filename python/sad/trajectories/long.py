@@ -99,17 +99,20 @@ def group_by_turn(
 
 def cut_to_length(whole: Encoded, part: Segmentation, encoding: Encoding, prefixes: bool) -> list[Encoded]:
     """Returns the examples of one example that may be longer than the maximum length."""
-    ids, labels, _, offsets = whole
+    ids, labels, _, offsets, weights = whole
     length = encoding.max_length
     if length is None or len(ids) <= length:
         return [whole]
     positions = supervised_positions(labels, encoding.observe) if encoding.long != "truncate" else []
     if not positions:
-        return [Encoded(ids[:length], labels[:length], len(ids) - length, offsets[:length])]
+        kept = None if weights is None else weights[:length]
+        return [Encoded(ids[:length], labels[:length], len(ids) - length, offsets[:length], kept)]
     groups = [positions] if encoding.long == "window" else group_by_turn(positions, offsets, part, prefixes)
     cut = []
     for head, start, labelled, stop in windows(groups, length, encoding.long_context, encoding.long_head):
         context = [0] * (head + labelled - start)
-        parts = ([*x[:head], *x[start:stop]] for x in (ids, offsets))
-        cut.append(Encoded(next(parts), context + labels[labelled:stop], 0, next(parts)))
+        own_ids, own_offsets, own_weights = (
+            None if column is None else [*column[:head], *column[start:stop]] for column in (ids, offsets, weights)
+        )
+        cut.append(Encoded(own_ids, context + labels[labelled:stop], 0, own_offsets, own_weights))
     return cut

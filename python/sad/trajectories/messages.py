@@ -86,7 +86,7 @@ class Message:
         content: The text.
         reasoning: The thoughts that the source keeps apart from the content.
         calls: The tool calls, in order.
-        trained: Whether the student learns the message. False for demonstrations and prompts.
+        weight: Weight of the message's tokens. 0 for demonstrations and prompts, which the student does not learn.
         spans: Spans in `content` that the source states; None if it states none.
         keys: The other keys, such as `name` and `tool_call_id`.
     """
@@ -96,7 +96,7 @@ class Message:
     content: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
-    trained: bool = True
+    weight: float = 1.0
     spans: list[Span] | None = None
     keys: dict[str, Any] = field(default_factory=dict)
 
@@ -104,6 +104,11 @@ class Message:
     def where(self) -> str:
         """The location of the message in error messages."""
         return f"messages[{self.number}]"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the student learns the message."""
+        return self.weight > 0
 
     def as_dict(self, form: Form) -> dict[str, Any]:
         """Returns the dict that a chat template reads."""
@@ -161,7 +166,7 @@ def one_call_per_message(messages: list[Message]) -> list[Message]:
             at += 1
         for number, call in enumerate(message.calls):
             if number:
-                message = Message(message.number, "assistant", trained=message.trained)
+                message = Message(message.number, "assistant", weight=message.weight)
             written.append(replace(message, calls=[call]))
             named = [result for result in results if call.id and result.keys.get("tool_call_id") == call.id]
             unnamed = [result for result in results if not result.keys.get("tool_call_id") or not call.id]

@@ -14,7 +14,7 @@ from sad.trajectories.content_parts import CONTENT_REMEDY, RESULT_PARTS, calls_i
 from sad.trajectories.json_values import absent, first_of, parsed, to_json
 from sad.trajectories.messages import Call, Message, check_messages, shown
 from sad.trajectories.spans import Span, SpanKind
-from sad.trajectories.training_keys import TRAINED_KEYS, UNTRAINED_KEYS, is_trained
+from sad.trajectories.training_keys import TRAINED_KEYS, UNTRAINED_KEYS, message_weight
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -119,9 +119,9 @@ def _normalize(message: dict[str, Any], number: int) -> list[Message]:
         expected = "a role: system, developer, user, assistant or tool"
         raise InputError(f"{where}.role", expected, shown(message["role"]), "Rename the role of this message.")
     role, content = ROLES[written], message.get("content")
-    trained = is_trained(message, where)
+    weight = message_weight(message, where)
     keys = {key: value for key, value in message.items() if key not in _READ_KEYS and not absent(value)}
-    base = Message(number, role, trained=trained, keys=keys)
+    base = Message(number, role, weight=weight, keys=keys)
     if isinstance(content, dict) and isinstance(content.get("type"), str):
         content = [content]
     if role == "tool":
@@ -153,7 +153,7 @@ def _tool_messages(base: Message, content: Any, where: str) -> list[Message]:
     if typed and all(block["type"] in RESULT_PARTS for block in content):
         results = read_parts(content, where).results
         return [
-            Message(base.number, "tool", text, trained=base.trained, keys={**base.keys, "tool_call_id": of})
+            Message(base.number, "tool", text, weight=base.weight, keys={**base.keys, "tool_call_id": of})
             for text, of in results
         ]
     base.content = read_text(content, f"{where}.content")
@@ -167,7 +167,7 @@ def _attach_calls(messages: list[Message], originals: Sequence[dict[str, Any]]) 
         last = merged[-1] if merged else None
         calling = originals[message.number]["role"].strip().lower() in _CALLING_ROLES
         alone = calling and message.calls and not message.content and not message.reasoning
-        if alone and last is not None and last.role == "assistant" and last.trained == message.trained:
+        if alone and last is not None and last.role == "assistant" and last.weight == message.weight:
             last.calls += message.calls
         else:
             merged.append(message)

@@ -11,7 +11,7 @@ from sad.trajectories.conversation import ChatSegmentation
 from sad.trajectories.formats import ChatFormat, Format, get_format
 from sad.trajectories.lines import Unparsed, segment_lines
 from sad.trajectories.rendered import segment_rendered
-from sad.trajectories.spans import Span
+from sad.trajectories.spans import Span, WeightedRange
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,7 @@ class Segmentation(NamedTuple):
             They overlap neither each other nor `spans`.
         starts: Where each training example starts in the text. Messages need several examples if the chat template drops
             thoughts of earlier turns (see `unroll`); the text then holds one rendering after the other.
+        weights: The messages whose tokens have a weight other than 1, as ranges of the text, in its order.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Segmentation(NamedTuple):
     unparsed: list[Unparsed]
     observations: list[Span]
     starts: tuple[int, ...] = (0,)
+    weights: tuple[WeightedRange, ...] = ()
 
     def examples(self) -> list[Segmentation]:
         """Returns one segmentation per training example."""
@@ -48,12 +50,16 @@ class Segmentation(NamedTuple):
                 [Span(s - start, e - start, kind) for s, e, kind in spans if start <= s and e <= end]
                 for spans in (self.spans, self.observations)
             ]
-            cut.append(Segmentation(self.text[start:end], inside[0], [], inside[1]))
+            weights = tuple(
+                WeightedRange(s - start, e - start, weight) for s, e, weight in self.weights if start <= s and e <= end
+            )
+            cut.append(Segmentation(self.text[start:end], inside[0], [], inside[1], weights=weights))
         return cut
 
 
 def _of_chat(found: ChatSegmentation) -> Segmentation:
-    return Segmentation(found.text, found.spans, found.unparsed, found.observations, tuple(found.starts))
+    weights = tuple(found.weights)
+    return Segmentation(found.text, found.spans, found.unparsed, found.observations, tuple(found.starts), weights)
 
 
 def segment(

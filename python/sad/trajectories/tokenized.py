@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sad.trajectories.segment import Segmentation
-from sad.trajectories.spans import SpanKind, span_ids_from_offsets
+from sad.trajectories.spans import SpanKind, WeightedRange, span_ids_from_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,6 +19,30 @@ def _eos_kind(segmentation: Segmentation) -> SpanKind:
     if spans and spans[-1].end == len(text) and not text.endswith(("\n", "\r")):
         return spans[-1].kind
     return SpanKind.NONE
+
+
+def weights_of_tokens(
+    offsets: Sequence[tuple[int, int]], labels: Sequence[int], weights: Sequence[WeightedRange]
+) -> list[float] | None:
+    """Returns the weight of every token: that of the range in which it ends, and 1 outside and without a label.
+
+    Args:
+        offsets: (T,) character ranges of the tokens.
+        labels: (T,) labels of the tokens.
+        weights: Ranges in the order of the text.
+
+    Returns:
+        (T,) weights; None without a range.
+    """
+    if not weights:
+        return None
+    starts = [item.start for item in weights]
+    found = []
+    for (begin, end), label in zip(offsets, labels):
+        number = bisect_left(starts, end) - 1  # the last range that starts before the end of the token
+        inside = label and number >= 0 and begin < weights[number].end
+        found.append(weights[number].weight if inside else 1.0)
+    return found
 
 
 def tokenize_text(

@@ -1,4 +1,4 @@
-"""Reads the keys with which data sets exclude a message from training."""
+"""Reads the keys with which data sets exclude a message from training, or give it a weight."""
 
 from __future__ import annotations
 
@@ -9,40 +9,38 @@ from sad.errors import InputError
 from sad.trajectories.json_values import absent
 from sad.trajectories.messages import shown
 
-TRAINED_KEYS = (
-    "loss",
-    "weight",
-    "loss_weight",
-    "train",
-    "trainable",
-    "training",
-    "train_on_turn",
-    "loss_mask",
-    "step_loss_mask",
-)
+WEIGHT_KEYS = ("weight", "loss_weight")  # numbers above 1 are weights; under the other keys they mean true
+TRAINED_KEYS = (*WEIGHT_KEYS, "loss", "train", "trainable", "training", "train_on_turn", "loss_mask", "step_loss_mask")
 UNTRAINED_KEYS = ("is_demo", "demo")
+_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def is_trained(record: dict[str, Any], where: str) -> bool:
-    """Returns whether a message counts, by the keys with which data sets exclude one (`loss`, `weight`, `is_demo`, ...).
+def message_weight(record: dict[str, Any], where: str) -> float:
+    """Returns the weight of the tokens of a message, by the keys of data sets (`loss`, `weight`, `is_demo`, ...).
+
+    Returns:
+        0 if the message is excluded, 1 without such a key; otherwise the number. Several numbers are multiplied.
 
     Raises:
-        InputError: A value is neither a boolean nor a number, or a list of token weights that are not all equal.
+        InputError: A value is neither a boolean nor a number >= 0, or a list of values that are not all equal.
     """
+    weight = 1.0
     for key in TRAINED_KEYS + UNTRAINED_KEYS:
         value = record.get(key)
         if absent(value) or (isinstance(value, str) and not value):
             continue
         if isinstance(value, list):
-            if any(not isinstance(item, (bool, int, float)) for item in value) or len({bool(item) for item in value}) > 1:
+            if any(not isinstance(item, (bool, int, float)) for item in value) or len(set(value)) > 1:
                 remedy = "Write one value for the message, or give the spans."
                 raise InputError(f"{where}.{key}", "one value for the message", shown(value), remedy)
             value = value[0]
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if isinstance(value, str):
-            value = words.get(value.lower(), value)
-        if not isinstance(value, (bool, int, float)) or math.isnan(value):
-            raise InputError(f"{where}.{key}", "true, false or a number", shown(value), "Fix the value or remove the key.")
-        if bool(value) is (key in UNTRAINED_KEYS):
-            return False
-    return True
+            value = _WORDS.get(value.lower(), value)
+        if not isinstance(value, (bool, int, float)) or not 0 <= value < math.inf:
+            expected = "true, false or a number >= 0"
+            raise InputError(f"{where}.{key}", expected, shown(value), "Fix the value or remove the key.")
+        if key in UNTRAINED_KEYS:
+            weight *= not value
+        else:
+            weight *= value if key in WEIGHT_KEYS else min(value, 1)
+    return float(weight)

@@ -43,6 +43,7 @@ class Trajectory:
         kept_tokens: The token ids that a model read and wrote when the trajectory was played, with their kinds.
         extra: All other keys of the trajectory's line in a file.
         where: The file and line that it was read from, for messages. Not part of the record.
+        ranked: Whether it was read from a pair of a chosen and a rejected answer. Not part of the record.
     """
 
     id: str = ""
@@ -57,6 +58,7 @@ class Trajectory:
     kept_tokens: KeptTokens | None = field(default=None, repr=False)
     extra: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False, repr=False)
+    ranked: bool = field(default=False, compare=False, repr=False)
 
     def resolve_format(self, format: str | Format | ChatFormat | None = None) -> Format | ChatFormat:
         """Returns `format`, else the trajectory's own format, else the default.
@@ -126,7 +128,7 @@ def _format_instructions(text: Any) -> int:
     return text.find("\n", begin + 1) + 1 or len(text) if begin >= 0 else 0
 
 
-FIELDS = tuple(item.name for item in fields(Trajectory) if item.name not in ("extra", "where"))
+FIELDS = tuple(item.name for item in fields(Trajectory) if item.name not in ("extra", "where", "ranked"))
 _TYPES = {"text": (str, "a string"), "format": (str, "a string"), "env": (str, "a string"), "task": (str, "a string")}
 _TYPES["success"] = (bool, "true or false")
 

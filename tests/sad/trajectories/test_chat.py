@@ -213,7 +213,10 @@ def test_unroll_decides_how_many_examples_a_conversation_makes(make_tokenizer):
 
 def test_a_chat_template_from_a_file(tmp_path):
     path = tmp_path / "keeps.jinja"
-    for template in (KEEPS, "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"):
+    for template in (
+        KEEPS,
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}",
+    ):
         path.write_text(template)
         assert read_chat_template(path) == template
     for content, message in (("{% for %}", "a Jinja template"), (None, "a file with a chat template")):

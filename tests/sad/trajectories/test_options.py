@@ -78,7 +78,14 @@ def test_one_function_refuses_names_and_files(options, name, wrong, expected):
 def test_the_function_applies_all_options(make_tokenizer, tmp_path):
     (tmp_path / "t.jinja").write_text("{{ messages }}")
     (tmp_path / "mine.yaml").write_text("reason: 'Plan:'\nact: 'Do:'\n")
-    chosen = {"long": "turns", "long_context": 0.5, "long_head": 2, "unroll": "never", "kept_ids": "never", "on_error": "stop"}
+    chosen = {
+        "long": "turns",
+        "long_context": 0.5,
+        "long_head": 2,
+        "unroll": "never",
+        "kept_ids": "never",
+        "on_error": "stop",
+    }
     files = {"format": str(tmp_path / "mine.yaml"), "chat_template": str(tmp_path / "t.jinja")}
     tokenizer = make_tokenizer(chat_template="old")
     options = InspectOptions(Path("f"), **chosen, **files)

@@ -9,7 +9,7 @@ from sad.errors import InputError
 from sad.trajectories.conversation import ChatSegmentation, Conversation, Loss
 from sad.trajectories.formats import ChatFormat
 from sad.trajectories.lines import Unparsed
-from sad.trajectories.messages import Form, Message
+from sad.trajectories.messages import Form, Message, leading_thought, text_in_thought
 from sad.trajectories.normalize import normalize_messages
 from sad.trajectories.options import check_unroll
 from sad.trajectories.rendering import Renderer, possible_forms, prepare
@@ -49,11 +49,13 @@ def segment_chat(
     own_text = ""
     template = str(getattr(tokenizer, "chat_template", None) or "")
     for form in possible_forms(normal, template):
+        if form.text_in_thought and not _rejected(first):
+            continue
         conversation = Conversation(Renderer(tokenizer, prepare(normal, form), form, tools), fmt, include_prefix)
         try:
             result, losses = _examples(conversation, unroll)
         except InputError as error:
-            if first is None or (isinstance(first, InputError) and _in_own_words(error) > _in_own_words(first)):
+            if first is None or (isinstance(first, InputError) and _rejected(error) > _rejected(first)):
                 first = error
             continue
         if not losses:
@@ -64,9 +66,9 @@ def segment_chat(
     raise first if isinstance(first, InputError) else first.error(own_text)
 
 
-def _in_own_words(error: InputError) -> bool:
+def _rejected(error: Loss | InputError | None) -> bool:
     """Returns whether a template raised the error itself, by `raise_exception`."""
-    return error.got.startswith("TemplateError: ")
+    return isinstance(error, InputError) and error.got.startswith("TemplateError: ")
 
 
 def _examples(conversation: Conversation, unroll: str) -> tuple[ChatSegmentation, list[Loss]]:
@@ -102,6 +104,10 @@ def _examples(conversation: Conversation, unroll: str) -> tuple[ChatSegmentation
 
 def _with_reports(result: ChatSegmentation, messages: list[Message], tools: Any, form: Form) -> ChatSegmentation:
     """Adds what is not wrong, but should be known: no assistant message, tools that the text lacks, calls one by one."""
+    for message in messages if form.text_in_thought else ():
+        if text_in_thought(split := leading_thought(message) if form.split_thoughts else message) is not split:
+            reason = "the chat template has one place for a thought and a text before a call: the text ends the thought"
+            result.unparsed.append(Unparsed(1, "", f"{message.where}: {reason}"))
     for message in messages if form.single_calls else ():
         if len(message.calls) > 1:
             reason = (

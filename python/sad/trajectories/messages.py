@@ -61,6 +61,8 @@ class Form(NamedTuple):
         null_content: Whether the content of a message that has only calls is null, not "".
         typed_content: Whether the content is a list with one text part.
         single_calls: Whether a message with several calls becomes several messages, each followed by its result.
+        text_in_thought: Whether the text of a message with a thought and calls moves to the end of the thought, because the
+            template has one place for both (gpt-oss).
         thought_after_prompt: Whether the last thought follows the generation prompt, because the template opens a think tag
             there and drops the thoughts of all messages.
     """
@@ -73,6 +75,7 @@ class Form(NamedTuple):
     null_content: bool = False
     typed_content: bool = False
     single_calls: bool = False
+    text_in_thought: bool = False
     thought_after_prompt: bool = False
 
 
@@ -145,6 +148,13 @@ def leading_thought(message: Message) -> Message:
         if message.role == "assistant" and not message.reasoning and content.startswith(opening) and closed:
             return replace(message, reasoning=inside.strip(), content=rest.lstrip(), spans=None)
     return message
+
+
+def text_in_thought(message: Message) -> Message:
+    """Returns a message with a thought and calls whose text ends the thought; any other message itself."""
+    if not (message.calls and message.reasoning.strip() and message.content.strip()):
+        return message
+    return replace(message, reasoning=f"{message.reasoning.strip()}\n\n{message.content.strip()}", content="", spans=None)
 
 
 def one_call_per_message(messages: list[Message]) -> list[Message]:

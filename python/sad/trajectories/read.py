@@ -14,7 +14,7 @@ from sad.trajectories.messages import shown
 from sad.trajectories.record_files import record_files
 from sad.trajectories.refused import Refused, check_on_error, stop_error
 from sad.trajectories.sources import Source, get_source, recognize
-from sad.trajectories.sources.base import is_dict_list
+from sad.trajectories.sources.base import is_dict_list, is_ranking
 from sad.trajectories.trajectory import Trajectory, from_record
 
 
@@ -204,4 +204,5 @@ def _named(trajectory: Trajectory, item: Record, number: int = 0) -> Trajectory:
     if not trajectory.id and not own:
         trajectory.id = f"{item.id}#{number}" if number else item.id
     trajectory.where = item.where
+    trajectory.ranked = is_ranking(item.value)
     return trajectory

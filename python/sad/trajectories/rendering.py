@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
 from sad.limits import TookTooLongError, time_limit
-from sad.trajectories.messages import Form, Message, leading_thought, one_call_per_message
+from sad.trajectories.messages import Form, Message, leading_thought, one_call_per_message, text_in_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +65,8 @@ def prepare(messages: list[Message], form: Form) -> list[Message]:
         messages = [merged, *(message for message in messages if message.role != "system")]
     if form.split_thoughts:
         messages = [leading_thought(message) for message in messages]
+    if form.text_in_thought:
+        messages = [text_in_thought(message) for message in messages]
     if form.single_calls:
         messages = one_call_per_message(messages)
     return messages
@@ -86,7 +88,8 @@ def possible_forms(messages: list[Message], template: str) -> list[Form]:
     keys = keys or ["reasoning_content"]
     bare = any(message.calls and not message.content for message in messages)
     several = any(len(message.calls) > 1 for message in messages)
-    options = (calls, tagged, systems not in ([], [0]), tools, bare, True, several, reasons or tagged)
+    full = any(text_in_thought(leading_thought(message)) is not leading_thought(message) for message in messages)
+    options = (calls, tagged, systems not in ([], [0]), tools, bare, True, several, full, reasons or tagged)
     choices = (keys, *((False, True) if option else (False,) for option in options))
     forms = [Form(*values) for values in product(*choices)]
     forms = [form for form in forms if not form.thought_after_prompt or form.reasoning_key == keys[0]]

@@ -13,6 +13,7 @@ from sad.trajectories.sources.base import (
     is_dict_list,
     need,
     refuse_undesired,
+    with_chosen,
     with_system,
 )
 from sad.trajectories.trajectory import Trajectory, from_record
@@ -38,9 +39,13 @@ def _read_native(record: Any) -> Trajectory:
         refuse_undesired(record, "label", "kto_tag")
         record = _with_token_mask(record)
         messages = record["messages"]
-        system = record.get("system")
-        if is_dict_list(messages) and isinstance(system, (str, list)):
-            record = {**record, "messages": with_system(messages, system)}
+        if is_dict_list(messages):
+            messages = with_chosen(messages, record)
+            if messages is not record["messages"]:
+                record = {key: value for key, value in record.items() if key != "chosen"}
+            system = record.get("system")
+            messages = with_system(messages, system) if isinstance(system, (str, list)) else messages
+            record = {**record, "messages": messages}
     return from_record(record)
 
 

@@ -15,6 +15,7 @@ from sad.trajectories.sources.base import (
     need,
     refuse_undesired,
     text_or,
+    with_chosen,
     with_system,
 )
 from sad.trajectories.trajectory import Trajectory
@@ -48,10 +49,8 @@ def _read(record: dict[str, Any]) -> Trajectory:
         expected = f"a list of objects with from and value under {', '.join(_TURNS)}"
         raise InputError("conversations", expected, f"keys {', '.join(map(repr, record))}"[:200], "Rename the key.")
     refuse_undesired(record, "kto_tag")
-    messages = [_message(turn, number) for number, turn in enumerate(record[key])]
-    chosen = record.get("chosen")  # a row of preferences: the better reply ends the conversation
-    if isinstance(chosen, dict) and first_of(chosen, "from", "role"):
-        messages.append(_message(chosen, len(messages)))
+    turns = with_chosen(record[key], record, "from", "role")
+    messages = [_message(turn, number) for number, turn in enumerate(turns)]
     used = (key, "system", "chosen", "rejected", "item_id")
     fields = {"id": str(record["item_id"])} if isinstance(record.get("item_id"), (str, int)) and "id" not in record else {}
     return conversation(with_system(messages, record.get("system")), record, *used, **fields)
@@ -66,7 +65,8 @@ def _read_turns(records: list[Any]) -> Trajectory:
 
 
 def _is_alpaca(record: Any) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("instruction"), str) and isinstance(record.get("output"), str)
+    answers = (record.get("output"), record.get("chosen")) if isinstance(record, dict) else ()
+    return any(isinstance(answer, str) for answer in answers) and isinstance(record.get("instruction"), str)
 
 
 def _is_swift(record: Any) -> bool:
@@ -85,11 +85,12 @@ def _history(history: Any) -> list[dict[str, Any]]:
 
 def _read_alpaca(record: dict[str, Any]) -> Trajectory:
     question, answer = ("query", "response") if _is_swift(record) else ("instruction", "output")
+    answer = answer if isinstance(record.get(answer), str) else "chosen"
     refuse_undesired(record, "kto_tag")
     asked = "\n".join(filter(None, [record[question], text_or(record.get("input"))]))
     history = _history(need(record.get("history") or [], list, "history", "a list of pairs"))
     messages = [*history, {"role": "user", "content": asked}, {"role": "assistant", "content": record[answer]}]
-    used = (question, answer, "input", "history", "system")
+    used = (question, answer, "input", "history", "system", "rejected", "rejected_response")
     return conversation(with_system(messages, record.get("system")), record, *used)
 
 

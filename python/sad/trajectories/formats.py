@@ -69,6 +69,23 @@ class Format:
                 remedy = "Make the pattern match at least one character; this one matches every line."
                 raise InputError(where, "a pattern that does not match the empty string", repr(source), remedy)
             self.patterns[key] = pattern
+        if (pattern := _any_of(self)) is not None:
+            self.patterns["any"] = pattern
+
+
+def _any_of(fmt: Format) -> re.Pattern[str] | None:
+    """Returns a pattern that matches wherever one of the prefixes does, to pass over other lines fast.
+
+    None if the patterns cannot be joined, because they refer to groups by number or name, or set flags.
+    """
+    sources = [fmt.patterns[key].pattern for key in ("environment", "reason", "act") if key in fmt.patterns]
+    if any(re.search(r"\\[1-9]|\(\?(?:P=|\(|[aiLmsux-]+[):])", source) for source in sources):
+        return None
+    joined = "|".join(f"(?:{re.sub(r'[(][?]P<label>', '(?:', source)})" for source in sources)
+    try:
+        return re.compile(joined, re.IGNORECASE if fmt.ignore_case else 0)
+    except re.error:  # such as another group name in two patterns
+        return None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
 from sad.limits import TookTooLongError, time_limit
-from sad.trajectories.messages import Form, Message, leading_thought, one_call_per_message, text_in_thought
+from sad.trajectories.messages import THINK_TAGS, Form, Message, leading_thought, one_call_per_message, text_in_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,6 +75,8 @@ def prepare(messages: list[Message], form: Form) -> list[Message]:
 def possible_forms(messages: list[Message], template: str) -> list[Form]:
     """Returns the forms in which the messages can be written, the most common first.
 
+    A think block in a content moves to the reasoning first if the template has a key for it and never writes such a tag.
+
     Args:
         messages: The conversation.
         template: The source of the chat template. Only keys of the reasoning that it names are tried.
@@ -85,6 +87,7 @@ def possible_forms(messages: list[Message], template: str) -> list[Form]:
     calls = any(not isinstance(call.arguments, str) for message in messages for call in message.calls)
     tools = any(message.role == "tool" for message in messages) and not any(message.calls for message in messages)
     keys = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)] if reasons or tagged else []
+    split = bool(keys) and tagged and not any(opening in template for opening, _ in THINK_TAGS)
     keys = keys or ["reasoning_content"]
     bare = any(message.calls and not message.content for message in messages)
     several = any(len(message.calls) > 1 for message in messages)
@@ -93,7 +96,8 @@ def possible_forms(messages: list[Message], template: str) -> list[Form]:
     choices = (keys, *((False, True) if option else (False,) for option in options))
     forms = [Form(*values) for values in product(*choices)]
     forms = [form for form in forms if not form.thought_after_prompt or form.reasoning_key == keys[0]]
-    return sorted(forms, key=lambda form: sum(value not in (False, keys[0]) for value in form))[:_FORMS]
+    usual = Form(keys[0], split_thoughts=split)
+    return sorted(forms, key=lambda form: sum(value != other for value, other in zip(form, usual)))[:_FORMS]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from sad.trajectories.lines import Unparsed
 from sad.trajectories.messages import Form, Message, leading_thought, text_in_thought
 from sad.trajectories.normalize import normalize_messages
 from sad.trajectories.options import check_unroll
-from sad.trajectories.rendering import Renderer, possible_forms, prepare
+from sad.trajectories.rendering import Renderer, possible_forms, prepare, template_variables
 from sad.trajectories.tools import normalize_tools
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def segment_chat(
     include_prefix: bool,
     tools: Any,
     unroll: str = "auto",
+    variables: dict[str, Any] | None = None,
 ) -> ChatSegmentation:
     """Renders the messages and labels the assistant's turns.
 
@@ -38,6 +39,7 @@ def segment_chat(
         unroll: "auto": one example; several if the template drops thoughts of earlier turns: each ends with a turn, and its
             context is what the template shows at inference. "always": one example per turn of the assistant. "never": one
             example; turns whose thoughts the template drops are not labelled, and reported.
+        variables: Variables of the template, such as `enable_thinking`.
 
     Raises:
         InputError: The messages are malformed, or the template rejects or drops one. The error names the message.
@@ -45,13 +47,15 @@ def segment_chat(
     check_unroll(unroll)
     normal = normalize_messages(messages)
     tools = normalize_tools(tools)
+    variables = template_variables(tokenizer, variables)
     first: Loss | InputError | None = None
     own_text = ""
     template = str(getattr(tokenizer, "chat_template", None) or "")
     for form in possible_forms(normal, template):
         if form.text_in_thought and not _rejected(first):
             continue
-        conversation = Conversation(Renderer(tokenizer, prepare(normal, form), form, tools), fmt, include_prefix)
+        renderer = Renderer(tokenizer, prepare(normal, form), form, tools, variables)
+        conversation = Conversation(renderer, fmt, include_prefix)
         try:
             result, losses = _examples(conversation, unroll)
         except InputError as error:

@@ -11,7 +11,8 @@ from sad.trajectories.messages import Call, shown
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _THOUGHT_PARTS = ("thinking", "reasoning", "think", "thought", "redacted_thinking", "reasoning_content")
-_CALL_PARTS = ("tool_use", "tool_call", "tool-call", "function_call")
+_SERVER_RESULT = "_tool_result"  # the end of the type of what a tool of the API returned, such as web_search_tool_result
+_CALL_PARTS = ("server_tool_use", "mcp_tool_use", "tool_use", "tool_call", "tool-call", "function_call")
 RESULT_PARTS = ("tool_result", "tool-result", "function_call_output")
 CONTENT_REMEDY = "Convert it to text, tool calls or tool results, or remove the message."
 
@@ -90,6 +91,18 @@ def read_text(content: Any, where: str) -> str:
     return "".join(blocks.texts)
 
 
+def to_text(content: Any, where: str) -> str:
+    """Returns what a tool of the API returned: text parts joined, any other value as JSON."""
+    plain = isinstance(content, list) and all(isinstance(x, dict) and x.get("type") in _TEXT_PARTS for x in content)
+    return read_text(content, where) if plain or isinstance(content, str) else to_json(content, where)
+
+
+def is_result(part: Any) -> bool:
+    """Returns whether a part of a content is the result of a tool."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind in RESULT_PARTS or (isinstance(kind, str) and kind.endswith(_SERVER_RESULT))
+
+
 def read_parts(content: Iterable[Any], where: str) -> ContentParts:
     """Reads a list of typed parts.
 
@@ -117,12 +130,13 @@ def read_parts(content: Iterable[Any], where: str) -> ContentParts:
             if calls is None:
                 raise InputError(at, "a call as JSON", shown(block), CONTENT_REMEDY)
             found.calls.extend(calls)
-        elif kind in RESULT_PARTS:
+        elif is_result(block):
             result = first_of(block, "content", "output", "result", "value")
             if isinstance(result, dict) and set(result) == {"type", "value"}:  # the AI SDK wraps the output
                 result = result["value"]
             of = first_of(block, "tool_use_id", "tool_call_id", "toolCallId", "call_id")
-            found.results.append((read_text(result, at), of if isinstance(of, str) else ""))
+            text = read_text(result, at) if kind in RESULT_PARTS else to_text(result, at)
+            found.results.append((text, of if isinstance(of, str) else ""))
         else:
             expected = "a part of type text, thinking, tool_use or tool_result"
             raise InputError(at, expected, f"type {kind!r}", CONTENT_REMEDY)

@@ -12,11 +12,11 @@ _JSON_START = re.compile(r"\s*(?:```(?:json)?[ \t]*\n\s*)?\{")
 _DECODER = json.JSONDecoder()
 _THOUGHT_KEYS = frozenset(
     "thought thoughts thinking think reasoning reason rationale reflection plan analysis current_state observation_summary "
-    "evaluation_previous_goal memory next_goal explanation scratchpad".split()
+    "evaluation_previous_goal memory next_goal explanation scratchpad state_analysis".split()
 )
 _ACTION_KEYS = frozenset(
     "action actions action_input tool tool_name tool_input tool_calls command function name arguments args parameters code "
-    "answer final_answer".split()
+    "answer final_answer commands keystrokes task_complete is_task_complete next_action response".split()
 )
 
 

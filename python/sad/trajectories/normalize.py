@@ -7,10 +7,11 @@ Null values and empty lists count as absent. Whatever has no meaning here raises
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from sad.errors import InputError
-from sad.trajectories.content_parts import CONTENT_REMEDY, RESULT_PARTS, calls_in_text, make_call, read_parts, read_text
+from sad.trajectories.content_parts import CONTENT_REMEDY, calls_in_text, is_result, make_call, read_parts, read_text
 from sad.trajectories.json_values import absent, first_of, parsed, to_json
 from sad.trajectories.messages import Call, Message, check_messages, shown
 from sad.trajectories.spans import Span, SpanKind
@@ -128,6 +129,8 @@ def _normalize(message: dict[str, Any], number: int) -> list[Message]:
         return _tool_messages(base, content, where)
     if not isinstance(content, (str, list, tuple, type(None))):
         raise InputError(f"{where}.content", "a string or a list of parts", shown(content), "Write the text as a string.")
+    if role == "assistant" and isinstance(content, (list, tuple)) and any(map(is_result, content)):
+        return _split_at_results(message, content, number)
     blocks = read_parts([content] if isinstance(content, str) else content or (), where)
     base.content = "".join(blocks.texts)
     base.spans = _own_spans(message.get("spans"), content, where)
@@ -136,8 +139,6 @@ def _normalize(message: dict[str, Any], number: int) -> list[Message]:
             raise InputError(f"{where}.content", f"no thoughts or calls in a {role} message", shown(content), CONTENT_REMEDY)
         results = [Message(number, "tool", text, keys={"tool_call_id": of} if of else {}) for text, of in blocks.results]
         return [*results, base] if base.content.strip() or not results else results
-    if blocks.results:
-        raise InputError(f"{where}.content", "no tool results in an assistant message", shown(content), CONTENT_REMEDY)
     base.calls = _calls(message, where)
     if written in _CALLING_ROLES and not base.calls:
         if (calls := calls_in_text(base.content, where)) is not None:
@@ -148,9 +149,26 @@ def _normalize(message: dict[str, Any], number: int) -> list[Message]:
     return [base]
 
 
+def _split_at_results(message: dict[str, Any], content: Sequence[Any], number: int) -> list[Message]:
+    """Returns the messages of a turn in which the API ran tools: what the model wrote before and after each result."""
+    found: list[Message] = []
+    for results, group in groupby(content, is_result):
+        part = {**message, "content": list(group)}
+        if results:
+            base = Message(number, "tool", weight=message_weight(message, f"messages[{number}]"))
+            found += _tool_messages(base, part["content"], f"messages[{number}]")
+        else:
+            found += _normalize(part, number)
+        message = {key: value for key, value in message.items() if key not in (*REASONING_KEYS, *_ONCE)}
+    return found
+
+
+_ONCE = ("tool_calls", "function_call", "reasoning_details", "provider_specific_fields", "spans")
+
+
 def _tool_messages(base: Message, content: Any, where: str) -> list[Message]:
     typed = isinstance(content, list) and content and all(isinstance(x, dict) and x.get("type") for x in content)
-    if typed and all(block["type"] in RESULT_PARTS for block in content):
+    if typed and all(map(is_result, content)):
         results = read_parts(content, where).results
         return [
             Message(base.number, "tool", text, weight=base.weight, keys={**base.keys, "tool_call_id": of})

@@ -78,9 +78,9 @@ DIALECTS = (
     ),
     _dialect(
         "DeepSeek",
-        r"<｜(?:User|Assistant)｜>|<｜tool▁outputs▁(?:begin|end)｜>",
-        r"<｜Assistant｜>|<｜tool▁outputs▁end｜>(?!<｜Assistant｜>)",
-        r"<｜end▁of▁sentence｜>",
+        r"<｜(?:User|Assistant)｜>|<｜tool▁outputs▁(?:begin|end)｜>|<｜tool▁output▁begin｜>",
+        r"<｜Assistant｜>|<｜tool▁outputs▁end｜>(?!<｜Assistant｜>)|<｜tool▁output▁end｜>(?!\s*<｜)",
+        r"<｜end▁of▁sentence｜>|<｜tool▁output▁end｜>",
         ("<｜User｜>", "<｜Assistant｜>"),
         r"",
         ("<｜tool▁calls▁begin｜>",),
@@ -192,7 +192,12 @@ def _turns(dialect: Dialect, marks: _Marks) -> Iterator[_Turn]:
         head = header.groupdict().get("head")
         # harmony: the model writes all of the message but `<|start|>assistant`
         start = header.end() if head is None else header.start("head")
-        yield _Turn(header.start(), start, content_end, after, head is not None and "analysis" in head)
+        yield _Turn(header.start(), start, content_end, after, head is not None and _is_thought(head))
+
+
+def _is_thought(head: str) -> bool:
+    """Returns whether a header of harmony opens a thought: the analysis, or a comment to no tool, which precedes a call."""
+    return "analysis" in head or ("commentary" in head and "to=" not in head)
 
 
 def segment_rendered(

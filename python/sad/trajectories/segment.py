@@ -71,6 +71,7 @@ def segment(
     tools: Sequence[dict[str, Any]] | str | None = None,
     prompt_chars: int = 0,
     unroll: str = "auto",
+    template_variables: dict[str, Any] | None = None,
 ) -> Segmentation:
     r"""Finds reasoning and action spans by the prefixes of a format (section D.1 of the paper).
 
@@ -93,6 +94,7 @@ def segment(
         unroll: For messages. "auto": one example; several if the chat template drops thoughts of earlier turns, each as the
             template shows it at inference. "always": one example per turn of the assistant. "never": one example, in which
             turns without their thoughts are not labelled.
+        template_variables: For messages: variables of the chat template, such as {"enable_thinking": False}.
 
     Returns:
         `Segmentation`: the text (for messages: as rendered), the spans, the unparsed places, and the observations.
@@ -112,7 +114,7 @@ def segment(
         if tokenizer is None:
             remedy = "Pass the student's tokenizer; its chat template renders the messages as text."
             raise InputError("tokenizer", "a tokenizer with a chat template", "None", remedy)
-        return _of_chat(segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools, unroll))
+        return _of_chat(segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools, unroll, template_variables))
     if not isinstance(text_or_messages, str):
         got = type(text_or_messages).__name__
         remedy = "Pass a string, or format='chat' for messages."

@@ -82,7 +82,8 @@ class Trajectory:
         Args:
             format: Replaces the trajectory's own format.
             include_prefix: As in `sad.segment`. Own spans are returned unchanged.
-            tokenizer: The tokenizer whose chat template renders messages; `extra["tools"]` is passed to the template.
+            tokenizer: The tokenizer whose chat template renders messages; `extra["tools"]` and the
+                variables in `extra["chat_template_kwargs"]` are passed to the template.
             unroll: As in `sad.segment`.
 
         Raises:
@@ -104,6 +105,7 @@ class Trajectory:
                 tools=first_of(self.extra, "tools", "functions"),
                 prompt_chars=self.prompt_chars or instructions,
                 unroll=unroll,
+                template_variables=self.extra.get("chat_template_kwargs"),
             )
         except InputError as error:
             where = f"trajectory {self.id!r}, {error.where}"

@@ -20,7 +20,8 @@ from sad.trajectories.sources.base import (
 )
 from sad.trajectories.trajectory import Trajectory
 
-_TURNS = ("conversations", "conversation", "messages", "dialog", "dialogue")
+_TURNS = ("conversations", "conversation", "messages", "dialog", "dialogue", "trajectory")
+_PAIRS = (("human", "assistant"), ("input", "output"), ("user", "assistant"))  # a question with its answer in one object
 
 
 def _turns(record: Any) -> str | None:
@@ -31,7 +32,27 @@ def _turns(record: Any) -> str | None:
         value = record.get(key)
         if is_dict_list(value) and ("from" in value[0] or (key != "messages" and "role" in value[0])):
             return key
+        if key != "messages" and is_dict_list(value) and all(_pair(turn) for turn in value):
+            return key
     return None
+
+
+def _pair(turn: Any) -> tuple[str, str] | None:
+    """Returns the keys of a question and its answer in one object."""
+    return next((pair for pair in _PAIRS if all(isinstance(turn.get(key), str) for key in pair)), None)
+
+
+def _messages(turns: list[Any]) -> list[dict[str, Any]]:
+    """Returns the messages of turns, or of pairs of a question and an answer."""
+    if not is_dict_list(turns) or "from" in turns[0] or "role" in turns[0]:
+        return [_message(turn, number) for number, turn in enumerate(turns)]
+    pairs = [(turn, _pair(turn)) for turn in turns]
+    found = []
+    for number, (turn, keys) in enumerate(pairs):
+        if keys is None:
+            raise InputError(f"turn {number}", "a question and an answer", shown(turn), "Fix or remove the turn.")
+        found += [{"role": role, "content": turn[key]} for role, key in zip(("user", "assistant"), keys)]
+    return found
 
 
 def _message(turn: Any, number: int) -> dict[str, Any]:
@@ -39,8 +60,12 @@ def _message(turn: Any, number: int) -> dict[str, Any]:
     role = first_of(turn, "from", "role")
     if not isinstance(role, str):
         raise InputError(f"turn {number}", "an object with from and value", shown(turn), "Name the author in `from`.")
-    rest = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content")}
-    return {"role": role, "content": first_of(turn, "value", "content"), **rest}
+    content = first_of(turn, "value", "content")
+    if content is None and "text" in turn:  # SWE-agent trajectories of Nebius: `mask` excludes a message
+        content = first_of(turn, "text") or turn.get("system_prompt")
+        turn = {**turn, "train": not turn.get("mask")}
+    known = ("from", "role", "value", "content", "text", "system_prompt", "mask", "cutoff_date")
+    return {"role": role, "content": content, **{key: value for key, value in turn.items() if key not in known}}
 
 
 def _read(record: dict[str, Any]) -> Trajectory:
@@ -50,7 +75,7 @@ def _read(record: dict[str, Any]) -> Trajectory:
         raise InputError("conversations", expected, f"keys {', '.join(map(repr, record))}"[:200], "Rename the key.")
     refuse_undesired(record, "kto_tag")
     turns = with_chosen(record[key], record, "from", "role")
-    messages = [_message(turn, number) for number, turn in enumerate(turns)]
+    messages = _messages(turns)
     used = (key, "system", "chosen", "rejected", "item_id")
     fields = {"id": str(record["item_id"])} if isinstance(record.get("item_id"), (str, int)) and "id" not in record else {}
     return conversation(with_system(messages, record.get("system")), record, *used, **fields)

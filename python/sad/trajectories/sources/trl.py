@@ -7,7 +7,7 @@ from typing import Any
 from sad.errors import InputError
 from sad.trajectories.content import split_content
 from sad.trajectories.formats import ChatFormat, get_format
-from sad.trajectories.json_values import absent
+from sad.trajectories.json_values import absent, first_of
 from sad.trajectories.messages import shown
 from sad.trajectories.normalize import ROLES
 from sad.trajectories.pieces import spans_of
@@ -16,6 +16,19 @@ from sad.trajectories.sources.base import Source, conversation, is_dict_list, re
 from sad.trajectories.trajectory import Trajectory, from_record
 
 _PAIRS = (("prompt", "completion"), ("prompt", "chosen"), ("prompt", "response"), ("input", "output"), ("prompt", "output"))
+
+
+def _completed(record: Any) -> dict[str, Any] | None:
+    """Returns the prompt and the completion in a log of the completions API or of vLLM; None for another value."""
+    if not isinstance(record, dict):
+        return None
+    request, response = (record[key] if isinstance(record.get(key), dict) else record for key in ("request", "response"))
+    choices = first_of(response, "choices", "outputs")
+    prompt = request.get("prompt")
+    if not isinstance(prompt, str) or not is_dict_list(choices) or not isinstance(choices[0].get("text"), str):
+        return None
+    kept = {key: value for key, value in record.items() if key not in ("request", "response", "choices", "outputs")}
+    return {**kept, "prompt": prompt, "completion": choices[0]["text"]}
 
 
 def _pair(record: Any) -> tuple[str, str] | None:
@@ -112,5 +125,11 @@ def _read_text(record: dict[str, Any], prompt: str, completion: str, used: tuple
 
 SOURCES = (
     Source("trl", "prompts with completions", lambda record: _pair(record) is not None, _read),
+    Source(
+        "completions",
+        "prompts with completions (completions API, vLLM)",
+        lambda record: _completed(record) is not None,
+        lambda record: _read(_completed(record) or {}),
+    ),
     Source("preferences", "rankings of two answers", _is_preference, _read_preference),
 )

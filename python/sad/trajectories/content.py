@@ -81,13 +81,14 @@ def _settle(text: str, pieces: list[Piece], calls_follow: bool) -> list[Piece]:
         if kind is None:
             kind = SpanKind.REASON if calls_follow or number < last_act else SpanKind.ACT
         opened = piece.start if piece.kind is SpanKind.NONE else start
-        if settled and settled[-1].end == opened:  # blanks after a closing tag belong to it
+        if settled and settled[-1].end == opened and text[opened].isspace():  # blanks after a closing tag belong to it
             opened += len(text[opened : piece.end]) - len(text[opened : piece.end].lstrip())
             settled[-1] = settled[-1]._replace(end=opened)
         if settled and settled[-1].kind is kind and piece.kind is None:
             settled[-1] = settled[-1]._replace(end=piece.end)
         else:
-            settled.append(Piece(opened, piece.end, kind, max(piece.content, opened)))
+            same = opened == piece.start and kind is piece.kind
+            settled.append(piece if same else Piece(opened, piece.end, kind, max(piece.content, opened)))
         start = piece.end
     return settled
 

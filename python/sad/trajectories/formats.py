@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -74,16 +75,23 @@ class Format:
 
 
 def _any_of(fmt: Format) -> re.Pattern[str] | None:
-    """Returns a pattern that matches wherever one of the prefixes does, to pass over other lines fast.
+    """Returns a pattern that matches wherever one of the prefixes does, to pass over other lines fast; None for none."""
+    return joined_patterns([fmt.patterns[key] for key in ("environment", "reason", "act") if key in fmt.patterns])
 
-    None if the patterns cannot be joined, because they refer to groups by number or name, or set flags.
+
+def joined_patterns(patterns: Sequence[re.Pattern[str]]) -> re.Pattern[str] | None:
+    """Returns one pattern that matches as the first of several that matches: `lastgroup` is "p" and the index of that one.
+
+    None if they cannot be joined, because they refer to groups by number or name, or set flags.
     """
-    sources = [fmt.patterns[key].pattern for key in ("environment", "reason", "act") if key in fmt.patterns]
-    if any(re.search(r"\\[1-9]|\(\?(?:P=|\(|[aiLmsux-]+[):])", source) for source in sources):
-        return None
-    joined = "|".join(f"(?:{re.sub(r'[(][?]P<label>', '(?:', source)})" for source in sources)
+    parts = []
+    for number, pattern in enumerate(patterns):
+        if re.search(r"\\[1-9]|\(\?(?:P=|\(|[aiLmsux-]+[):])", pattern.pattern):
+            return None
+        source = re.sub(r"[(][?]P<label>", "(?:", pattern.pattern)
+        parts.append(f"(?P<p{number}>{f'(?i:{source})' if pattern.flags & re.IGNORECASE else source})")
     try:
-        return re.compile(joined, re.IGNORECASE if fmt.ignore_case else 0)
+        return re.compile("|".join(parts))
     except re.error:  # such as another group name in two patterns
         return None
 

@@ -24,10 +24,10 @@ class Piece(NamedTuple):
     content: int
 
 
-def spans_of(pieces: Sequence[Piece], include_prefix: bool) -> list[Span]:
-    """Returns the pieces that the model wrote as spans."""
+def spans_of(pieces: Sequence[Piece], include_prefix: bool, at: int = 0) -> list[Span]:
+    """Returns the pieces that the model wrote as spans of a text in which their own text starts at `at`."""
     starts = [piece.start if include_prefix else min(piece.content, piece.end) for piece in pieces]
-    return [Span(s, piece.end, piece.kind) for s, piece in zip(starts, pieces) if piece.kind and s < piece.end]
+    return [Span(s + at, piece.end + at, piece.kind) for s, piece in zip(starts, pieces) if piece.kind and s < piece.end]
 
 
 def begins_line(text: str, at: int, after: int) -> bool:

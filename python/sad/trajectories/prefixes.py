@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
-from sad.trajectories.formats import Format
+from sad.trajectories.formats import Format, joined_patterns
 from sad.trajectories.lines import Unparsed
 from sad.trajectories.pieces import Piece, line_at, lines_of
 from sad.trajectories.spans import SpanKind
@@ -39,11 +40,26 @@ def split_prefixes(text: str, piece: Piece, formats: tuple[Format, ...], unparse
     return []
 
 
+class _Patterns(NamedTuple):
+    """The patterns of prefixes and their kinds, in the order in which they are tried; and one pattern for all of them."""
+
+    each: list[tuple[re.Pattern[str], SpanKind]]
+    joined: re.Pattern[str] | None
+
+    def match(self, text: str, at: int, end: int) -> tuple[SpanKind, int] | None:
+        """Returns the kind of the prefix at `at`, and the index after it; None without one."""
+        if self.joined is not None:
+            found = self.joined.match(text, at, end)
+            return None if found is None else (self.each[int(found.lastgroup[1:])][1], found.end())
+        matches = ((kind, pattern.match(text, at, end)) for pattern, kind in self.each)
+        return next(((kind, found.end()) for kind, found in matches if found), None)
+
+
 @lru_cache(maxsize=16)
-def _patterns(formats: tuple[Format, ...]) -> list[tuple[re.Pattern[str], SpanKind]]:
-    """Returns the patterns of prefixes in the order in which they are tried."""
+def _patterns(formats: tuple[Format, ...]) -> _Patterns:
     kinds = (("environment", SpanKind.NONE), ("reason", SpanKind.REASON), ("act", SpanKind.ACT))
-    return [(found.patterns[key], kind) for key, kind in kinds for found in formats if key in found.patterns]
+    each = [(found.patterns[key], kind) for key, kind in kinds for found in formats if key in found.patterns]
+    return _Patterns(each, joined_patterns([pattern for pattern, _ in each]))
 
 
 def _report_suspects(text: str, piece: Piece, formats: tuple[Format, ...], unparsed: list[Unparsed]) -> None:
@@ -74,22 +90,19 @@ def _pieces_by_prefix(text: str, piece: Piece, formats: tuple[Format, ...]) -> l
     return [Piece(start, end, *found) for (start, found), end in zip(prefixes, [*ends, piece.end])]
 
 
-def _prefix(
-    text: str, start: int, end: int, patterns: list[tuple[re.Pattern[str], SpanKind]]
-) -> tuple[SpanKind, int] | None:
+def _prefix(text: str, start: int, end: int, patterns: _Patterns) -> tuple[SpanKind, int] | None:
     """Returns the kind of the prefix of a line, plain or in Markdown, and the index after it; None without a prefix."""
     at = _DECORATION.match(text, start, end).end()
     if at >= end or text[at] in "\r\n":
         return None
-    for pattern, kind in patterns:
-        if match := pattern.match(text, at, end):
-            return kind, _AFTER_PREFIX.match(text, match.end(), end).end()
+    if found := patterns.match(text, at, end):
+        return found[0], _AFTER_PREFIX.match(text, found[1], end).end()
     if at > start and text[at - 1] in "*_# \t":
         heading = text[start:at].lstrip().startswith("#")
         match = _DECORATED.match(text, at, end) or (_HEADING.match(text, at, end) if heading else None)
         if match:
             label = match[1].strip() + ":"
-            for pattern, kind in patterns:
+            for pattern, kind in patterns.each:
                 if pattern.fullmatch(label):
                     return kind, match.end()
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sad.errors import InputError
@@ -262,6 +263,13 @@ def _check_tokens(tokenizer: PreTrainedTokenizerBase | None, dialect: Dialect) -
         raise InputError("text", f"a tokenizer with the marks of {dialect.name}", got, remedy)
 
 
+@lru_cache(maxsize=16)
+def _empty_thought(fmt: ChatFormat) -> re.Pattern[str]:
+    """Matches a thought without text that opens a turn, or its closing tag alone: the generation prompt holds it."""
+    pairs = "|".join(f"(?:{re.escape(opening)}\\s*)?{re.escape(closing)}" for opening, closing in fmt.think_tags)
+    return re.compile(rf"(?:(?:{pairs})\s*)?")
+
+
 def _label(
     found: ChatSegmentation, turn: _Turn, dialect: Dialect, fmt: ChatFormat, include_prefix: bool, marks: _Marks
 ) -> None:
@@ -273,17 +281,17 @@ def _label(
             found.spans.append(Span(turn.start, turn.end, SpanKind.REASON if turn.thought else SpanKind.ACT))
         return
     start = turn.start + lead
+    start += _empty_thought(fmt).match(text[start : turn.content_end]).end()
     calls = min((at for mark in dialect.calls if (at := text.find(mark, start, turn.content_end)) >= 0), default=-1)
     stop = calls if calls >= 0 else turn.content_end
     split = split_content(text[start:stop], fmt, calls_follow=calls >= 0, thoughts_apart=False)
-    pieces = [Piece(p.start + start, p.end + start, p.kind, p.content + start) for p in split.pieces]
-    empty = {opening + closing for opening, closing in fmt.think_tags}
-    pieces = [p for p in pieces if text[p.start : p.end].strip() not in empty]
+    pieces = list(split.pieces)
     if calls >= 0:
-        pieces.append(Piece(calls, turn.content_end, SpanKind.ACT, calls))
+        pieces.append(Piece(calls - start, turn.content_end - start, SpanKind.ACT, calls - start))
     if pieces and pieces[-1].kind is not SpanKind.NONE:
-        pieces[-1] = pieces[-1]._replace(end=turn.end)
-    found.spans += spans_of(pieces, include_prefix)
-    found.observations += [Span(p.start, p.end, SpanKind.OBSERVE) for p in pieces if p.kind is SpanKind.NONE]
+        pieces[-1] = pieces[-1]._replace(end=turn.end - start)
+    found.spans += spans_of(pieces, include_prefix, start)
+    inserted = [piece for piece in pieces if piece.kind is SpanKind.NONE]
+    found.observations += [Span(piece.start + start, piece.end + start, SpanKind.OBSERVE) for piece in inserted]
     line = marks.line_of(start)
     found.unparsed += [item._replace(line=item.line + line) for item in split.unparsed]

@@ -62,25 +62,28 @@ class _Tag(NamedTuple):
 
 def _paired_tags(text: str, piece: Piece) -> Iterator[tuple[_Tag, _Tag]]:
     """Yields the outermost pairs of tags whose opening tag begins a line or follows a tag."""
-    tags = list(_TAG.finditer(text, piece.start, piece.end))
+    tags, closing = [], []
     closers: dict[str, list[int]] = {}
-    for number, tag in enumerate(tags):
-        if tag["close"]:
-            closers.setdefault(tag["name"].lower(), []).append(number)
+    for number, tag in enumerate(_TAG.finditer(text, piece.start, piece.end)):
+        close, name = tag.group("close", "name")
+        tags.append(_Tag(name.lower(), *tag.span()))
+        closing.append(close)
+        if close:
+            closers.setdefault(tags[-1].name, []).append(number)
     for numbers in closers.values():
         numbers.reverse()
     after = piece.start
     for number, tag in enumerate(tags):
-        if tag["close"] or tag.start() < after:
+        if closing[number] or tag.start < after:
             continue
-        waiting = closers.get(tag["name"].lower(), [])
+        waiting = closers.get(tag.name, [])
         while waiting and waiting[-1] <= number:
             waiting.pop()
-        if not waiting or not begins_line(text, tag.start(), after):
+        if not waiting or not begins_line(text, tag.start, after):
             continue
         closer = tags[waiting[-1]]
-        yield _Tag(tag["name"].lower(), tag.start(), tag.end()), _Tag(tag["name"].lower(), closer.start(), closer.end())
-        after = closer.end()
+        yield tag, closer
+        after = closer.end
 
 
 @lru_cache(maxsize=16)

@@ -63,7 +63,7 @@ def test_every_command_refuses_a_wrong_value(options, name, wrong, expected):
     ("name", "wrong", "expected"),
     [
         ("format", "nowhere", "--format: expected one of alfworld, chat"),
-        ("source", "nowhere", "source: expected one of auto, alpaca"),
+        ("source", "nowhere", "source: expected one of auto, "),
         ("chat_template", "nowhere.jinja", "chat_template: expected a file with a chat template"),
         ("long_head", 90, "long_head: expected long_head and the context together below max_length 80"),
     ],

@@ -78,6 +78,24 @@ DIALECTS = (
         ("<|python_tag|>",),
     ),
     _dialect(
+        "Llama 4",
+        r"<\|header_start\|>",
+        r"<\|header_start\|>assistant<\|header_end\|>\n{0,2}",
+        r"<\|(?:eot|eom|end_of_text)\|>",
+        ("<|header_start|>", "<|header_end|>"),
+        r"<\|header_end\|>\n{0,2}",
+        ("<|python_start|>",),
+    ),
+    _dialect(
+        "Granite",
+        r"<\|start_of_role\|>",
+        r"<\|start_of_role\|>assistant[^<\n]{0,200}<\|end_of_role\|>",
+        r"<\|end_of_text\|>",
+        ("<|start_of_role|>", "<|end_of_role|>"),
+        r"<\|end_of_role\|>",
+        ("<|tool_call|>",),
+    ),
+    _dialect(
         "DeepSeek",
         r"<｜(?:User|Assistant)｜>|<｜tool▁outputs▁(?:begin|end)｜>|<｜tool▁output▁begin｜>",
         r"<｜Assistant｜>|<｜tool▁outputs▁end｜>(?!<｜Assistant｜>)|<｜tool▁output▁end｜>(?!\s*<｜)",
@@ -197,8 +215,8 @@ def _turns(dialect: Dialect, marks: _Marks) -> Iterator[_Turn]:
 
 
 def _is_thought(head: str) -> bool:
-    """Returns whether a header of harmony opens a thought: the analysis, or a comment to no tool, which precedes a call."""
-    return "analysis" in head or ("commentary" in head and "to=" not in head)
+    """Returns whether a header of harmony opens a thought: an analysis, or a comment before a call, to no tool."""
+    return ("analysis" in head or "commentary" in head) and "to=" not in head
 
 
 def segment_rendered(

@@ -177,6 +177,30 @@ RENDERED = {
         ["<|channel|>commentary<|message|>why<|end|>"],
         ['<|channel|>commentary to=functions.look <|constrain|>json<|message|>{"a": "do"}<|call|>'],
     ),
+    "a tool of harmony in the analysis channel": (
+        "gptoss",
+        "<|start|>user<|message|>task<|end|><|start|>assistant<|channel|>analysis<|message|>why<|end|><|start|>assistant"
+        "<|channel|>analysis to=python code<|message|>do<|call|><|start|>python to=assistant<|channel|>analysis<|message|>"
+        "seen<|end|><|start|>assistant<|channel|>final<|message|>said<|return|>",
+        ["<|channel|>analysis<|message|>why<|end|>"],
+        ["<|channel|>analysis to=python code<|message|>do<|call|>", "<|channel|>final<|message|>said<|return|>"],
+    ),
+    "Llama 4": (
+        "llama",
+        "<|header_start|>user<|header_end|>\n\ntask<|eot|><|header_start|>assistant<|header_end|>\n\nwhy<|python_start|>do"
+        "<|python_end|><|eom|><|header_start|>ipython<|header_end|>\n\nseen<|eot|><|header_start|>assistant<|header_end|>"
+        "\n\nsaid<|eot|>",
+        ["why"],
+        ["<|python_start|>do<|python_end|><|eom|>", "said<|eot|>"],
+    ),
+    "Granite": (
+        "phi",
+        "<|start_of_role|>user<|end_of_role|>task<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|><|tool_call|>[do]"
+        "<|end_of_text|>\n<|start_of_role|>tool<|end_of_role|>seen<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>said<|end_of_text|>\n",
+        [],
+        ["<|tool_call|>[do]<|end_of_text|>", "said<|end_of_text|>"],
+    ),
     "DeepSeek V3.1": (
         "deepseek",
         "<｜User｜>task<｜Assistant｜></think>why<｜tool▁calls▁begin｜>do<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"

@@ -8,7 +8,7 @@ import typer
 from sad.cli.flags import takes
 from sad.errors import InputError
 from sad.options import option
-from sad.trajectories.options import check_encoding, encoding_keywords, encoding_option
+from sad.trajectories.options import check_encoding, encoding_option
 
 HTML_LIMIT = 100
 UNPARSED_LIMIT = {"terminal": 20, "html": 500}
@@ -66,6 +66,7 @@ def command(options: InspectOptions) -> None:
     """
     from sad.errors import printable
     from sad.files import check_new_file
+    from sad.trajectories.command_options import encoding_keywords
     from sad.trajectories.inspection import inspect_trajectories
     from sad.trajectories.read import read_data
     from sad.trajectories.refused import stop_error

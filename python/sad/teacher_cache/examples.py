@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from sad.errors import InputError
 from sad.models import load_tokenizer
+from sad.trajectories.command_options import encoding_keywords
 from sad.trajectories.encode import encode_all
-from sad.trajectories.options import encoding_keywords
 from sad.trajectories.read import read_data
 
 if TYPE_CHECKING:

@@ -32,9 +32,9 @@ from sad.training.run_folder import MetricsWriter, RunFolder
 from sad.training.sharding import check_launch
 from sad.training.stopping import SignalStop
 from sad.training.trainer import SADTrainer, check_teacher
+from sad.trajectories.command_options import encoding_keywords
 from sad.trajectories.corpus import EncodedCorpus
 from sad.trajectories.encode import encode_all
-from sad.trajectories.options import encoding_keywords
 from sad.trajectories.read import read_data
 from sad.trajectories.refused import Refused
 from sad.trajectories.trajectory import Trajectory

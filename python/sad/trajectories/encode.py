@@ -12,7 +12,8 @@ from sad.trajectories.encoded import Encoded, EncodedTrajectory, Encoding, join_
 from sad.trajectories.formats import ChatFormat, Format
 from sad.trajectories.kept_examples import encode_kept, usable_tokens
 from sad.trajectories.long import cut_to_length
-from sad.trajectories.refused import Refused, check_on_error, refusal, stop_error
+from sad.trajectories.options import check_on_error
+from sad.trajectories.refused import Refused, refusal, stop_error
 from sad.trajectories.segment import Segmentation
 from sad.trajectories.tokenized import tokenize_text, weights_of_tokens
 from sad.trajectories.tokenizers import check_tokenizer

@@ -12,7 +12,8 @@ from sad.trajectories.corpus import EncodedCorpus
 from sad.trajectories.encode import encode_trajectory
 from sad.trajectories.encoded import Encoded, Encoding, join_examples
 from sad.trajectories.formats import ChatFormat, Format
-from sad.trajectories.refused import Refused, check_on_error, refusal, stop_error
+from sad.trajectories.options import check_on_error
+from sad.trajectories.refused import Refused, refusal, stop_error
 from sad.trajectories.segment import Segmentation, Unparsed
 from sad.trajectories.spans import Span, SpanKind, supervised_kinds
 from sad.trajectories.tokenizers import check_tokenizer

@@ -1,23 +1,17 @@
-"""The options of all commands that encode trajectories: declared, checked and applied in one place.
-
-This module imports nothing large.
-"""
+"""The options of all commands that encode trajectories: declared and checked in one place. Imports nothing large."""
 
 from __future__ import annotations
 
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sad.errors import InputError
 from sad.options import option
-from sad.trajectories.refused import check_on_error
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 LONG = ("truncate", "window", "turns")
 UNROLL = ("auto", "never", "always")
 KEPT_IDS = ("auto", "always", "never")
+ON_ERROR = ("stop", "skip")
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "format": {
@@ -82,6 +76,16 @@ def check_kept_ids(kept_ids: str) -> None:
         raise InputError("kept_ids", "one of " + ", ".join(KEPT_IDS), repr(kept_ids), "Choose one of these.")
 
 
+def check_on_error(on_error: str) -> None:
+    """Checks the option.
+
+    Raises:
+        InputError: It is neither "stop" nor "skip".
+    """
+    if on_error not in ON_ERROR:
+        raise InputError("on_error", "stop or skip", repr(on_error), "Choose one of these.")
+
+
 def check_long(long: str, max_length: int | None, context: float, head: int) -> None:
     """Checks the options for long trajectories.
 
@@ -140,36 +144,3 @@ def check_encoding(options: Any, max_length: int | None) -> None:
     check_unroll(options.unroll)
     check_kept_ids(options.kept_ids)
     check_on_error(options.on_error)
-
-
-def encoding_keywords(
-    options: Any, max_length: int | None, tokenizer: PreTrainedTokenizerBase | None = None
-) -> dict[str, Any]:
-    """Checks all encoding options of a command, applies the chat template, and returns the keyword arguments of the rest.
-
-    Call it before the files of trajectories are read, so that a wrong option costs no time; and again with the tokenizer.
-
-    Args:
-        options: The options of the command. They have all names of `ENCODING_OPTIONS`.
-        max_length: Maximum number of tokens per example. None: no limit.
-        tokenizer: Its chat template is replaced by that of the options, if they name one.
-
-    Returns:
-        Keyword arguments of `sad.encode_all` and `inspect_trajectories`.
-
-    Raises:
-        InputError: A value is out of range, the format or the source is unknown, or the chat template cannot be read.
-    """
-    from sad.trajectories.formats import resolve_format
-    from sad.trajectories.sources import get_source
-    from sad.trajectories.tokenizers import read_chat_template
-
-    check_encoding(options, max_length)
-    if options.source != "auto":
-        get_source(options.source)
-    template = None if options.chat_template is None else read_chat_template(options.chat_template)
-    if tokenizer is not None and template is not None:
-        tokenizer.chat_template = template
-    names = ("long", "long_context", "long_head", "unroll", "kept_ids", "on_error")
-    chosen = {name: getattr(options, name) for name in names}
-    return {**chosen, "format": resolve_format(options.format), "max_length": max_length}

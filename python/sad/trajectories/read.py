@@ -11,8 +11,9 @@ from sad.errors import InputError
 from sad.trajectories.json_records import Record
 from sad.trajectories.json_values import parsed
 from sad.trajectories.messages import shown
+from sad.trajectories.options import check_on_error
 from sad.trajectories.record_files import record_files
-from sad.trajectories.refused import Refused, check_on_error, stop_error
+from sad.trajectories.refused import Refused, stop_error
 from sad.trajectories.sources import Source, get_source, recognize
 from sad.trajectories.sources.base import is_dict_list, is_ranking
 from sad.trajectories.trajectory import Trajectory, from_record

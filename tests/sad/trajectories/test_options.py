@@ -12,7 +12,8 @@ from sad.cli.inspect import InspectOptions
 from sad.teacher_cache.import_options import ImportOptions
 from sad.teacher_cache.options import CacheOptions
 from sad.training.cli_args import RunOptions
-from sad.trajectories.options import ENCODING_OPTIONS, check_encoding, encoding_keywords, encoding_option
+from sad.trajectories.command_options import encoding_keywords
+from sad.trajectories.options import ENCODING_OPTIONS, check_encoding, encoding_option
 
 REQUIRED = {
     InspectOptions: {"file": Path("f")},

@@ -21,7 +21,7 @@ from sad.models import load_model, load_tokenizer
 from sad.report.table import rich_table
 from sad.teacher_cache.storage import CacheFolder
 from sad.training.config import SADConfig
-from sad.trajectories import read, rendering
+from sad.trajectories import record_files, rendering
 from tests.sad.envs import alfworld_data, webshop_files
 from tests.sad.teacher_cache import tiny_cache
 from tests.sad.training import tiny
@@ -160,7 +160,7 @@ def test_control_characters_do_not_reach_the_terminal(capsys):
 
 
 def test_a_line_has_a_maximum_length(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "_MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(record_files, "_MAX_LINE_BYTES", 1000)
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"id": "a", "text": "x"}\n{"text": "' + b"x" * 100_000 + b'"}\n'))
     with pytest.raises(InputError, match="line 2: expected lines of at most"):

@@ -6,8 +6,9 @@ from pathlib import Path
 import typer
 
 from sad.cli.flags import takes
+from sad.errors import InputError
 from sad.options import option
-from sad.trajectories.options import check_kept_ids, check_long, check_unroll, encoding_keywords, encoding_option
+from sad.trajectories.options import check_encoding, encoding_option
 
 HTML_LIMIT = 100
 UNPARSED_LIMIT = {"terminal": 20, "html": 500}
@@ -42,7 +43,18 @@ class InspectOptions:
     unroll: str = encoding_option("unroll")
     kept_ids: str = encoding_option("kept_ids")
     chat_template: str | None = encoding_option("chat_template")
+    on_error: str = encoding_option(
+        "on_error",
+        default="skip",
+        help="Trajectories that cannot be read or labelled. skip: list them under `refused`; stop: fail as a training does.",
+    )
     include_prefix: bool = option(True, help="Whether a span includes its prefix, such as `Reasoning:`.")
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (("--limit", self.limit, 0), ("--max-length", self.max_length, 1)):
+            if value is not None and value < least:
+                raise InputError(flag, f"an integer of at least {least}", str(value), "Raise it, or remove the option.")
+        check_encoding(self, self.max_length)
 
 
 @takes(InspectOptions)
@@ -52,24 +64,19 @@ def command(options: InspectOptions) -> None:
     Prints the overlay of the first trajectories, the span lengths of all trajectories, and the lines that could not be
     parsed.
     """
-    from sad.errors import InputError, printable
+    from sad.errors import printable
     from sad.files import check_new_file
+    from sad.trajectories.command_options import encoding_keywords
     from sad.trajectories.inspection import inspect_trajectories
     from sad.trajectories.read import read_data
     from sad.trajectories.refused import stop_error
-    from sad.trajectories.tokenizers import load_tokenizer, set_chat_template
+    from sad.trajectories.tokenizers import load_tokenizer
 
     file, ids, page = options.file, options.id, options.html
-    for flag, value, least in (("--limit", options.limit, 0), ("--max-length", options.max_length, 1)):
-        if value is not None and value < least:
-            raise InputError(flag, f"an integer of at least {least}", str(value), "Raise it, or remove the option.")
     check_new_file("--html", page)
-    check_long(options.long, options.max_length, options.long_context, options.long_head)
-    check_unroll(options.unroll)
-    check_kept_ids(options.kept_ids)
-    encoding = encoding_keywords(options)
+    encoding = encoding_keywords(options, options.max_length)
     recognized: list[str] = []
-    trajectories, refused = read_data(file, options.source, "skip", recognized.append)
+    trajectories, refused = read_data(file, options.source, options.on_error, recognized.append)
     if ids:
         missing = set(ids) - {trajectory.id for trajectory in trajectories}
         if missing:
@@ -81,11 +88,10 @@ def command(options: InspectOptions) -> None:
     in_terminal, on_page = (3, HTML_LIMIT) if options.limit is None else (options.limit, options.limit)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer and trajectories else None
     if tokenizer is not None:
-        set_chat_template(tokenizer, options.chat_template)
+        encoding = encoding_keywords(options, options.max_length, tokenizer)
     inspection = inspect_trajectories(
         trajectories,
         tokenizer,
-        max_length=options.max_length,
         include_prefix=options.include_prefix,
         keep=max(in_terminal, on_page if page else 0),
         refused=refused,
@@ -105,8 +111,9 @@ def _pieces(item):
 
     if item.encoded is None:
         return span_pieces(item.segmentation.text, [*item.segmentation.spans, *item.segmentation.observations])
-    _, span_ids, truncated, offsets = item.encoded
-    return token_pieces(item.segmentation.text, offsets, span_ids, truncated=truncated)
+    encoded = item.encoded
+    text = item.segmentation.text
+    return token_pieces(text, encoded.offsets, encoded.span_ids, truncated=encoded.truncated)
 
 
 def _summary(item) -> str:

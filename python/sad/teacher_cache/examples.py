@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from sad.errors import InputError
 from sad.models import load_tokenizer
+from sad.trajectories.command_options import encoding_keywords
 from sad.trajectories.encode import encode_all
-from sad.trajectories.options import encoding_keywords
 from sad.trajectories.read import read_data
-from sad.trajectories.tokenizers import set_chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,21 +31,11 @@ def read_examples(
     Raises:
         InputError: A file cannot be read, or there is no example.
     """
-    encoding = encoding_keywords(options)
-    set_chat_template(tokenizer, options.chat_template)
+    encoding = encoding_keywords(options, options.max_length, tokenizer)
     examples = []
     for path in options.data:
         trajectories, refused = read_data(path, options.source, options.on_error, say)
-        corpus = encode_all(
-            trajectories,
-            tokenizer,
-            max_length=options.max_length,
-            observe=options.observe,
-            on_error=options.on_error,
-            refused=refused,
-            say=say,
-            **encoding,
-        )
+        corpus = encode_all(trajectories, tokenizer, **encoding, observe=options.observe, refused=refused, say=say)
         say(f"{path}: read {len(trajectories)} trajectories; {corpus.summary()}")
         examples += corpus.examples
     if not examples:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from sad.errors import InputError
 from sad.options import option
 from sad.teacher_cache.options import DTYPES
-from sad.trajectories.options import check_kept_ids, check_long, check_unroll, encoding_option
-from sad.trajectories.refused import check_on_error
+from sad.trajectories.options import check_encoding, encoding_option
 
 _INPUT, _CACHE = "Input", "Cache"
 
@@ -54,10 +53,7 @@ class ImportOptions:
                 raise InputError(name, f"a whole number >= {least}", str(getattr(self, name)), remedy)
         if self.dtype not in DTYPES:
             raise InputError("dtype", "one of " + ", ".join(DTYPES), repr(self.dtype), "Choose one of these.")
-        check_long(self.long, self.max_length, self.long_context, self.long_head)
-        check_on_error(self.on_error)
-        check_unroll(self.unroll)
-        check_kept_ids(self.kept_ids)
+        check_encoding(self, self.max_length)
         for name in ("file", "data"):
             if not getattr(self, name):
                 raise InputError(name, "a file", "nothing", "Name one or more.")

@@ -11,7 +11,7 @@ from sad.errors import InputError
 from sad.teacher_cache.metadata import supervised_rows
 from sad.teacher_cache.rows import TeacherRows
 from sad.teacher_cache.toplists import PositionError, TopList, rows_from_lists
-from sad.trajectories.read import read_values
+from sad.trajectories.record_files import read_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from sad.errors import InputError
 from sad.options import option
-from sad.trajectories.options import check_kept_ids, check_long, check_unroll, encoding_option
-from sad.trajectories.refused import check_on_error
+from sad.trajectories.options import check_encoding, encoding_option
 
 DTYPES = ("uint16", "float32")  # storage of the log-probabilities
 HIDDEN_DTYPES = ("bfloat16", "float16", "float32")  # storage of hidden states
@@ -108,11 +107,8 @@ class CacheOptions:
                 remedy = "Choose a value in that range."
                 raise InputError(name, f"a whole number >= {least}", str(value), remedy)
         check_storage(self.dtype, self.hidden)
-        check_long(self.long, self.max_length, self.long_context, self.long_head)
-        check_on_error(self.on_error)
+        check_encoding(self, self.max_length)
         self._check_teacher()
-        check_unroll(self.unroll)
-        check_kept_ids(self.kept_ids)
         if not self.data:
             raise InputError("data", "a file of trajectories", "nothing", "Give --data; repeat it for more files.")
 

@@ -16,8 +16,7 @@ import yaml
 from sad.errors import InputError
 from sad.options import option
 from sad.training.fields import GROUPS
-from sad.trajectories.options import check_kept_ids, check_long, check_unroll, encoding_option
-from sad.trajectories.refused import check_on_error
+from sad.trajectories.options import check_encoding, encoding_option
 
 if TYPE_CHECKING:
     from sad.training.config import SADConfig
@@ -117,10 +116,7 @@ class RunOptions:
         for name in ("teacher_dtype", "student_dtype"):
             models.check_dtype(name, getattr(self, name))
         models.check_quantization(self.teacher_quantization)
-        check_long(self.long, None, self.long_context, self.long_head)  # max_length is checked with the data
-        check_on_error(self.on_error)
-        check_unroll(self.unroll)
-        check_kept_ids(self.kept_ids)
+        check_encoding(self, None)  # max_length is a field of the config
         models.check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         if self.lora_rank is not None and self.from_config:
             remedy = "Save that student first: the run saves only the adapters, so its random weights would be lost."

@@ -32,11 +32,11 @@ from sad.training.run_folder import MetricsWriter, RunFolder
 from sad.training.sharding import check_launch
 from sad.training.stopping import SignalStop
 from sad.training.trainer import SADTrainer, check_teacher
-from sad.trajectories.encode import EncodedCorpus, Encoding, encode_all
-from sad.trajectories.options import encoding_keywords
+from sad.trajectories.command_options import encoding_keywords
+from sad.trajectories.corpus import EncodedCorpus
+from sad.trajectories.encode import encode_all
 from sad.trajectories.read import read_data
 from sad.trajectories.refused import Refused
-from sad.trajectories.tokenizers import set_chat_template
 from sad.trajectories.trajectory import Trajectory
 
 _STEP_FIELDS = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -89,8 +89,7 @@ def _distill(
     check_teacher(config, options.teacher is not None or cache is not None)
     if cache is not None:
         cache.check_observe(config.observe)
-    encoding = {**encoding_keywords(options), "max_length": config.max_length, "observe": config.observe}
-    Encoding(**encoding)  # refuses options before the files are read
+    encoding_keywords(options, config.max_length)  # refuses options before the files are read
     main = config.process_index == 0
     announce = say if main else lambda message: None
     if moved:
@@ -106,11 +105,11 @@ def _distill(
     if cache is not None:
         cache.check_tokenizer(tokenizer)
         announce(f"{cache.path}: {cache}")
-    set_chat_template(tokenizer, options.chat_template)
+    encoding = encoding_keywords(options, config.max_length, tokenizer)
     corpora: dict[str, EncodedCorpus] = {}
     for name, (trajectories, refused) in read.items():
         corpora[name] = encode_all(
-            trajectories, tokenizer, **encoding, on_error=options.on_error, refused=refused, say=announce
+            trajectories, tokenizer, **encoding, observe=config.observe, refused=refused, say=announce
         )
         files_read = ", ".join(paths[name])
         announce(f"{files_read}: read {len(trajectories)} trajectories; {corpora[name].summary()}")

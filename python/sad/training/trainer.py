@@ -32,7 +32,7 @@ from sad.training.packing import why_not_packed
 from sad.training.peers import reports_lost_process
 from sad.training.prefetch import reading_workers
 from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
-from sad.trajectories.encode import cut_warning
+from sad.trajectories.corpus import cut_warning
 
 logger = logging.get_logger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -69,6 +70,30 @@ class Format:
                 remedy = "Make the pattern match at least one character; this one matches every line."
                 raise InputError(where, "a pattern that does not match the empty string", repr(source), remedy)
             self.patterns[key] = pattern
+        if (pattern := _any_of(self)) is not None:
+            self.patterns["any"] = pattern
+
+
+def _any_of(fmt: Format) -> re.Pattern[str] | None:
+    """Returns a pattern that matches wherever one of the prefixes does, to pass over other lines fast; None for none."""
+    return joined_patterns([fmt.patterns[key] for key in ("environment", "reason", "act") if key in fmt.patterns])
+
+
+def joined_patterns(patterns: Sequence[re.Pattern[str]]) -> re.Pattern[str] | None:
+    """Returns one pattern that matches as the first of several that matches: `lastgroup` is "p" and the index of that one.
+
+    None if they cannot be joined, because they refer to groups by number or name, or set flags.
+    """
+    parts = []
+    for number, pattern in enumerate(patterns):
+        if re.search(r"\\[1-9]|\(\?(?:P=|\(|[aiLmsux-]+[):])", pattern.pattern):
+            return None
+        source = re.sub(r"[(][?]P<label>", "(?:", pattern.pattern)
+        parts.append(f"(?P<p{number}>{f'(?i:{source})' if pattern.flags & re.IGNORECASE else source})")
+    try:
+        return re.compile("|".join(parts))
+    except re.error:  # such as another group name in two patterns
+        return None
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.encode import (
-    Encoded,
-    EncodedCorpus,
-    Encoding,
-    check_tokenizer,
-    encode_trajectory,
-    join_examples,
-)
+from sad.trajectories.corpus import EncodedCorpus
+from sad.trajectories.encode import encode_trajectory
+from sad.trajectories.encoded import Encoded, Encoding, join_examples
 from sad.trajectories.formats import ChatFormat, Format
-from sad.trajectories.refused import Refused, refusal
+from sad.trajectories.options import check_on_error
+from sad.trajectories.refused import Refused, refusal, stop_error
 from sad.trajectories.segment import Segmentation, Unparsed
 from sad.trajectories.spans import Span, SpanKind, supervised_kinds
+from sad.trajectories.tokenizers import check_tokenizer
 from sad.trajectories.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -182,6 +179,7 @@ def inspect_trajectories(
     long_head: int = 0,
     unroll: str = "auto",
     kept_ids: str = "auto",
+    on_error: str = "skip",
     keep: int = 0,
     refused: Iterable[Refused] = (),
 ) -> Inspection:
@@ -201,12 +199,14 @@ def inspect_trajectories(
         long_head: As in `sad.encode_all`.
         unroll: As in `sad.encode_all`.
         kept_ids: As in `sad.encode_all`.
+        on_error: As in `sad.encode_all`. Default: refused trajectories are collected.
         keep: Number of trajectories, from the first on, to return for display.
         refused: Records that could not be read.
 
     Raises:
-        InputError: An option is out of range, or the tokenizer is slow.
+        InputError: An option is out of range, the tokenizer is slow, or a trajectory is refused and `on_error` is "stop".
     """
+    check_on_error(on_error)
     encoding = Encoding(
         format=format,
         max_length=max_length,
@@ -248,6 +248,8 @@ def inspect_trajectories(
         found.unparsed += [(trajectory.id, item) for item in segmentation.unparsed]
         if len(found.kept) < keep:
             found.kept.append(InspectedTrajectory(trajectory, segmentation, encoded))
+    if on_error == "stop" and found.refused:
+        raise stop_error(found.refused, len(found.refused) + found.lengths.trajectories)
     return found
 
 

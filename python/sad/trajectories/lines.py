@@ -32,7 +32,7 @@ class LineSpans(NamedTuple):
     unparsed: list[Unparsed]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Piece:
     """A line, or the part of a line between two inline prefixes.
 
@@ -66,6 +66,8 @@ def _pieces(text: str, fmt: Format) -> Iterator[_Piece]:
     """Yields the pieces of a text in order, each with the kind of its prefix."""
     in_labelled_observation = False
     line, start = 0, 0
+    prefix = fmt.patterns.get("any")
+    find = prefix and (prefix.search if fmt.inline else prefix.match)
     while start < len(text):
         if blank := _BLANK_LINES.match(text, start):  # in one step: a file can consist of them
             line += text.count("\n", start, blank.end())
@@ -73,6 +75,12 @@ def _pieces(text: str, fmt: Format) -> Iterator[_Piece]:
             continue
         line += 1
         end = text.find("\n", start) + 1 or len(text)
+        if find:
+            begin = _BLANKS.match(text, start, end).end()
+            if not find(text, start if fmt.inline else begin, end):
+                yield _Piece(line, begin, begin, end)
+                start = end
+                continue
         for begin, stop in _split_line(text, start, end, fmt):
             begin = _BLANKS.match(text, begin, stop).end()
             piece = _Piece(line, begin, begin, stop)
@@ -163,7 +171,7 @@ class _SpanBuilder:
         self.unparsed.append(Unparsed(piece.line, self.text[piece.begin : piece.end].rstrip(), reason))
 
     def _report_suspects(self, pieces: list[_Piece]) -> None:
-        for piece in pieces:
+        for piece in pieces if "suspect" in self.fmt.patterns else ():
             if self._matches("suspect", piece):
                 self._report(piece, f"looks like a prefix, but not one of format {self.fmt.name!r}")
 
@@ -180,7 +188,7 @@ def segment_lines(text: str, fmt: Format, include_prefix: bool) -> LineSpans:
         if piece.kind is not None:
             builder.add(head, rest, piece.kind)
             head, rest = piece, []
-        elif _CONTENT.search(text, piece.begin, piece.end):
+        elif piece.begin < piece.end and (text[piece.begin] != "\r" or _CONTENT.search(text, piece.begin, piece.end)):
             rest.append(piece)
     builder.add(head, rest, None)
     if not builder.spans:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
+from sad.trajectories.encoded import Encoded, Encoding, supervised_positions
 from sad.trajectories.options import context_tokens
 from sad.trajectories.segment import Segmentation
 from sad.trajectories.spans import SpanKind
@@ -94,3 +95,24 @@ def group_by_turn(
         return turns[min(bisect_right(ends, offsets[position][0]), len(spans) - 1)]
 
     return [list(group) for _, group in groupby(positions, turn_of)]
+
+
+def cut_to_length(whole: Encoded, part: Segmentation, encoding: Encoding, prefixes: bool) -> list[Encoded]:
+    """Returns the examples of one example that may be longer than the maximum length."""
+    ids, labels, _, offsets, weights = whole
+    length = encoding.max_length
+    if length is None or len(ids) <= length:
+        return [whole]
+    positions = supervised_positions(labels, encoding.observe) if encoding.long != "truncate" else []
+    if not positions:
+        kept = None if weights is None else weights[:length]
+        return [Encoded(ids[:length], labels[:length], len(ids) - length, offsets[:length], kept)]
+    groups = [positions] if encoding.long == "window" else group_by_turn(positions, offsets, part, prefixes)
+    cut = []
+    for head, start, labelled, stop in windows(groups, length, encoding.long_context, encoding.long_head):
+        context = [0] * (head + labelled - start)
+        own_ids, own_offsets, own_weights = (
+            None if column is None else [*column[:head], *column[start:stop]] for column in (ids, offsets, weights)
+        )
+        cut.append(Encoded(own_ids, context + labels[labelled:stop], 0, own_offsets, own_weights))
+    return cut

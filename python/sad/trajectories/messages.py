@@ -61,6 +61,8 @@ class Form(NamedTuple):
         null_content: Whether the content of a message that has only calls is null, not "".
         typed_content: Whether the content is a list with one text part.
         single_calls: Whether a message with several calls becomes several messages, each followed by its result.
+        text_in_thought: Whether the text of a message with a thought and calls moves to the end of the thought, because the
+            template has one place for both (gpt-oss).
         thought_after_prompt: Whether the last thought follows the generation prompt, because the template opens a think tag
             there and drops the thoughts of all messages.
     """
@@ -73,6 +75,7 @@ class Form(NamedTuple):
     null_content: bool = False
     typed_content: bool = False
     single_calls: bool = False
+    text_in_thought: bool = False
     thought_after_prompt: bool = False
 
 
@@ -86,7 +89,7 @@ class Message:
         content: The text.
         reasoning: The thoughts that the source keeps apart from the content.
         calls: The tool calls, in order.
-        trained: Whether the student learns the message. False for demonstrations and prompts.
+        weight: Weight of the message's tokens. 0 for demonstrations and prompts, which the student does not learn.
         spans: Spans in `content` that the source states; None if it states none.
         keys: The other keys, such as `name` and `tool_call_id`.
     """
@@ -96,7 +99,7 @@ class Message:
     content: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
-    trained: bool = True
+    weight: float = 1.0
     spans: list[Span] | None = None
     keys: dict[str, Any] = field(default_factory=dict)
 
@@ -104,6 +107,11 @@ class Message:
     def where(self) -> str:
         """The location of the message in error messages."""
         return f"messages[{self.number}]"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the student learns the message."""
+        return self.weight > 0
 
     def as_dict(self, form: Form) -> dict[str, Any]:
         """Returns the dict that a chat template reads."""
@@ -142,6 +150,13 @@ def leading_thought(message: Message) -> Message:
     return message
 
 
+def text_in_thought(message: Message) -> Message:
+    """Returns a message with a thought and calls whose text ends the thought; any other message itself."""
+    if not (message.calls and message.reasoning.strip() and message.content.strip()):
+        return message
+    return replace(message, reasoning=f"{message.reasoning.strip()}\n\n{message.content.strip()}", content="", spans=None)
+
+
 def one_call_per_message(messages: list[Message]) -> list[Message]:
     """Returns the conversation as an agent writes it that makes one call at a time.
 
@@ -161,7 +176,7 @@ def one_call_per_message(messages: list[Message]) -> list[Message]:
             at += 1
         for number, call in enumerate(message.calls):
             if number:
-                message = Message(message.number, "assistant", trained=message.trained)
+                message = Message(message.number, "assistant", weight=message.weight)
             written.append(replace(message, calls=[call]))
             named = [result for result in results if call.id and result.keys.get("tool_call_id") == call.id]
             unnamed = [result for result in results if not result.keys.get("tool_call_id") or not call.id]

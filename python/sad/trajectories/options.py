@@ -1,4 +1,4 @@
-"""The options of all commands that encode trajectories, declared once. This module imports nothing large."""
+"""The options of all commands that encode trajectories: declared and checked in one place. Imports nothing large."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sad.options import option
 LONG = ("truncate", "window", "turns")
 UNROLL = ("auto", "never", "always")
 KEPT_IDS = ("auto", "always", "never")
+ON_ERROR = ("stop", "skip")
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "format": {
@@ -52,6 +53,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "skip: leave them out and count them.",
     },
 }
+ENCODING_OPTIONS = tuple(_OPTIONS)  # the names that the options of every such command have
 
 
 def check_unroll(unroll: str) -> None:
@@ -74,12 +76,24 @@ def check_kept_ids(kept_ids: str) -> None:
         raise InputError("kept_ids", "one of " + ", ".join(KEPT_IDS), repr(kept_ids), "Choose one of these.")
 
 
+def check_on_error(on_error: str) -> None:
+    """Checks the option.
+
+    Raises:
+        InputError: It is neither "stop" nor "skip".
+    """
+    if on_error not in ON_ERROR:
+        raise InputError("on_error", "stop or skip", repr(on_error), "Choose one of these.")
+
+
 def check_long(long: str, max_length: int | None, context: float, head: int) -> None:
     """Checks the options for long trajectories.
 
     Raises:
         InputError: A value is out of range, or the context and the head leave no room in `max_length`.
     """
+    if max_length is not None and max_length < 1:
+        raise InputError("max_length", "at least 1", str(max_length), "Pass the model's sequence length, or None.")
     if long not in LONG:
         raise InputError("long", "one of " + ", ".join(LONG), repr(long), "Choose one of these.")
     if isinstance(context, bool) or not isinstance(context, Real) or not 0 <= context < 1:
@@ -101,25 +115,32 @@ def context_tokens(max_length: int, context: float) -> int:
     return max(1, int(context * max_length))
 
 
-def encoding_option(name: str, group: str | None = None, flag: str | None = None) -> Any:
-    """Declares an option of a command: format, source, long, long_context, long_head, unroll, kept_ids, chat_template or
-    on_error.
+def encoding_option(name: str, group: str | None = None, flag: str | None = None, **changed: Any) -> Any:
+    """Declares an option of a command: one of `ENCODING_OPTIONS`.
 
     Args:
         name: The name of the option.
         group: As in `sad.options.option`.
         flag: As in `sad.options.option`.
+        changed: Arguments of `sad.options.option` that differ in this command, such as `default`.
     """
-    return option(**_OPTIONS[name], group=group, flag=flag)
+    return option(**_OPTIONS[name] | changed, group=group, flag=flag)
 
 
-def encoding_keywords(options: Any) -> dict[str, Any]:
-    """Returns the keyword arguments of `sad.encode_all` that options with these names hold.
+def check_encoding(options: Any, max_length: int | None) -> None:
+    """Checks the values of all encoding options of a command, without touching any file.
+
+    Args:
+        options: The options of the command. They have all names of `ENCODING_OPTIONS`.
+        max_length: Maximum number of tokens per example; None if it is not known yet.
 
     Raises:
-        InputError: The format is unknown.
+        InputError: A value is out of range, or options contradict each other.
     """
-    from sad.trajectories.formats import resolve_format
-
-    names = ("long", "long_context", "long_head", "unroll", "kept_ids")
-    return {name: getattr(options, name) for name in names} | {"format": resolve_format(options.format)}
+    missing = [name for name in ENCODING_OPTIONS if not hasattr(options, name)]
+    if missing:
+        raise TypeError(f"{type(options).__name__} lacks the encoding options {', '.join(missing)}")
+    check_long(options.long, max_length, options.long_context, options.long_head)
+    check_unroll(options.unroll)
+    check_kept_ids(options.kept_ids)
+    check_on_error(options.on_error)

@@ -10,7 +10,6 @@ from sad.errors import InputError
 if TYPE_CHECKING:
     from sad.trajectories.trajectory import Trajectory
 
-ON_ERROR = ("stop", "skip")
 _SHOWN = 3
 _SKIP = "To train without such trajectories, pass --on-error skip (on_error='skip')."
 
@@ -25,16 +24,6 @@ class Refused(NamedTuple):
 
     id: str
     error: InputError
-
-
-def check_on_error(on_error: str) -> None:
-    """Checks the option.
-
-    Raises:
-        InputError: It is neither "stop" nor "skip".
-    """
-    if on_error not in ON_ERROR:
-        raise InputError("on_error", "stop or skip", repr(on_error), "Choose one of these.")
 
 
 def refusal(trajectory: Trajectory, error: InputError) -> Refused:

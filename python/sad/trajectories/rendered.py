@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.chat import ChatSegmentation
-from sad.trajectories.content import Piece, spans_of, split_content
+from sad.trajectories.content import split_content
+from sad.trajectories.conversation import ChatSegmentation
 from sad.trajectories.formats import ChatFormat
 from sad.trajectories.lines import Unparsed
+from sad.trajectories.pieces import Piece, spans_of
 from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:
@@ -76,10 +78,28 @@ DIALECTS = (
         ("<|python_tag|>",),
     ),
     _dialect(
+        "Llama 4",
+        r"<\|header_start\|>",
+        r"<\|header_start\|>assistant<\|header_end\|>\n{0,2}",
+        r"<\|(?:eot|eom|end_of_text)\|>",
+        ("<|header_start|>", "<|header_end|>"),
+        r"<\|header_end\|>\n{0,2}",
+        ("<|python_start|>",),
+    ),
+    _dialect(
+        "Granite",
+        r"<\|start_of_role\|>",
+        r"<\|start_of_role\|>assistant[^<\n]{0,200}<\|end_of_role\|>",
+        r"<\|end_of_text\|>",
+        ("<|start_of_role|>", "<|end_of_role|>"),
+        r"<\|end_of_role\|>",
+        ("<|tool_call|>",),
+    ),
+    _dialect(
         "DeepSeek",
-        r"<｜(?:User|Assistant)｜>|<｜tool▁outputs▁(?:begin|end)｜>",
-        r"<｜Assistant｜>|<｜tool▁outputs▁end｜>(?!<｜Assistant｜>)",
-        r"<｜end▁of▁sentence｜>",
+        r"<｜(?:User|Assistant)｜>|<｜tool▁outputs▁(?:begin|end)｜>|<｜tool▁output▁begin｜>",
+        r"<｜Assistant｜>|<｜tool▁outputs▁end｜>(?!<｜Assistant｜>)|<｜tool▁output▁end｜>(?!\s*<｜)",
+        r"<｜end▁of▁sentence｜>|<｜tool▁output▁end｜>",
         ("<｜User｜>", "<｜Assistant｜>"),
         r"",
         ("<｜tool▁calls▁begin｜>",),
@@ -191,7 +211,12 @@ def _turns(dialect: Dialect, marks: _Marks) -> Iterator[_Turn]:
         head = header.groupdict().get("head")
         # harmony: the model writes all of the message but `<|start|>assistant`
         start = header.end() if head is None else header.start("head")
-        yield _Turn(header.start(), start, content_end, after, head is not None and "analysis" in head)
+        yield _Turn(header.start(), start, content_end, after, head is not None and _is_thought(head))
+
+
+def _is_thought(head: str) -> bool:
+    """Returns whether a header of harmony opens a thought: an analysis, or a comment before a call, to no tool."""
+    return ("analysis" in head or "commentary" in head) and "to=" not in head
 
 
 def segment_rendered(
@@ -256,6 +281,13 @@ def _check_tokens(tokenizer: PreTrainedTokenizerBase | None, dialect: Dialect) -
         raise InputError("text", f"a tokenizer with the marks of {dialect.name}", got, remedy)
 
 
+@lru_cache(maxsize=16)
+def _empty_thought(fmt: ChatFormat) -> re.Pattern[str]:
+    """Matches a thought without text that opens a turn, or its closing tag alone: the generation prompt holds it."""
+    pairs = "|".join(f"(?:{re.escape(opening)}\\s*)?{re.escape(closing)}" for opening, closing in fmt.think_tags)
+    return re.compile(rf"(?:(?:{pairs})\s*)?")
+
+
 def _label(
     found: ChatSegmentation, turn: _Turn, dialect: Dialect, fmt: ChatFormat, include_prefix: bool, marks: _Marks
 ) -> None:
@@ -267,17 +299,17 @@ def _label(
             found.spans.append(Span(turn.start, turn.end, SpanKind.REASON if turn.thought else SpanKind.ACT))
         return
     start = turn.start + lead
+    start += _empty_thought(fmt).match(text[start : turn.content_end]).end()
     calls = min((at for mark in dialect.calls if (at := text.find(mark, start, turn.content_end)) >= 0), default=-1)
     stop = calls if calls >= 0 else turn.content_end
     split = split_content(text[start:stop], fmt, calls_follow=calls >= 0, thoughts_apart=False)
-    pieces = [Piece(p.start + start, p.end + start, p.kind, p.content + start) for p in split.pieces]
-    empty = {opening + closing for opening, closing in fmt.think_tags}
-    pieces = [p for p in pieces if text[p.start : p.end].strip() not in empty]
+    pieces = list(split.pieces)
     if calls >= 0:
-        pieces.append(Piece(calls, turn.content_end, SpanKind.ACT, calls))
+        pieces.append(Piece(calls - start, turn.content_end - start, SpanKind.ACT, calls - start))
     if pieces and pieces[-1].kind is not SpanKind.NONE:
-        pieces[-1] = pieces[-1]._replace(end=turn.end)
-    found.spans += spans_of(pieces, include_prefix)
-    found.observations += [Span(p.start, p.end, SpanKind.OBSERVE) for p in pieces if p.kind is SpanKind.NONE]
+        pieces[-1] = pieces[-1]._replace(end=turn.end - start)
+    found.spans += spans_of(pieces, include_prefix, start)
+    inserted = [piece for piece in pieces if piece.kind is SpanKind.NONE]
+    found.observations += [Span(piece.start + start, piece.end + start, SpanKind.OBSERVE) for piece in inserted]
     line = marks.line_of(start)
     found.unparsed += [item._replace(line=item.line + line) for item in split.unparsed]

@@ -6,6 +6,7 @@ with whole special tokens. So marks that stand as text in a message are text, an
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
 from sad.limits import TookTooLongError, time_limit
-from sad.trajectories.messages import Form, Message, leading_thought, one_call_per_message
+from sad.trajectories.messages import (
+    THINK_TAGS,
+    Form,
+    Message,
+    leading_thought,
+    one_call_per_message,
+    shown,
+    text_in_thought,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +74,8 @@ def prepare(messages: list[Message], form: Form) -> list[Message]:
         messages = [merged, *(message for message in messages if message.role != "system")]
     if form.split_thoughts:
         messages = [leading_thought(message) for message in messages]
+    if form.text_in_thought:
+        messages = [text_in_thought(message) for message in messages]
     if form.single_calls:
         messages = one_call_per_message(messages)
     return messages
@@ -72,6 +83,8 @@ def prepare(messages: list[Message], form: Form) -> list[Message]:
 
 def possible_forms(messages: list[Message], template: str) -> list[Form]:
     """Returns the forms in which the messages can be written, the most common first.
+
+    A think block in a content moves to the reasoning first if the template has a key for it and never writes such a tag.
 
     Args:
         messages: The conversation.
@@ -83,14 +96,17 @@ def possible_forms(messages: list[Message], template: str) -> list[Form]:
     calls = any(not isinstance(call.arguments, str) for message in messages for call in message.calls)
     tools = any(message.role == "tool" for message in messages) and not any(message.calls for message in messages)
     keys = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)] if reasons or tagged else []
+    split = bool(keys) and tagged and not any(opening in template for opening, _ in THINK_TAGS)
     keys = keys or ["reasoning_content"]
     bare = any(message.calls and not message.content for message in messages)
     several = any(len(message.calls) > 1 for message in messages)
-    options = (calls, tagged, systems not in ([], [0]), tools, bare, True, several, reasons or tagged)
+    full = any(text_in_thought(leading_thought(message)) is not leading_thought(message) for message in messages)
+    options = (calls, tagged, systems not in ([], [0]), tools, bare, True, several, full, reasons or tagged)
     choices = (keys, *((False, True) if option else (False,) for option in options))
     forms = [Form(*values) for values in product(*choices)]
     forms = [form for form in forms if not form.thought_after_prompt or form.reasoning_key == keys[0]]
-    return sorted(forms, key=lambda form: sum(value not in (False, keys[0]) for value in form))[:_FORMS]
+    usual = Form(keys[0], split_thoughts=split)
+    return sorted(forms, key=lambda form: sum(value != other for value, other in zip(form, usual)))[:_FORMS]
 
 
 @dataclass
@@ -102,12 +118,14 @@ class Renderer:
         messages: The messages, prepared for `form`.
         form: How the messages are written.
         tools: The tool descriptions.
+        variables: Variables of the template, such as `enable_thinking`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     messages: list[Message]
     form: Form
     tools: Any
+    variables: dict[str, Any] = field(default_factory=dict)
     _cache: dict[tuple[int, bool], str] = field(default_factory=dict)
 
     def render(self, count: int, prompt: bool = False) -> str:
@@ -119,7 +137,7 @@ class Renderer:
         key = (count, prompt)
         if key not in self._cache:
             written = [message.as_dict(self.form) for message in self.messages[:count]]
-            text = render(self.tokenizer, written, self.tools, add_generation_prompt=prompt)
+            text = render(self.tokenizer, written, self.tools, add_generation_prompt=prompt, **self.variables)
             if self.form.thought_after_prompt and count > 1 and not prompt:
                 text = self._with_thought(text, count)
             self._cache[key] = text
@@ -200,7 +218,7 @@ class Renderer:
         """Returns the start of a turn whose reply changes what the template writes before it (gpt-oss); -1 if not found."""
         written = [message.as_dict(self.form) for message in self.messages[:number]]
         probe = Message(number, "assistant", "sadprobereply").as_dict(self.form)
-        other = render(self.tokenizer, [*written, probe], self.tools)
+        other = render(self.tokenizer, [*written, probe], self.tools, **self.variables)
         header = opened[common_prefix(self.render(number), opened) :]
         at = closed.rfind(header, 0, common_prefix(closed, other) + len(header)) if header.strip() else -1
         return at + len(header) if at >= 0 else -1
@@ -268,6 +286,24 @@ class Renderer:
             if follows and (marked or follows[0] == self.tokenizer.eos_token):
                 return follows.end()
         return _REST_OF_LINE.match(text, kept).end()
+
+
+def template_variables(tokenizer: PreTrainedTokenizerBase, variables: Any) -> dict[str, Any]:
+    """Returns the variables of a chat template that a trajectory states. Null values count as absent.
+
+    Raises:
+        InputError: They are no object, or have the name of an argument of `apply_chat_template`.
+    """
+    if variables is None:
+        return {}
+    remedy = 'Write variables of the template, such as {"enable_thinking": false}.'
+    if not isinstance(variables, dict):
+        raise InputError("chat_template_kwargs", "an object", shown(variables), remedy)
+    arguments = {"messages", "tokenizer", *inspect.signature(tokenizer.apply_chat_template).parameters} - {"documents"}
+    if wrong := sorted(arguments & variables.keys()):
+        expected = "variables of the template, not arguments of its renderer"
+        raise InputError("chat_template_kwargs", expected, ", ".join(wrong), remedy)
+    return {key: value for key, value in variables.items() if value is not None}
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
-from sad.trajectories.chat import ChatSegmentation, segment_chat
+from sad.trajectories.chat import segment_chat
+from sad.trajectories.conversation import ChatSegmentation
 from sad.trajectories.formats import ChatFormat, Format, get_format
 from sad.trajectories.lines import Unparsed, segment_lines
 from sad.trajectories.rendered import segment_rendered
-from sad.trajectories.spans import Span
+from sad.trajectories.spans import Span, WeightedRange
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ class Segmentation(NamedTuple):
             They overlap neither each other nor `spans`.
         starts: Where each training example starts in the text. Messages need several examples if the chat template drops
             thoughts of earlier turns (see `unroll`); the text then holds one rendering after the other.
+        weights: The messages whose tokens have a weight other than 1, as ranges of the text, in its order.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Segmentation(NamedTuple):
     unparsed: list[Unparsed]
     observations: list[Span]
     starts: tuple[int, ...] = (0,)
+    weights: tuple[WeightedRange, ...] = ()
 
     def examples(self) -> list[Segmentation]:
         """Returns one segmentation per training example."""
@@ -47,12 +50,16 @@ class Segmentation(NamedTuple):
                 [Span(s - start, e - start, kind) for s, e, kind in spans if start <= s and e <= end]
                 for spans in (self.spans, self.observations)
             ]
-            cut.append(Segmentation(self.text[start:end], inside[0], [], inside[1]))
+            weights = tuple(
+                WeightedRange(s - start, e - start, weight) for s, e, weight in self.weights if start <= s and e <= end
+            )
+            cut.append(Segmentation(self.text[start:end], inside[0], [], inside[1], weights=weights))
         return cut
 
 
 def _of_chat(found: ChatSegmentation) -> Segmentation:
-    return Segmentation(found.text, found.spans, found.unparsed, found.observations, tuple(found.starts))
+    weights = tuple(found.weights)
+    return Segmentation(found.text, found.spans, found.unparsed, found.observations, tuple(found.starts), weights)
 
 
 def segment(
@@ -64,6 +71,7 @@ def segment(
     tools: Sequence[dict[str, Any]] | str | None = None,
     prompt_chars: int = 0,
     unroll: str = "auto",
+    template_variables: dict[str, Any] | None = None,
 ) -> Segmentation:
     r"""Finds reasoning and action spans by the prefixes of a format (section D.1 of the paper).
 
@@ -86,6 +94,7 @@ def segment(
         unroll: For messages. "auto": one example; several if the chat template drops thoughts of earlier turns, each as the
             template shows it at inference. "always": one example per turn of the assistant. "never": one example, in which
             turns without their thoughts are not labelled.
+        template_variables: For messages: variables of the chat template, such as {"enable_thinking": False}.
 
     Returns:
         `Segmentation`: the text (for messages: as rendered), the spans, the unparsed places, and the observations.
@@ -105,7 +114,7 @@ def segment(
         if tokenizer is None:
             remedy = "Pass the student's tokenizer; its chat template renders the messages as text."
             raise InputError("tokenizer", "a tokenizer with a chat template", "None", remedy)
-        return _of_chat(segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools, unroll))
+        return _of_chat(segment_chat(text_or_messages, fmt, tokenizer, include_prefix, tools, unroll, template_variables))
     if not isinstance(text_or_messages, str):
         got = type(text_or_messages).__name__
         remedy = "Pass a string, or format='chat' for messages."

@@ -16,7 +16,7 @@ from sadkernels.spans import SpanKind
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Span", "SpanKind", "span_ids_from_offsets"]
+__all__ = ["Span", "SpanKind", "WeightedRange", "span_ids_from_offsets"]
 
 
 class Span(NamedTuple):
@@ -34,6 +34,14 @@ class Span(NamedTuple):
     REASON = SpanKind.REASON
     ACT = SpanKind.ACT
     OBSERVE = SpanKind.OBSERVE
+
+
+class WeightedRange(NamedTuple):
+    """The characters `start` to `end` (half-open) of a text whose tokens have a weight other than 1."""
+
+    start: int
+    end: int
+    weight: float
 
 
 def supervised_kinds(observe: bool = False) -> tuple[SpanKind, ...]:

@@ -1,4 +1,4 @@
-"""Loads and checks the tokenizer that labels the tokens of trajectories, and sets its chat template."""
+"""Loads and checks the tokenizer that labels the tokens of trajectories, and reads chat templates."""
 
 from __future__ import annotations
 
@@ -49,14 +49,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | os.PathLike[str] | None) -> None:
-    """Replaces the chat template of a tokenizer by that of a file (Jinja). None leaves it.
+def read_chat_template(path: str | os.PathLike[str]) -> str:
+    """Returns the chat template in a file (Jinja).
 
     Raises:
         InputError: The file cannot be read, or is not a template.
     """
-    if path is None:
-        return
     from jinja2 import Environment, TemplateError
 
     try:
@@ -69,4 +67,4 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | os.PathLik
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", template))
     except TemplateError as error:
         raise InputError("chat_template", "a Jinja template", f"{str(path)!r} ({error})", "Fix the template.") from None
-    tokenizer.chat_template = template
+    return template

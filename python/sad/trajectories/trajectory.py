@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from sad.errors import InputError
 from sad.files import atomic_file
 from sad.trajectories.formats import ChatFormat, Format, get_format
+from sad.trajectories.json_values import first_of
 from sad.trajectories.kept import KeptTokens, read_kept
 from sad.trajectories.messages import check_messages, shown
-from sad.trajectories.normalize import first_of
 from sad.trajectories.rendered import find_dialect
 from sad.trajectories.segment import Segmentation, Unparsed, segment
 from sad.trajectories.spans import Span, SpanKind
@@ -43,6 +43,7 @@ class Trajectory:
         kept_tokens: The token ids that a model read and wrote when the trajectory was played, with their kinds.
         extra: All other keys of the trajectory's line in a file.
         where: The file and line that it was read from, for messages. Not part of the record.
+        ranked: Whether it was read from a pair of a chosen and a rejected answer. Not part of the record.
     """
 
     id: str = ""
@@ -57,6 +58,7 @@ class Trajectory:
     kept_tokens: KeptTokens | None = field(default=None, repr=False)
     extra: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False, repr=False)
+    ranked: bool = field(default=False, compare=False, repr=False)
 
     def resolve_format(self, format: str | Format | ChatFormat | None = None) -> Format | ChatFormat:
         """Returns `format`, else the trajectory's own format, else the default.
@@ -80,7 +82,8 @@ class Trajectory:
         Args:
             format: Replaces the trajectory's own format.
             include_prefix: As in `sad.segment`. Own spans are returned unchanged.
-            tokenizer: The tokenizer whose chat template renders messages; `extra["tools"]` is passed to the template.
+            tokenizer: The tokenizer whose chat template renders messages; `extra["tools"]` and the
+                variables in `extra["chat_template_kwargs"]` are passed to the template.
             unroll: As in `sad.segment`.
 
         Raises:
@@ -102,6 +105,7 @@ class Trajectory:
                 tools=first_of(self.extra, "tools", "functions"),
                 prompt_chars=self.prompt_chars or instructions,
                 unroll=unroll,
+                template_variables=self.extra.get("chat_template_kwargs"),
             )
         except InputError as error:
             where = f"trajectory {self.id!r}, {error.where}"
@@ -126,7 +130,7 @@ def _format_instructions(text: Any) -> int:
     return text.find("\n", begin + 1) + 1 or len(text) if begin >= 0 else 0
 
 
-FIELDS = tuple(item.name for item in fields(Trajectory) if item.name not in ("extra", "where"))
+FIELDS = tuple(item.name for item in fields(Trajectory) if item.name not in ("extra", "where", "ranked"))
 _TYPES = {"text": (str, "a string"), "format": (str, "a string"), "env": (str, "a string"), "task": (str, "a string")}
 _TYPES["success"] = (bool, "true or false")
 

@@ -226,6 +226,7 @@ def test_many_unparsed_places_are_counted_and_not_all_shown(run, tmp_path):
         (["good.jsonl", "--id", "nobody"], "--id: expected ids in good.jsonl, got nobody. The first id is 'good.jsonl:1'."),
         (["good.jsonl", "--long", "cut"], "long: expected one of truncate, window, turns, got 'cut'."),
         (["good.jsonl", "--unroll", "no"], "unroll: expected one of auto, never, always, got 'no'."),
+        (["bad.jsonl", "--on-error", "stop"], "bad.jsonl, line 2: expected one JSON object per line, got 'oops'"),
         (["good.jsonl", "-n", "-1"], "--limit: expected an integer of at least 0, got -1."),
         (["good.jsonl", "--max-length", "0"], "--max-length: expected an integer of at least 1, got 0."),
         (["good.jsonl", "--html", "good.jsonl"], "--html: expected a new file, got 'good.jsonl', which exists."),
@@ -256,8 +257,8 @@ def test_overlays_show_the_whole_text_once(gpt2_tokenizer):
     """Also if a character is split into byte tokens, and if tokens were truncated."""
     text = "obs 😀\nReasoning: 日本 😀 é\n\nAction: go 日\n\n日 本\nAction: x"
     for max_length in (None, 12, 21):
-        _, ids, truncated, offsets = encode(text, gpt2_tokenizer, max_length=max_length, observe=True)
-        pieces = token_pieces(text, offsets, ids, truncated=truncated, eos="")
+        encoded = encode(text, gpt2_tokenizer, max_length=max_length, observe=True)
+        pieces = token_pieces(text, encoded.offsets, encoded.span_ids, truncated=encoded.truncated, eos="")
         assert "".join(piece.text for piece in pieces) == text
         shades = [piece.shade for piece in pieces if piece.kind]
         assert all(a != b for a, b in pairwise(shades))
@@ -275,3 +276,11 @@ def test_the_source_is_recognized_or_named(run, tmp_path):
         assert "log.json: prompts with completions, 2 trajectories" in shown and "2 with reasoning and actions" in shown
     with pytest.raises(InputError, match=r"source: expected one of auto, .*trl"):
         run("log.json", "--source", "none")
+
+
+def test_refused_trajectories_stop_on_request(run, tmp_path):
+    lines = ({"id": "good", "text": "Action: go\n"}, {"id": "bad", "text": "Action: go\n", "format": "nowhere"})
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "refused: 1 trajectory" in run("f.jsonl")
+    with pytest.raises(InputError, match=r"format of trajectory 'bad': expected one of .*nowhere"):
+        run("f.jsonl", "--on-error", "stop")

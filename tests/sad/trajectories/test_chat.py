@@ -9,7 +9,7 @@ import pytest
 import sad
 from sad.trajectories.encode import encode
 from sad.trajectories.segment import segment
-from sad.trajectories.tokenizers import set_chat_template
+from sad.trajectories.tokenizers import read_chat_template
 
 R, A, O = (int(kind) for kind in (sad.Span.REASON, sad.Span.ACT, sad.Span.OBSERVE))
 
@@ -211,20 +211,18 @@ def test_unroll_decides_how_many_examples_a_conversation_makes(make_tokenizer):
         segment(messages, "chat", tokenizer=tokenizer, unroll="yes")
 
 
-def test_a_chat_template_from_a_file(make_tokenizer, tmp_path):
-    tokenizer = make_tokenizer(chat_template=DROPS)
+def test_a_chat_template_from_a_file(tmp_path):
     path = tmp_path / "keeps.jinja"
-    path.write_text(KEEPS)
-    set_chat_template(tokenizer, None)
-    assert tokenizer.chat_template == DROPS
-    set_chat_template(tokenizer, path)
-    assert tokenizer.chat_template == KEEPS
-    path.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}")
-    set_chat_template(tokenizer, path)
+    for template in (
+        KEEPS,
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}",
+    ):
+        path.write_text(template)
+        assert read_chat_template(path) == template
     for content, message in (("{% for %}", "a Jinja template"), (None, "a file with a chat template")):
         path.write_text(content) if content else path.unlink()
         with pytest.raises(sad.InputError, match=f"chat_template: expected {message}, got .*keeps.jinja"):
-            set_chat_template(tokenizer, path)
+            read_chat_template(path)
 
 
 def test_template_that_drops_or_rewrites_a_message_raises(spans_of):

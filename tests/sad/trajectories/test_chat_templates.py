@@ -22,6 +22,13 @@ OPENS_THOUGHT = (  # a template that drops thoughts, but asks for one, as that o
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
+ONE_PLACE = (  # a template with one place for a thought and a text before a call, as that of gpt-oss
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}{% if m.content and m.thinking %}"
+    "{{ raise_exception('Cannot pass both content and thinking') }}{% endif %}<think>{{ m.thinking or m.content }}</think>"
+    "<tool_call>{{ m.tool_calls[0].function | tojson }}</tool_call>{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DROPS_TEXT = ONE_PLACE.replace("{{ raise_exception('Cannot pass both content and thinking') }}", "")
 CALLS_FIRST = (  # a template that writes the calls before the text, as that of Gemma 4
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>"
     "{% endif %}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
@@ -132,3 +139,30 @@ def test_calls_that_the_template_writes_before_the_text(thought):
         ("Looking.<|im_end|>", sad.Span.REASON),
     ]
     assert [text for text, _ in found[:-2]] == (["<think>I think.</think>"] if thought else [])
+
+
+def test_a_template_with_one_place_for_thought_and_text():
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "Looking.", "reasoning_content": "I think.", "tool_calls": [call("look", "a")]},
+    ]
+    found, segmentation = spans(ONE_PLACE, messages)
+    assert found == [
+        ("<think>I think.\n\nLooking.</think>", sad.Span.REASON),
+        ('<tool_call>{"name": "look", "arguments": {}}</tool_call><|im_end|>', sad.Span.ACT),
+    ]
+    assert "one place for a thought and a text before a call" in segmentation.unparsed[0].reason
+    with pytest.raises(
+        sad.InputError, match="it has no place for the text"
+    ):  # one that drops the text does not ask for this
+        spans(DROPS_TEXT, messages)
+
+
+def test_a_think_block_goes_to_the_key_of_a_template_without_such_tags():
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.thinking %}[{{ m.thinking }}]{% endif %}{{ m.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    thought = "<think>\nI think.\n</think>\n\nDone."
+    found, segmentation = spans(template, [{"role": "user", "content": "one"}, {"role": "assistant", "content": thought}])
+    assert "<think>" not in segmentation.text and [kind for _, kind in found] == [sad.Span.REASON, sad.Span.ACT]

@@ -102,9 +102,12 @@ def test_what_is_not_split_is_reported():
 def test_the_time_is_linear(unit):
     """200 kB take under a second. In quadratic time they took from 3 to 20 seconds."""
     text = "<think></think>" + unit * (200_000 // len(unit))
-    start = time.process_time()
-    split_content(text, get_format("chat"), calls_follow=False, thoughts_apart=False)
-    assert time.process_time() - start < 1
+    for _ in range(3):  # a busy machine disturbs a measurement
+        start = time.process_time()
+        split_content(text, get_format("chat"), calls_follow=False, thoughts_apart=False)
+        if time.process_time() - start < 1:
+            return
+    pytest.fail("more than 1 s, three times")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sad.errors import InputError
+from sad.trajectories.json_values import absent
 from sad.trajectories.messages import shown
-from sad.trajectories.normalize import absent
 from sad.trajectories.sources.base import Source, conversation, is_dict_list
 from sad.trajectories.trajectory import Trajectory
 

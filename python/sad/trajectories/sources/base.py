@@ -106,6 +106,33 @@ def refuse_undesired(record: dict[str, Any], *keys: str) -> None:
             raise InputError(key, "true, a desired answer", "false", remedy)
 
 
+_RANKINGS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+_BESIDE = ("rejected_response", "rejected_messages")  # beside the answer that is trained
+
+
+def is_ranking(record: Any) -> bool:
+    """Returns whether a record holds a chosen and a rejected answer."""
+    if not isinstance(record, dict):
+        return False
+    pair = any(all(record.get(key) for key in keys) for keys in _RANKINGS)
+    return pair or any(record.get(key) for key in _BESIDE)
+
+
+def with_chosen(messages: list[dict[str, Any]], record: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
+    """Returns the messages with the chosen answer of a ranking, if the record holds it beside them.
+
+    Args:
+        messages: The conversation up to the answer.
+        record: The record. Its `chosen` is a message, a list of messages, or the whole conversation again.
+        keys: The key of the role in a message. Default: `role`.
+    """
+    chosen = record.get("chosen")
+    answer = [chosen] if isinstance(chosen, dict) else chosen
+    if not is_dict_list(answer) or not any(key in answer[0] for key in keys or ("role",)):
+        return messages
+    return answer if answer[: len(messages)] == messages else [*messages, *answer]
+
+
 def conversation(messages: list[dict[str, Any]], record: dict[str, Any], *used: str, **fields: Any) -> Trajectory:
     """Returns the trajectory of messages; the record's other keys go to `extra`.
 

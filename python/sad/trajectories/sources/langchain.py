@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sad.errors import InputError
+from sad.trajectories.json_values import absent, first_of, to_json
 from sad.trajectories.messages import shown
-from sad.trajectories.normalize import absent, first_of, to_json
 from sad.trajectories.sources.base import Source, conversation, grouped_in_file, is_dict_list, need, text_or
 from sad.trajectories.trajectory import Trajectory
 
@@ -108,6 +108,22 @@ def _read_run(record: dict[str, Any]) -> Trajectory:
     return conversation([*asked, *read[-1:]], record, "inputs", "outputs")
 
 
+def _update(record: Any) -> list[Any] | None:
+    """Returns the messages of a line of LangGraph's stream of updates: {node: {"messages": [...]}}."""
+    if not isinstance(record, dict) or not record or not all(isinstance(value, dict) for value in record.values()):
+        return None
+    found: list[Any] = []
+    for value in record.values():
+        messages = value.get("messages", [])
+        found += messages if isinstance(messages, list) else [messages]
+    return found if found and all(map(_is_message, found)) else None
+
+
+def _read_updates(records: list[Any]) -> Trajectory:
+    messages = [message for record in records for message in _update(record) or ()]
+    return _read_messages(messages)
+
+
 def _is_executor(record: Any) -> bool:
     return isinstance(record, dict) and isinstance(record.get("intermediate_steps"), list) and "input" in record
 
@@ -133,6 +149,13 @@ def _read_executor(record: dict[str, Any]) -> Trajectory:
 
 SOURCES = (
     Source("langchain-messages", "messages of one LangChain conversation", _is_message, _read_messages, grouped_in_file),
+    Source(
+        "langgraph-updates",
+        "updates of one LangGraph run",
+        lambda record: _update(record) is not None,
+        _read_updates,
+        grouped_in_file,
+    ),
     Source("langchain-executor", "runs of LangChain's AgentExecutor", _is_executor, _read_executor),
     Source("langsmith", "runs of a model (LangSmith)", lambda record: _run(record) is not None, _read_run),
     Source("langchain", "LangChain or LangGraph states", lambda record: _state(record) is not None, _read_state),

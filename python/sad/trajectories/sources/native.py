@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sad.trajectories.normalize import first_of
+from sad.trajectories.json_values import first_of, parsed
 from sad.trajectories.sources.base import (
     Source,
     conversation,
     grouped_in_file,
-    has,
     is_dict_list,
     need,
     refuse_undesired,
+    with_chosen,
     with_system,
 )
 from sad.trajectories.trajectory import Trajectory, from_record
@@ -38,9 +38,13 @@ def _read_native(record: Any) -> Trajectory:
         refuse_undesired(record, "label", "kto_tag")
         record = _with_token_mask(record)
         messages = record["messages"]
-        system = record.get("system")
-        if is_dict_list(messages) and isinstance(system, (str, list)):
-            record = {**record, "messages": with_system(messages, system)}
+        if is_dict_list(messages):
+            messages = with_chosen(messages, record)
+            if messages is not record["messages"]:
+                record = {key: value for key, value in record.items() if key != "chosen"}
+            system = record.get("system")
+            messages = with_system(messages, system) if isinstance(system, (str, list)) else messages
+            record = {**record, "messages": messages}
     return from_record(record)
 
 
@@ -66,21 +70,47 @@ def _reply(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [message] if isinstance(message, dict) and isinstance(message.get("role"), str) else []
 
 
+_SIDES = (("request", "response"), ("body", "response"), ("input", "output"), ("inputs", "outputs"))
+
+
+def _sides(record: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Returns a request with messages and what was answered, of logs that keep them under two keys.
+
+    A side may be JSON text. The request may be the list of its messages; the answer may be a message, or under `body`.
+    """
+    for keys in _SIDES if isinstance(record, dict) else ():
+        asked, answered = (parsed(record.get(key)) for key in keys)
+        asked = {"messages": asked} if isinstance(asked, list) else asked
+        if not isinstance(asked, dict) or not is_dict_list(asked.get("messages")):
+            continue
+        if any("role" not in message for message in asked["messages"]):
+            continue
+        if isinstance(answered, dict) and isinstance(answered.get("body"), dict):
+            answered = answered["body"]
+        if is_dict_list(answered) and "role" in answered[0]:
+            answered = {"message": answered[-1]}
+        if isinstance(answered, dict) and "role" in answered:
+            answered = {"message": answered}
+        return asked, {"response": answered}
+    return None
+
+
 def _is_exchange(record: Any) -> bool:
-    if has(record, "request") and isinstance(record["request"], dict):
-        return is_dict_list(record["request"].get("messages"))
+    sides = _sides(record)
+    if sides is not None:
+        return bool(_reply(sides[1])) or isinstance(record.get("request"), dict)
     return _is_chat(record) and bool(_reply(record))
 
 
 def _read_exchange(record: dict[str, Any]) -> Trajectory:
-    request = record.get("request") if isinstance(record.get("request"), dict) else record
+    request, answered = _sides(record) or (record, record)
     messages = need(request.get("messages"), list, "messages", "a list of messages")
     messages = with_system(messages, request.get("system"))
     tools = first_of(request, "tools", "functions")
     # the messages of a request are what the model read: only the response is its own
     read = [{**m, "train": False} if isinstance(m, dict) and m.get("role") == "assistant" else m for m in messages]
-    reply = _reply(record)
-    used = ("request", "response", "completion", "choices", "output", "messages", "system", "tools", "functions")
+    reply = _reply(answered)
+    used = (*sum(_SIDES, ()), "completion", "choices", "messages", "system", "tools", "functions")
     return conversation([*(read if reply else messages), *reply], record, *used, tools=tools)
 
 

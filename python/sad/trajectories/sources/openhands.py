@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sad.trajectories.normalize import absent, first_of
+from sad.trajectories.json_values import absent, first_of
 from sad.trajectories.sources.base import Source, conversation, grouped_in_file, is_dict_list, text_or
 from sad.trajectories.trajectory import Trajectory
 

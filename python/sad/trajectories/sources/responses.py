@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from sad.errors import InputError
+from sad.trajectories.json_values import absent, first_of
 from sad.trajectories.messages import shown
-from sad.trajectories.normalize import absent, first_of
 from sad.trajectories.sources.base import Source, conversation, grouped_in_file, is_dict_list, need, with_system
 from sad.trajectories.trajectory import Trajectory
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sad.trajectories.normalize import first_of
+from sad.trajectories.json_values import first_of
 from sad.trajectories.sources.base import Source, conversation, is_dict_list, need
 from sad.trajectories.trajectory import Trajectory
 

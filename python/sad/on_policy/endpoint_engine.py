@@ -20,6 +20,7 @@ from sad.envs.protocol import Env, Task
 from sad.errors import InputError
 from sad.on_policy.engines import Play
 from sad.on_policy.turns import Turn, stops_of
+from sad.responses import check_url
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -148,9 +149,13 @@ class VllmReload:
         url: URL of the server, with or without the version (`/v1`).
         folder: The folder that the server was started with.
         timeout: Timeout of a request in seconds.
+
+    Raises:
+        InputError: The URL is not one of a server.
     """
 
     def __init__(self, url: str, folder: str | Path, timeout: float = 600.0) -> None:
+        check_url(url)
         self._url, self._folder, self._timeout = url.rstrip("/").removesuffix("/v1"), Path(folder), timeout
 
     def __call__(self, student: nn.Module, step: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sad.errors import InputError
+from sad.training.fields import OnPolicyFields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,12 +46,22 @@ class OnPolicySource(Protocol):
         ...
 
 
-def check_on_policy(args: SADConfig, teacher: nn.Module | str | None, train_dataset: Any) -> None:
+def check_on_policy(
+    args: SADConfig, rollouts: OnPolicySource | None, teacher: nn.Module | str | None, train_dataset: Any
+) -> None:
     """Checks that a training can score and mix the student's own trajectories.
 
     Raises:
-        InputError: There is no live teacher, no data set with a length, or several GPUs share one process.
+        InputError: There is no live teacher, no data set with a length, or several GPUs share one process; or fields of the
+            rollouts are set although there are none.
     """
+    if rollouts is None:
+        changed = [item.name for item in dataclasses.fields(OnPolicyFields) if getattr(args, item.name) != item.default]
+        if changed:
+            remedy = "Pass --on-policy or --prefix-replay, or rollouts= in Python; or leave it out."
+            raise InputError(changed[0], "its default without rollouts", repr(getattr(args, changed[0])), remedy)
+        return
+    rollouts.check(args)
     if teacher is None:
         remedy = "Pass teacher_model: it must read what the student has written, which no cache holds."
         raise InputError("rollouts", "a live teacher", "none", remedy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from sad.errors import InputError
 from sad.options import option
@@ -51,6 +51,11 @@ class RolloutOptions:
         Raises:
             InputError: Options contradict each other, or one is missing.
         """
+        for item in [] if self.plays else fields(RolloutOptions):
+            default = item.default_factory() if item.default is MISSING else item.default
+            if (value := getattr(self, item.name)) != default:
+                remedy = "Pass one of them, or leave it out."
+                raise InputError(item.name, "--on-policy or --prefix-replay beside it", repr(value), remedy)
         if self.on_policy is not None and self.prefix_replay:
             remedy = "Pass one of them: an environment, or the prefixes of --data."
             raise InputError("prefix_replay", "no --on-policy beside it", repr(self.on_policy), remedy)

@@ -95,9 +95,7 @@ class SADTrainer(SpanLossTrainer, Trainer):
     ) -> None:
         teacher_model = _renamed(teacher, teacher_model)
         _check(teacher_model, args, teacher_cache)
-        if rollouts is not None:
-            check_on_policy(args, teacher_model, train_dataset)
-            rollouts.check(args)
+        check_on_policy(args, rollouts, teacher_model, train_dataset)
         if isinstance(teacher_model, (str, Path)):
             teacher_model = models.load_model("teacher_model", teacher_model)
         if isinstance(model, (str, Path)):

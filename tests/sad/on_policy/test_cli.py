@@ -87,6 +87,7 @@ def test_prefix_replay_needs_no_environment(train, tmp_path):
         (["--on-policy", "household", "--rollout-temperature", "0"], "temperature: expected a number > 0"),
         ([*HOUSEHOLD, "--rollout-tasks", "9"], "tasks: expected 1 to 4"),
         ([*HOUSEHOLD, "--rollout-prefix", "0.5"], "rollout_prefix: expected trajectories of the teacher on the tasks"),
+        (["--rollout-tasks", "3"], "rollout_tasks: expected --on-policy or --prefix-replay beside it, got 3"),
         (["--prefix-replay", "--rollout-endpoint", "http://localhost:1/v1"], "Pass --rollout-model and --rollout-reload."),
         (["--on-policy", "household", "--on-policy-share", "2"], "on_policy_share: expected a share from 0 to 1"),
     ],

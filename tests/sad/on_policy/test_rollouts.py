@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import subprocess
@@ -256,6 +257,25 @@ def test_bad_options_of_a_source(options, message):
 def test_bad_fields(tmp_path, field, value, expected):
     with pytest.raises(InputError, match=f"{field}: expected {expected}"):
         doors.trainer(tmp_path, source(), **{field: value})
+
+
+def test_fields_of_rollouts_need_rollouts(tmp_path):
+    with pytest.raises(InputError, match="rollout_interval: expected its default without rollouts, got 2"):
+        doors.trainer(tmp_path, None)
+
+
+@pytest.mark.parametrize("fields", [{"bf16": True}, {"gradient_checkpointing": True}, {"lora": True}])
+def test_the_student_plays_as_it_is_trained(tmp_path, fields):
+    """With autocast, checkpointing or adapters: the play changes nothing in the model, and the training goes on."""
+    student, teacher = copy.deepcopy(doors.models())
+    if fields == {"lora": True}:
+        peft = pytest.importorskip("peft")
+        student, fields = peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules=["q_proj"])), {}
+    made = doors.trainer(tmp_path, source(), (student, teacher), max_steps=3, **fields)
+    before = doors.weights(made).clone()
+    made.train()
+    assert [log["rollout_tokens"] > 0 for log in made.state.log_history if "rollout_tokens" in log] == [True, True]
+    assert not torch.equal(doors.weights(made), before) and made.model.training
 
 
 def test_a_trainer_needs_a_live_teacher_and_data(tmp_path):

@@ -20,6 +20,7 @@ WINGS = {
     "envs": 2,
     "training": 3,
     "agents": 3,
+    "on_policy": 4,
     "report": 4,
     "integrations": 4,
     "demo": 5,

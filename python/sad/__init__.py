@@ -49,6 +49,9 @@ _HOMES = {
     "sad.agents.episode": ("Episode",),
     "sad.agents.evaluate": ("evaluate",),
     "sad.agents.rollout": ("rollout",),
+    "sad.on_policy.endpoint_engine": ("EndpointEngine", "VllmReload"),
+    "sad.on_policy.env_rollouts": ("EnvRollouts",),
+    "sad.on_policy.prefix_replay": ("PrefixReplay",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = ("envs", "integrations")  # subpackages that `import sad` offers as attributes

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
 from sad.envs.protocol import Env, Task
@@ -17,6 +17,7 @@ from sad.responses import NoAnswerError, ResponseError, call_within, check_url, 
 from sad.server import error_text
 
 APIS = ("chat", "completions")
+Parsed = TypeVar("Parsed")
 _CHARACTERS_PER_TOKEN = 8  # limit for the text of servers that ignore `max_tokens`
 _LONGEST_RETRY_AFTER = 60.0  # seconds that the client waits if a server asks for a pause
 _PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before the next attempt after an invalid response; doubles each time
@@ -31,6 +32,18 @@ class Completion(NamedTuple):
     """
 
     text: str
+    truncated: bool
+
+
+class CompletedIds(NamedTuple):
+    """The tokens that a model generated in one request.
+
+    Attributes:
+        ids: The token ids, with the stop token if the server returns it.
+        truncated: Whether they end at the token limit.
+    """
+
+    ids: list[int]
     truncated: bool
 
 
@@ -101,8 +114,7 @@ class Endpoint:
             ContextFullError: The conversation is longer than the context of the model.
             InputError: The server rejected the request, was not reachable, or sent invalid responses only.
         """
-        openai = self._openai
-        options = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
+        options = self._options(max_tokens, temperature, seed)
         request: Callable[[], Any]
         if self.api == "chat":
             roles = ("user", "assistant")
@@ -110,6 +122,39 @@ class Endpoint:
             request = partial(self._client.chat.completions.create, messages=messages, **options)
         else:
             request = partial(self._client.completions.create, prompt="".join(conversation), **options)
+        completion = self._answer(request, _parse_response)
+        text, limit = completion.text, _CHARACTERS_PER_TOKEN * max_tokens
+        return Completion(text[:limit], completion.truncated or len(text) > limit)
+
+    def complete_ids(self, ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int) -> CompletedIds:
+        """Requests the next tokens after token ids, as token ids, with the completions API.
+
+        Args:
+            ids: The ids that the model reads.
+            max_tokens: Maximum number of generated tokens.
+            temperature: Sampling temperature. 0 is greedy.
+            seed: Seed of the sampling. The server may ignore it.
+
+        Raises:
+            ContextFullError: The ids are more than the context of the model.
+            InputError: As for `complete`, or the server does not return token ids.
+        """
+        options = self._options(max_tokens, temperature, seed)
+        extra = {"return_token_ids": True}
+        request = partial(self._client.completions.create, prompt=list(ids), extra_body=extra, **options)
+        return self._answer(request, partial(_parse_ids, url=self.url))
+
+    def _options(self, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+        return {"model": self.model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
+
+    def _answer(self, request: Callable[[], Any], parse: Callable[[Any], Parsed | None]) -> Parsed:
+        """Sends a request until `parse` accepts the response.
+
+        Raises:
+            ContextFullError: The prompt is longer than the context of the model.
+            InputError: The server rejected the request, was not reachable, or sent invalid responses only.
+        """
+        openai = self._openai
         for attempt in range(self.retries + 1):
             try:
                 response = call_within(self._seconds, request)
@@ -122,10 +167,9 @@ class Endpoint:
             except (openai.OpenAIError, NoAnswerError, ResponseError) as error:
                 raise self._request_error(error) from None
             else:
-                completion = _parse_response(response)
-                if completion is not None:
-                    text, limit = completion.text, _CHARACTERS_PER_TOKEN * max_tokens
-                    return Completion(text[:limit], completion.truncated or len(text) > limit)
+                parsed = parse(response)
+                if parsed is not None:
+                    return parsed
                 invalid = response
             if attempt < self.retries:
                 time.sleep(min(_PAUSE * 2**attempt, _LONGEST_PAUSE))
@@ -154,6 +198,22 @@ def _parse_response(response: Any) -> Completion | None:
         return None
     text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be written to a file
     return Completion(text, getattr(choices[0], "finish_reason", None) == "length")
+
+
+def _parse_ids(response: Any, url: str) -> CompletedIds | None:
+    """Returns the token ids of the first choice, or None if the response has no choice.
+
+    Raises:
+        InputError: The choice has no token ids.
+    """
+    choices = getattr(response, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        return None
+    ids = getattr(choices[0], "token_ids", None)
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        remedy = "Use vLLM 0.10.2 or newer, which returns them on request (return_token_ids)."
+        raise InputError("endpoint", f"token ids in the responses of {url}", "none", remedy)
+    return CompletedIds(ids, getattr(choices[0], "finish_reason", None) == "length")
 
 
 def rollout_endpoint(

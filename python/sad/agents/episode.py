@@ -74,6 +74,7 @@ class Episode:
         end: The reason why the episode ended. None while it runs.
         decoding: `"free"` or `"admissible"`.
         seed: Seed of the sampling.
+        replayed: Number of actions that were replayed before the model acted. `invalid_actions` does not count them.
     """
 
     task: Task
@@ -87,6 +88,7 @@ class Episode:
     end: EndReason | None = None
     decoding: str = "free"
     seed: int = 0
+    replayed: int = 0
 
     @property
     def won(self) -> bool:
@@ -113,6 +115,8 @@ class Episode:
             "end": self.end.value if self.end else None,
             "decoding": self.decoding,
         }
+        if self.replayed:
+            record["replayed"] = self.replayed
         if self.metrics:
             record["metrics"] = self.metrics
         return Trajectory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from sad.agents.cleaning import ACTION, ANSWER, REASONING, kinds_of_lines
 from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
 from sad.agents.kv_cache import CachedBatch
+from sad.agents.sampling import sample_token
 from sad.agents.transcript import ChatTranscriptTokenizer, TranscriptTokenizer
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
@@ -40,6 +42,7 @@ def rollout(
     prompt: str = "",
     chat: bool = False,
     clean: bool = True,
+    replayed: Sequence[Sequence[str]] | None = None,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
     """Runs one episode per task with a language model that writes `Reasoning:` and `Action:` lines (format `sad`).
@@ -66,35 +69,53 @@ def rollout(
         chat: Use the chat template of the tokenizer. Observations are user messages and turns are assistant messages.
             The prompt and the first observation are one message.
         clean: Normalize the form of the generated lines before the environment and the transcript receive them.
+        replayed: Turns per task, such as a teacher's, that are played before the model writes its first one. They do not
+            count in `max_steps`, and their tokens have kind 0, like a prompt.
         on_episode: Called with every finished episode, for example to show progress.
 
     Returns:
         One episode per task, in the order of `tasks`. `Episode.end` is the reason why it ended.
 
     Raises:
-        InputError: `decoding` is unknown, a number is out of range, or the tokenizer has no offsets, has no chat
-            template although `chat` is set, or is larger than the vocabulary of the model.
+        InputError: `decoding` is unknown, a number is out of range, a replayed turn has no action, or the tokenizer has no
+            offsets, has no chat template although `chat` is set, or is larger than the vocabulary of the model.
     """
     config = RolloutConfig(max_steps, max_turn_tokens, max_repeats, decoding, temperature, prompt, clean)
-    max_length = _resolve_max_length(model, max_length)
-    _validate(model, tokenizer, batch_size, max_length)
-    transcript = (ChatTranscriptTokenizer if chat else TranscriptTokenizer)(tokenizer, _stop_ids(model))
+    make_slot = slot_maker(model, tokenizer, env, config, batch_size=batch_size, max_length=max_length, chat=chat)
     seeds = [seed] * len(tasks) if isinstance(seed, int) else seed
-    jobs = list(zip(tasks, seeds, strict=True))
+    turns = [()] * len(tasks) if replayed is None else replayed
+    jobs = list(zip(tasks, seeds, turns, strict=True))
     episodes: list[Episode] = []
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(jobs), batch_size):
-            slots = [
-                RolloutSlot(EpisodeRunner(copy.copy(env), task, config, own_seed), transcript, config, max_length)
-                for task, own_seed in jobs[start : start + batch_size]
-            ]
+            slots = [make_slot(*job) for job in jobs[start : start + batch_size]]
             _run_batch(model, slots, on_episode)
             episodes += [slot.close() for slot in slots]
     finally:
         model.train(was_training)
     return episodes
+
+
+def slot_maker(
+    model: Any, tokenizer: Any, env: Env, config: RolloutConfig, *, batch_size: int, max_length: int | None, chat: bool
+) -> Callable[[Task, int, Sequence[str]], RolloutSlot]:
+    """Returns a function that starts an episode of a task with a seed, after turns that are replayed.
+
+    Arguments and errors as in `rollout`.
+    """
+    length = _resolve_max_length(model, max_length)
+    _validate(model, tokenizer, batch_size, length)
+    transcript = (ChatTranscriptTokenizer if chat else TranscriptTokenizer)(tokenizer, stop_ids(model))
+
+    def make(task: Task, seed: int, replayed: Sequence[str] = ()) -> RolloutSlot:
+        own = replace(config, max_steps=config.max_steps + len(replayed))
+        slot = RolloutSlot(EpisodeRunner(copy.copy(env), task, own, seed), transcript, own, length)
+        slot.replay(replayed)
+        return slot
+
+    return make
 
 
 class RolloutSlot:
@@ -149,12 +170,30 @@ class RolloutSlot:
         Args:
             logits: (V,) of this row, on the CPU.
         """
-        if self._config.temperature > 0:
-            uniform = torch.rand(logits.shape, generator=self._generator, dtype=torch.float64)
-            gumbel = -(-uniform.clamp_min(1e-300).log()).log()  # the argmax of logits + Gumbel noise is a sample
-            logits = logits.double() / self._config.temperature + gumbel
-        allowed = self._allowed_tokens()
-        return int(logits.argmax()) if allowed is None else allowed[int(logits[allowed].argmax())]
+        return sample_token(logits, self._config.temperature, self._generator, self._allowed_tokens())
+
+    def replay(self, turns: Sequence[str]) -> None:
+        """Plays given turns. Afterwards their tokens and those of the observations count as a prompt.
+
+        Raises:
+            InputError: A turn has no action.
+        """
+        episode = self.episode
+        for turn in turns:
+            if self.done:
+                break
+            line = "" if self._transcript.is_chat else episode.text.splitlines(keepends=True)[-1]
+            self._append_generated(self._transcript.encode_after(line, turn))
+            if not self._step(turn):
+                raise InputError("replayed", "turns with an `Action:` or `Answer:` line", repr(turn), "Leave it out.")
+        if turns:
+            self._kinds, self._turn = "0" * len(episode.token_ids), []
+            episode.generated_mask = [False] * len(episode.token_ids)
+            episode.replayed, episode.invalid_actions = len(episode.actions), 0
+
+    def end(self, reason: EndReason) -> None:
+        """Ends the episode, unless it has ended."""
+        self._runner.end(reason, self._turn_text())
 
     def append(self, token: int) -> None:
         """Appends a generated token. If it completes an `Action:` line, the environment steps."""
@@ -286,7 +325,7 @@ def _resolve_max_length(model: Any, max_length: int | None) -> int:
     return min(limits)
 
 
-def _stop_ids(model: Any) -> list[int]:
+def stop_ids(model: Any) -> list[int]:
     """Returns the end-of-sequence tokens in the generation config. Instruction-tuned models have several."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return ids if isinstance(ids, list) else [] if ids is None else [ids]

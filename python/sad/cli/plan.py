@@ -37,7 +37,8 @@ def command(options: PlanOptions) -> None:
     """Show what fits on a GPU: memory by term, the largest micro-batch, and the command to run.
 
     Reads only the models' configs: it downloads nothing and needs no GPU. It knows GPT-2, OPT, LLaMA, Qwen2.5 and Qwen3
-    by name. The exit code is 1 if neither linear nor cached fits.
+    by name. The exit code is 1 if neither linear nor cached fits. With --on-policy there is no cache: no file holds the text
+    that the student writes.
     """
     import json
 
@@ -97,7 +98,8 @@ def _show(found: Plan) -> None:
         [mode, "yes" if mode == "hidden" else "no", str(size.row), f"{size.row / 10**3:.1f}", _gb(size.head)]
         for mode, size in found.caches.items()
     ]
-    _show_table(_CACHE_COLUMNS, caches, "Teacher cache on disk, per supervised token")
+    if caches:
+        _show_table(_CACHE_COLUMNS, caches, "Teacher cache on disk, per supervised token")
     for mode, mode_plan in found.modes.items():
         savings = f"; fits with {' and '.join(mode_plan.savings)}" if mode_plan.savings else ""
         peak = f"; peak: {mode_plan.peak_phase.name}"

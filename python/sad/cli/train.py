@@ -25,6 +25,7 @@ def command(options: TrainOptions, context: typer.Context) -> None:
     if options.fields:
         typer.echo(field_help())
         return
+    from sad.cli.rollouts import make_rollouts
     from sad.training.run import distill
     from sad.training.run_folder import RunFolder
 
@@ -42,7 +43,7 @@ def command(options: TrainOptions, context: typer.Context) -> None:
     chosen = {name: values.pop(name) for name in names if name in values}
     if chosen.get("eval_data"):
         values.setdefault("eval_strategy", "epoch")
-    distill(TrainOptions(**chosen, resume=options.resume), values, say=typer.echo)
+    distill(TrainOptions(**chosen, resume=options.resume), values, say=typer.echo, make_rollouts=make_rollouts)
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

@@ -36,6 +36,7 @@ class Setup:
         top_k: Log-probabilities per token in the cache.
         gpu_memory: Bytes of the GPU, of which the logits of a chunk take a share.
         shards: Number of GPUs that share the weights of both models (FSDP2); 1: each GPU has all of them.
+        rollout_batch: Episodes that the student plays at once between two steps; 0: it does not play.
     """
 
     mode: str = "linear"
@@ -52,6 +53,7 @@ class Setup:
     top_k: int = 64
     gpu_memory: int = 24 * 10**9
     shards: int = 1
+    rollout_batch: int = 0
 
     @property
     def tokens(self) -> int:
@@ -274,8 +276,29 @@ def phases(student: ModelShape, teacher: ModelShape | None, setup: Setup) -> lis
         found.insert(0, Phase("teacher", _teacher_workspace(teacher, setup) + gathered, teacher_output))
         if gathered and setup.mode == "linear":  # the loss gathers the teacher's head
             found = [replace(x, loss=x.loss + 2 * teacher.lm_head) if x.name in ("forward", "loss") else x for x in found]
+    if setup.rollout_batch:
+        found.append(_play(student, setup))
     loaded = _loaded_bytes(teacher, setup)
     return [replace(phase, loss=phase.loss + loaded) for phase in found]
+
+
+def _play(student: ModelShape, setup: Setup) -> Phase:
+    """Returns the phase in which the student plays: its KV cache, one layer's temporaries, and the logits of a token.
+
+    The first forward pass reads all that comes before the first turn, at most a whole sequence per episode.
+    """
+    c, playing = setup.matmul_bytes, replace(setup, micro_batch=setup.rollout_batch)
+    copies = autocast_copies(student, setup) + (2 * student.lm_head if setup.autocasts else 0)
+    attention = c * playing.tokens * setup.seq  # the mask of the first pass
+    if student.key_width < student.query_width:  # keys and values of one layer are expanded to all heads
+        attention += 2 * c * playing.tokens * student.query_width
+    logits = (4 + c) * setup.rollout_batch * student.vocab
+    return Phase("play", rollout_cache(student, setup) + copies + attention + _forward_workspace(student, playing), logits)
+
+
+def rollout_cache(student: ModelShape, setup: Setup) -> int:
+    """Returns the bytes of the KV cache of `rollout_batch` episodes: keys and values, in buffers half as long again."""
+    return 3 * setup.rollout_batch * setup.seq * student.layers * student.key_width * setup.matmul_bytes
 
 
 @dataclass(frozen=True)

@@ -112,11 +112,12 @@ def plan(request: PlanRequest) -> Plan:
     if request.lora and not student.adapted(request.lora_target):
         raise InputError("lora_target", "layers that the student has", request.lora_target, "Choose --lora-target all.")
     usable = usable_bytes(request.gpu_bytes)
-    modes = {mode: _plan_mode(mode, teacher, student, request, usable) for mode in MODES}
-    mode = next((mode for mode in ("linear", "cached") if modes[mode].fits), None)
+    possible = [mode for mode in MODES if mode not in CACHES] if request.on_policy else MODES  # no cache has new text
+    modes = {mode: _plan_mode(mode, teacher, student, request, usable) for mode in possible}
+    mode = next((mode for mode in ("linear", "cached") if mode in modes and modes[mode].fits), None)
     command = _command(request, student, modes[mode]) if mode else None
     notes = tuple(_notes(request, teacher, student, modes, mode))
-    caches = {name: cache_size(name, teacher, request.top_k) for name in CACHES}
+    caches = {name: cache_size(name, teacher, request.top_k) for name in CACHES if name in modes}
     return Plan(request, teacher, student, usable, modes, caches, mode, command, notes)
 
 
@@ -146,6 +147,7 @@ def _setups(request: PlanRequest, mode: str) -> Iterator[tuple[Setup, tuple[str,
                 top_k=request.top_k,
                 gpu_memory=request.gpu_bytes,
                 shards=shards,
+                rollout_batch=request.rollout_batch if request.on_policy else 0,
             )
             yield setup, savings
 
@@ -179,6 +181,8 @@ def _command(request: PlanRequest, student: ModelShape, chosen: ModePlan) -> str
         "per_device_train_batch_size": setup.micro_batch,
         "gradient_accumulation_steps": chosen.accumulation,
     }
+    if setup.rollout_batch:
+        config |= {"on_policy": "household", "rollout_batch_size": setup.rollout_batch}
     if setup.dtype == "bf16":
         config["bf16"] = True
     if setup.shards_teacher and setup.mode != "cached":
@@ -242,11 +246,14 @@ def _notes(
             f"The mode hidden fits too. For the exact loss, replace --top-k {request.top_k} by --hidden, and train with "
             f"--per-device-train-batch-size {chosen.setup.micro_batch} --gradient-accumulation-steps {chosen.accumulation}."
         )
+    if request.on_policy and mode is not None:
+        yield "Replace household by your environment, or --on-policy household by --prefix-replay."
     if mode is None:
-        least = min(("linear", "cached"), key=lambda name: modes[name].peak)
+        least = min((name for name in ("linear", "cached") if name in modes), key=lambda name: modes[name].peak)
         missing = (modes[least].peak - usable_bytes(request.gpu_bytes)) / 10**9
         needed = math.ceil((modes[least].peak + RESERVED_BYTES) / (1 - FRAGMENTATION) / 10**9)
         yield (
             f"Nothing fits: {least} lacks {missing:.1f} GB and needs a GPU of {needed} GB. To use less memory, add adapters "
             "(--lora), use fewer bits for the teacher (--teacher-bits), a smaller student, or shorter sequences."
+            + (" Play fewer episodes at once (--rollout-batch)." if modes[least].peak_phase.name == "play" else "")
         )

@@ -64,18 +64,30 @@ class PlanRequest:
         help="Fraction of the tokens that are reasoning or action (or observation, with lambda_observe above 0).",
         group="Training",
     )
+    on_policy: bool = option(
+        False,
+        flag="--on-policy",
+        help="Plan a training in which the student plays (sad train --on-policy).",
+        group="Rollouts",
+    )
+    rollout_batch: int = option(
+        64, help="Episodes that the student plays at once (--rollout-batch-size of sad train).", group="Rollouts"
+    )
     teacher_bits: int = option(16, help="Bits per weight in the teacher's layers: 16, 8 or 4.", group="Teacher")
     top_k: int = option(64, help="Log-probabilities per token in a teacher cache.", group="Teacher")
 
     def __post_init__(self) -> None:
         parse_memory_size(self.gpu)
-        for name, least in (("gpus", 1), ("batch", 1), ("seq", 2), ("lora", 0), ("top_k", 1)):
+        for name, least in (("gpus", 1), ("batch", 1), ("seq", 2), ("lora", 0), ("top_k", 1), ("rollout_batch", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(name, f"a whole number >= {least}", repr(value), "Choose a value in that range.")
         if self.batch % self.gpus:
             got, remedy = f"{self.batch} on {self.gpus} GPUs", "Choose a multiple, so that every GPU has as many sequences."
             raise InputError("batch", "a multiple of gpus", got, remedy)
+        if self.on_policy and self.gpus > 1:
+            remedy = "Plan for one GPU: with DDP each process plays its part of the episodes."
+            raise InputError("gpus", "1 with on_policy, because a sharded student cannot play", str(self.gpus), remedy)
         fraction = self.supervised_fraction
         if not isinstance(fraction, Real) or not 0 < fraction <= 1:
             raise InputError("supervised_fraction", "a share above 0, at most 1", repr(fraction), "Use 0.6 if unsure.")

@@ -16,6 +16,7 @@ import yaml
 from sad.errors import InputError
 from sad.options import option
 from sad.training.fields import GROUPS
+from sad.training.rollout_options import RolloutOptions
 from sad.trajectories.options import check_encoding, encoding_option
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ _TYPE_NAMES = {str: "a string", bool: "true or false", int: "a whole number", fl
 _ABSENT = object()  # not argparse.SUPPRESS: `set_defaults` would convert that string
 
 
+_LISTS = ("data", "eval_data", "rollout_option")
+
+
 @dataclass
-class RunOptions:
-    """The models and the data of a run. The other options are fields of `sad.SADConfig`."""
+class _ModelsAndData:
+    """The models and the data of a run."""
 
     teacher: str | None = option(
         None,
@@ -79,6 +83,11 @@ class RunOptions:
     chat_template: str | None = encoding_option("chat_template", "Data")
     on_error: str = encoding_option("on_error", "Data")
 
+
+@dataclass
+class RunOptions(RolloutOptions, _ModelsAndData):
+    """The models, the data and the rollouts of a run. The other options are fields of `sad.SADConfig`."""
+
     def check(self, needs_teacher: bool = True) -> None:
         """Checks the values without touching any file.
 
@@ -90,12 +99,13 @@ class RunOptions:
         """
         from sad import models
 
-        for name in ("data", "eval_data"):
+        for name in _LISTS:
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, [value])
             elif not isinstance(value, list) or not all(isinstance(path, str) for path in value):
-                raise InputError(name, "a path or a list of paths", repr(value), "Fix the value.")
+                expected = "name=value or a list of them" if name == "rollout_option" else "a path or a list of paths"
+                raise InputError(name, expected, repr(value), "Fix the value.")
         hints = typing.get_type_hints(RunOptions)
         for item in dataclasses.fields(RunOptions):
             value = getattr(self, item.name)
@@ -103,12 +113,13 @@ class RunOptions:
             if value in (None, []) and item.name in ("teacher", "student", "data") and not optional:
                 remedy = f"Pass --{item.name}, or write `{item.name}:` in the file of --config."
                 raise InputError(item.name, "a path", "nothing", remedy)
-            if item.name in ("data", "eval_data"):
+            if item.name in _LISTS:
                 continue
             [kind] = {*typing.get_args(hints[item.name]), hints[item.name]} & _TYPE_NAMES.keys()
             accepted = (int, float) if kind is float else kind
             if value is not None and (not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool)):
                 raise InputError(item.name, _TYPE_NAMES[kind], repr(value), "Fix the value.")
+        self.check_rollouts(self.teacher)
         beside = self.teacher or self.teacher_quantization
         if self.teacher_cache is not None and beside is not None:
             remedy = "Pass either a teacher or a teacher cache."

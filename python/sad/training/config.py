@@ -10,9 +10,10 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 
 from sad.errors import InputError
-from sad.training.fields import GROUPS, BatchFields, CurriculumFields
+from sad.training.fields import GROUPS, BatchFields, CurriculumFields, OnPolicyFields
 from sad.training.loss_config import SpanLossConfig, check_choice, check_number
 from sad.training.packing import PACKINGS
+from sadkernels.divergence import DIVERGENCES
 
 CURRICULUM_UNITS = ("relative", "raw")
 OWN_FIELDS = tuple(item.name for group in GROUPS.values() for item in dataclasses.fields(group))
@@ -25,7 +26,7 @@ def _redefault(name: str, default: Any) -> Any:
 
 
 @dataclass
-class SADConfig(CurriculumFields, SpanLossConfig, BatchFields, TrainingArguments):
+class SADConfig(OnPolicyFields, CurriculumFields, SpanLossConfig, BatchFields, TrainingArguments):
     r"""The configuration of `sad.SADTrainer`. It has all fields of `transformers.TrainingArguments`.
 
     The defaults are the paper's recipe (appendix B): AdamW, learning rate 2e-5 with linear warm-up and cosine decay,
@@ -66,6 +67,7 @@ class SADConfig(CurriculumFields, SpanLossConfig, BatchFields, TrainingArguments
         check_number(self, "pad_to_multiple_of", "a whole number >= 1", lambda x: x >= 1 and x == int(x), optional=True)
         check_choice(self, "packing", PACKINGS)
         self._check_curriculum()
+        self._check_on_policy()
         if self.label_smoothing_factor:
             got = str(self.label_smoothing_factor)
             remedy = "The teacher's distribution is a soft target already; raise temperature to smooth it."
@@ -80,6 +82,16 @@ class SADConfig(CurriculumFields, SpanLossConfig, BatchFields, TrainingArguments
             if isinstance(value, float) and not math.isfinite(value) and not unlimited:
                 raise InputError(item.name, "a finite number", str(value), "Choose a finite number.")
         check_number(self, "learning_rate", "a number >= 0", lambda x: x >= 0)
+
+    def _check_on_policy(self) -> None:
+        for name in ("rollout_interval", "rollout_episodes", "rollout_window"):
+            check_number(self, name, "a whole number >= 1", lambda x: x >= 1 and x == int(x))
+        check_number(self, "rollout_turns", "a whole number >= 1", lambda x: x >= 1 and x == int(x), optional=True)
+        for name in ("on_policy_start", "on_policy_share", "rollout_prefix"):
+            check_number(self, name, "a share from 0 to 1", lambda x: 0 <= x <= 1)
+        for name in ("on_policy_end", "rollout_depth_end"):
+            check_number(self, name, "a share above 0, at most 1", lambda x: 0 < x <= 1)
+        check_choice(self, "on_policy_divergence", DIVERGENCES)
 
     def _check_curriculum(self) -> None:
         for name in ("curriculum_alpha", "curriculum_beta", "curriculum_gamma"):

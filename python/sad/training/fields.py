@@ -114,5 +114,35 @@ class CurriculumFields:
     )
 
 
+@dataclass
+class OnPolicyFields:
+    """When the student plays, how much of a step its own trajectories are, and how far it is on its own."""
+
+    rollout_interval: int = _field(8, help="Optimizer steps between two rollouts of the student, >= 1.")
+    rollout_episodes: int = _field(64, help="Episodes of a rollout, over all processes, >= 1.")
+    rollout_window: int = _field(1, help="Number of latest rollouts that a step draws its own trajectories from, >= 1.")
+    on_policy_start: float = _field(0.0, help="Share of the batches that are the student's own at the start, 0 to 1.")
+    on_policy_share: float = _field(
+        1.0, help="Share of the batches that are the student's own from on_policy_end on, 0 to 1."
+    )
+    on_policy_end: float = _field(0.5, help="Share of the training after which on_policy_share holds, above 0, at most 1.")
+    on_policy_divergence: str = _field(
+        "reverse_kl", help="divergence of the student's own trajectories: reverse_kl, jsd or forward_kl."
+    )
+    rollout_prefix: float = _field(
+        0.0,
+        help="Share of the teacher's turns that are replayed before the student acts, at the start of the training, 0 to 1; "
+        "it falls to 0 at rollout_depth_end.",
+    )
+    rollout_turns: int | None = _field(
+        None,
+        help="Turns that the student may play at the start of the training; they grow to all at rollout_depth_end. "
+        "Default: all from the start.",
+    )
+    rollout_depth_end: float = _field(
+        0.5, help="Share of the training after which episodes have their whole length, above 0, at most 1."
+    )
+
+
 # Heading in `sad train --help` -> fields.
-GROUPS = {"Data": BatchFields, "Loss": LossFields, "Curriculum": CurriculumFields}
+GROUPS = {"Data": BatchFields, "Loss": LossFields, "Curriculum": CurriculumFields, "On-policy": OnPolicyFields}

@@ -15,6 +15,7 @@ _COLUMNS = (
     ("act", "loss_act", 9, ".4f"),
     ("observe", "loss_observe", 9, ".4f"),
     ("agree", "agreement", 7, ".1%"),
+    ("solved", "rollout_success", 8, ".1%"),
     ("lr", "learning_rate", 9, ".1e"),
     ("tok/s", "tokens_per_second", 8, ",.0f"),
     ("GiB", "peak_memory_gib", 6, ".2f"),

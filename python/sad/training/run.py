@@ -26,6 +26,7 @@ from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
 from sad.training.config import SADConfig
 from sad.training.data_files import evaluation_sets, expand_paths
 from sad.training.model_card import model_card
+from sad.training.on_policy import OnPolicySource
 from sad.training.peers import launched_processes
 from sad.training.progress import LogTable, step_line
 from sad.training.run_folder import MetricsWriter, RunFolder
@@ -43,7 +44,15 @@ _STEP_FIELDS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _PROBES = 8  # trajectories that both tokenizers must tokenize alike
 
 
-def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None] = print) -> SADTrainer:
+MakeRollouts = Callable[[RunOptions, SADConfig, PreTrainedTokenizerBase, list[Trajectory]], OnPolicySource | None]
+
+
+def distill(
+    options: TrainOptions,
+    values: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+    make_rollouts: MakeRollouts = lambda options, config, tokenizer, trajectories: None,
+) -> SADTrainer:
     """Trains the student and saves it, with records, in the folder `options.out`. The process locks the folder meanwhile.
 
     All input is checked before the folder is written to. Under `torchrun` or `accelerate launch` every process calls this.
@@ -52,6 +61,7 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         options: The models, the data and the output folder.
         values: Values of `SADConfig` fields; the others have their defaults.
         say: Receives progress messages, in one process only.
+        make_rollouts: Makes the source of the student's own trajectories, or returns None.
 
     Returns:
         The trainer, after training.
@@ -62,11 +72,15 @@ def distill(options: TrainOptions, values: Mapping[str, Any], say: Callable[[str
         Interrupted: A signal has ended the training, after a checkpoint was saved.
     """
     with contextlib.ExitStack() as stack:
-        return _distill(options, values, say, stack)
+        return _distill(options, values, say, make_rollouts, stack)
 
 
 def _distill(
-    options: TrainOptions, values: Mapping[str, Any], say: Callable[[str], None], stack: contextlib.ExitStack
+    options: TrainOptions,
+    values: Mapping[str, Any],
+    say: Callable[[str], None],
+    make_rollouts: MakeRollouts,
+    stack: contextlib.ExitStack,
 ) -> SADTrainer:
     options.check(needs_teacher=values.get("ce_weight") != 1.0)
     if not isinstance(options.out, str):
@@ -121,6 +135,7 @@ def _distill(
     digest = difficulty.read_rows(corpora["data"].examples, config.max_length).digest
     if options.resume:
         run.check_same_data(digest)
+    rollouts = make_rollouts(options, config, tokenizer, read["data"][0])
     teacher, student = _load_models(options, config, tokenizer, announce)
     teacher_digest = None if teacher is None else model_digest(teacher)
     if cache is not None:
@@ -141,6 +156,7 @@ def _distill(
         eval_dataset=_evaluation_datasets(corpora),
         processing_class=tokenizer,
         teacher_cache=cache,
+        rollouts=rollouts,
         callbacks=[MetricsWriter(run.metrics)],
     )
     LogTable.install(trainer)

@@ -26,6 +26,7 @@ class RunFolder:
         run.json          versions, and counts of the data
         metrics.jsonl     one line per log
         curriculum.json   difficulties of the trajectories
+        rollouts/         what the student played, if it did
         checkpoint-N/     checkpoints to resume from
         model/            the trained student with its tokenizer
 

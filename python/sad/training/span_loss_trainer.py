@@ -29,6 +29,7 @@ from sadkernels import backends
 from sadkernels.spans import SpanKind, SpanStats
 
 Dataset = Sequence[Mapping[str, Any]]
+ON_POLICY = "on_policy"  # entry of a batch of the student's own trajectories, and prefix of their names in the log
 
 
 class SpanLossTrainer:
@@ -74,10 +75,9 @@ class SpanLossTrainer:
         _check_observations(config, train_dataset, collator, max_length)
         self._loss_config = config
         self.teacher_cache = None if cache is None else open_cache(cache)
-        rows_known = hasattr(train_dataset, "__len__")
-        self._span_loss = choose_loss(
-            config, student, teacher, self.teacher_cache, collator, device=device, rows_known=rows_known, gpus=gpus
-        )
+        options = {"device": device, "rows_known": hasattr(train_dataset, "__len__"), "gpus": gpus}
+        self._span_loss = choose_loss(config, student, teacher, self.teacher_cache, collator, **options)
+        self._on_policy_loss: SpanLoss | None = None
         if self.teacher_cache is not None:
             for name, dataset in datasets.items():
                 if dataset is not None:
@@ -100,7 +100,7 @@ class SpanLossTrainer:
             remedy = "Leave dispatch_batches out: it splits batches without their loss_rows."
             raise InputError("accelerator_config", "no dispatch_batches with a teacher cache", "true", remedy)
         self._logits_are_read = True  # in `compute_loss(return_outputs=True)`
-        self._meters = {"train": SpanMeter(), "eval": SpanMeter()}
+        self._meters = {"train": SpanMeter(), "on_policy": SpanMeter(), "eval": SpanMeter()}
         self._contrastive, self._eval_loss, self._token_weights = MeanMeter(), MeanMeter(), MeanMeter(size=3)
         self._throughput = Throughput(self.args.device)
         self.add_callback(self._throughput)
@@ -144,14 +144,19 @@ class SpanLossTrainer:
 
         In training, `contrastive_weight` adds the contrastive term of the batch, divided by the number of accumulated
         batches. Over the step that is the mean of all batches of all processes.
+
+        A batch of the student's own trajectories has the entry `on_policy`. Its loss has a divergence and a log of its own.
         """
-        inputs = without_unseen(inputs)
+        own_play = inputs.get(ON_POLICY, False)
+        inputs = without_unseen({name: x for name, x in inputs.items() if name != ON_POLICY})
+        span_loss = self._on_policy_loss if own_play else self._span_loss
         needs_logits = return_outputs and self._logits_are_read
         own = weight_sum(inputs, self._loss_config.observe)
         normalizer = own if num_items_in_batch is None else num_items_in_batch
-        output = self._span_loss(model, inputs, normalizer, self.accelerator, needs_logits=needs_logits)
+        output = span_loss(model, inputs, normalizer, self.accelerator, needs_logits=needs_logits)
         valid = torch.isfinite(output.loss.detach()) if model.training and self._loss_config.nan_policy == "skip" else None
-        self._meters["train" if model.training else "eval"].add(output.stats, valid)
+        meter = ("on_policy" if own_play else "train") if model.training else "eval"
+        self._meters[meter].add(output.stats, valid)
         if not model.training:
             self._eval_loss.add(output.loss * normalizer, own)
         elif self._loss_config.token_weighting != "none":
@@ -206,6 +211,10 @@ class SpanLossTrainer:
         if "loss" in logs:
             sums, taken = self._sums("train"), self.accelerator.gather(self._throughput.take()).view(-1, 3)
             logs = {**logs, **span_metrics(sums)}
+            if self._on_policy_loss is not None:
+                own = self._sums("on_policy")
+                logs |= {f"{ON_POLICY}_{name}": value for name, value in span_metrics(own).items()}
+                sums = sums + own
             if self._loss_config.contrastive_weight:
                 [logs["contrastive_loss"]] = self._means(self._contrastive)
             if self._loss_config.token_weighting != "none":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import itertools
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,11 +29,13 @@ from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler, curriculum_sampler
 from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
+from sad.training.loss_config import SpanLossConfig
 from sad.training.model_card import model_card
+from sad.training.on_policy import OnPolicySource, check_on_policy
 from sad.training.packing import why_not_packed
 from sad.training.peers import reports_lost_process
 from sad.training.prefetch import reading_workers
-from sad.training.span_loss_trainer import Dataset, SpanLossTrainer
+from sad.training.span_loss_trainer import Dataset, SpanLossTrainer, choose_loss
 from sad.trajectories.corpus import cut_warning
 
 logger = logging.get_logger(__name__)
@@ -65,6 +69,8 @@ class SADTrainer(SpanLossTrainer, Trainer):
         teacher: Deprecated name of `teacher_model`.
         peft_config: A `peft.LoraConfig` or another configuration of peft: adapters are added to the student, whose own
             weights are frozen.
+        rollouts: A source of the student's own trajectories, `sad.EnvRollouts` or `sad.PrefixReplay` (on-policy
+            distillation): they replace a share of the batches, which `args` schedules. It needs a `teacher_model`.
         **kwargs: Passed on to `transformers.Trainer`.
 
     Raises:
@@ -84,10 +90,12 @@ class SADTrainer(SpanLossTrainer, Trainer):
         teacher_cache: TeacherCache | str | Path | None = None,
         teacher: nn.Module | None = None,
         peft_config: Any = None,
+        rollouts: OnPolicySource | None = None,
         **kwargs: Any,
     ) -> None:
         teacher_model = _renamed(teacher, teacher_model)
         _check(teacher_model, args, teacher_cache)
+        check_on_policy(args, rollouts, teacher_model, train_dataset)
         if isinstance(teacher_model, (str, Path)):
             teacher_model = models.load_model("teacher_model", teacher_model)
         if isinstance(model, (str, Path)):
@@ -112,6 +120,12 @@ class SADTrainer(SpanLossTrainer, Trainer):
         datasets = {"train_dataset": train_dataset, **named}
         options = {"device": args.device, "max_length": args.max_length, "gpus": args.n_gpu}
         self._set_span_loss(args, model, teacher_model, cache, data_collator, datasets, **options)
+        if rollouts is not None:
+            own = {item.name: getattr(args, item.name) for item in dataclasses.fields(SpanLossConfig)}
+            config = SpanLossConfig(**own | {"divergence": args.on_policy_divergence})
+            self._on_policy_loss = choose_loss(
+                config, model, teacher_model, None, data_collator, device=args.device, rows_known=True
+            )
         args.dataloader_num_workers = reading_workers(args, cache)
         super().__init__(
             model,
@@ -128,6 +142,9 @@ class SADTrainer(SpanLossTrainer, Trainer):
         self.finite_guard = FiniteGuard(self)
         self.add_callback(self.finite_guard)
         self.add_callback(_EpochSetter(self))
+        self.rollouts = rollouts
+        if rollouts is not None:
+            rollouts.attach(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains. `resume_from_checkpoint=True` takes the newest complete checkpoint in the output folder.
@@ -152,6 +169,13 @@ class SADTrainer(SpanLossTrainer, Trainer):
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.args.nan_policy == "skip" else loss
 
     # --- the data ---
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Returns the batches of an optimizer step, some of them replaced by the student's own, and their token count."""
+        if self.rollouts is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.rollouts.mixed(list(itertools.islice(epoch_iterator, num_batches)))
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Returns the data loader of an evaluation. Its batches are not packed: one row is one example."""
@@ -196,7 +220,7 @@ class SADTrainer(SpanLossTrainer, Trainer):
         if self.curriculum_sampler is not None and self.state.max_steps:
             progress = self.state.global_step / self.state.max_steps
             logs["curriculum_share"] = float(self.curriculum_sampler.admitted_share(progress))
-        return logs
+        return logs if self.rollouts is None else logs | self.rollouts.logs()
 
     # --- checkpoints ---
 

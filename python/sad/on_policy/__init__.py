@@ -1,0 +1,1 @@
+"""On-policy distillation: the student acts, the teacher scores each span."""

@@ -16,7 +16,7 @@ COPIES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 REFERENCE = {
     "losses": ("Losses", ("sad.losses", "sad.trajectories.spans", "sad.errors")),
     "trajectories": ("Trajectories", ("sad.trajectories.",)),
-    "training": ("Training", ("sad.training.", "sad.teacher_cache.", "sad.planner.", "sad.integrations.")),
+    "training": ("Training", ("sad.training.", "sad.teacher_cache.", "sad.on_policy.", "sad.planner.", "sad.integrations.")),
     "agents": ("Agents and environments", ("sad.agents.", "sad.envs.")),
 }
 # Public names that are not attributes of `sad`.

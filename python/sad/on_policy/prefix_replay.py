@@ -16,12 +16,13 @@ from sad.on_policy.examples import judge_all
 from sad.on_policy.rollouts import Rollout, Rollouts
 from sad.on_policy.turns import Turn
 from sad.training.config import SADConfig
-from sad.trajectories.content import spans_of, split_content
+from sad.trajectories.content import split_content
 from sad.trajectories.encode import Encoding, encode_trajectory
 from sad.trajectories.formats import ChatFormat, Format
 from sad.trajectories.generated import decode_with_offsets, label_generated
 from sad.trajectories.kept import KeptTokens, digest
-from sad.trajectories.refused import check_on_error
+from sad.trajectories.options import check_on_error
+from sad.trajectories.pieces import spans_of
 from sad.trajectories.rendered import find_dialect
 from sad.trajectories.spans import SpanKind, span_ids_from_offsets
 from sad.trajectories.trajectory import Trajectory

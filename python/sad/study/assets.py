@@ -95,6 +95,15 @@ class Assets:
         env = self.env(self._environment.split)
         return env, self._tasks(env, start, count, "training tasks")
 
+    def _teacher_tasks(self) -> tuple[Env, Sequence[Task]]:
+        """Returns the environment and the training tasks of the lessons."""
+        config = self._environment
+        if not config.teacher_tasks:
+            return self._training_tasks(0, config.expert_tasks)
+        return self._training_tasks(
+            config.expert_tasks if config.teacher_start is None else config.teacher_start, config.teacher_tasks
+        )
+
     def _tasks(self, env: Env, start: int, count: int, what: str) -> Sequence[Task]:
         found = env.tasks[start : start + count]
         if len(found) < count:
@@ -159,8 +168,7 @@ class Assets:
         if not config.teacher_tasks:
             count = sad.write_jsonl(path, (one for one in sad.read_jsonl(self.expert_path) if one.success))
             return f"the {count} solved ones of the expert"
-        start = config.expert_tasks if config.teacher_start is None else config.teacher_start
-        env, tasks = self._training_tasks(start, config.teacher_tasks)
+        env, tasks = self._teacher_tasks()
         played = self.play(*self.teacher(), env, tasks)
         if not any(one.success for one in played):
             remedy = "Train the teacher longer, or set teacher_tasks to 0, so that the students learn from the expert."
@@ -214,6 +222,22 @@ class Assets:
         """Returns the examples of the students, with the labels of SAD and of observations."""
         trajectories = sad.read_jsonl(self.lessons_path)
         return sad.encode_all(trajectories, tokenizer, max_length=self._environment.max_length, observe=True).examples
+
+    def rollouts(self, kind: str, tokenizer: Any) -> Any:
+        """Returns the source of the student's own trajectories of a method, or None.
+
+        Args:
+            kind: "none", "environment" or "prefix", as in `sad.study.methods.Method`.
+            tokenizer: The tokenizer of the models.
+        """
+        config = self._environment
+        if kind == "none":
+            return None
+        if kind == "prefix":
+            return sad.PrefixReplay(sad.read_jsonl(self.lessons_path), tokenizer, batch_size=config.batch_size)
+        env, tasks = self._teacher_tasks()
+        options = {"max_steps": config.max_steps, "max_repeats": MAX_REPEATS, "batch_size": config.batch_size}
+        return sad.EnvRollouts(env, tokenizer, tasks=tasks, env_name=config.env, **options)
 
     def play(
         self, model: Any, tokenizer: Any, env: Env, tasks: Sequence[Task], *, samples: int = 1, temperature: float = 0.0

@@ -59,7 +59,7 @@ class Cell:
         plain = {
             "environment": identity(study.environments[self.environment]),
             "student": as_plain(study.students[self.student]),
-            "method": {"labels": method.labels, "settings": dict(method.settings)},
+            "method": {"labels": method.labels, "rollouts": method.rollouts, "settings": dict(method.settings)},
             "training": as_plain(study.training),
             "seed": self.seed,
             "learning_rate": self.learning_rate,
@@ -203,6 +203,7 @@ class _Run:
             learning_rate=cell.learning_rate,
             seed=cell.seed,
             max_length=self._config.max_length,
+            rollouts=self._assets.rollouts(method.rollouts, self._tokenizer),
             points=self._steps()[:-1],
             on_point=self._evaluate,
         )

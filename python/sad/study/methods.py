@@ -9,6 +9,7 @@ from typing import Any
 from sad.errors import InputError
 
 LABELS = ("spans", "all", "random")
+ROLLOUTS = ("none", "environment", "prefix")
 _SUFFIXES = {"+curriculum": True, "-curriculum": False}
 
 
@@ -23,12 +24,15 @@ class Method:
             those outside the spans are labelled as observations. "random": spans of the same number and lengths at random
             places after the prompt.
         settings: Values of `SADConfig` that differ from its defaults.
+        rollouts: Where the student's own trajectories come from: "none"; "environment": it plays the tasks of the teacher;
+            "prefix": it writes single turns of the teacher's trajectories.
     """
 
     text: str
     source: str = ""
     labels: str = "spans"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rollouts: str = "none"
 
     @property
     def uses_teacher(self) -> bool:
@@ -77,6 +81,12 @@ METHODS: dict[str, Method] = {
         "docs/token_weights.md",
         settings={"token_weighting": "confidence"},
     ),
+    "sad_on_policy": Method(
+        "SAD, and more and more of the student's own episodes with reverse KL", "docs/on_policy.md", rollouts="environment"
+    ),
+    "sad_prefix_replay": Method(
+        "SAD, and more and more turns that the student writes, with reverse KL", "docs/on_policy.md", rollouts="prefix"
+    ),
 }
 
 
@@ -85,8 +95,8 @@ def resolve(name: str, own: Mapping[str, Mapping[str, Any]]) -> Method:
 
     Args:
         name: The name.
-        own: Methods of a study: `base` (a name), and `text`, `source` and `labels` that replace those of the base. Their
-            `settings` are added to those of the base.
+        own: Methods of a study: `base` (a name), and `text`, `source`, `labels` and `rollouts` that replace those of the
+            base. Their `settings` are added to those of the base.
 
     Raises:
         InputError: The name is unknown, or a method of the study has an unknown field or value.
@@ -109,12 +119,13 @@ def _own(name: str, own: Mapping[str, Mapping[str, Any]]) -> Method:
     base = given.pop("base", "sad")
     if base == name or not isinstance(base, str):
         raise InputError(f"{where}, base", "the name of another method", repr(base), "Use a name such as sad.")
-    known = ("text", "source", "labels", "settings")
+    known = ("text", "source", "labels", "rollouts", "settings")
     for key in given:
         if key not in known:
             raise InputError(where, f"base or one of {', '.join(known)}", repr(key), "Fix or remove this name.")
-    if given.get("labels", "spans") not in LABELS:
-        raise InputError(f"{where}, labels", "one of " + ", ".join(LABELS), repr(given["labels"]), "Choose one.")
+    for key, choices in (("labels", LABELS), ("rollouts", ROLLOUTS)):
+        if given.get(key, choices[0]) not in choices:
+            raise InputError(f"{where}, {key}", "one of " + ", ".join(choices), repr(given[key]), "Choose one.")
     method = resolve(base, {key: value for key, value in own.items() if key != name})
     settings = given.pop("settings", {})
     if not isinstance(settings, Mapping):

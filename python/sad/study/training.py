@@ -42,6 +42,7 @@ def train(
     learning_rate: float,
     seed: int,
     max_length: int,
+    rollouts: Any = None,
     points: Sequence[int] = (),
     on_point: Callable[[int], None] | None = None,
 ) -> Trained:
@@ -56,6 +57,7 @@ def train(
         learning_rate: Peak learning rate.
         seed: Seed of the batch order.
         max_length: Maximum number of tokens per example.
+        rollouts: The student's own trajectories, as `sad.SADTrainer` takes them; None for none.
         points: Steps after which `on_point` is called.
         on_point: Receives the step. It may play with the model.
     """
@@ -83,6 +85,7 @@ def train(
             ),
             train_dataset=list(examples),
             callbacks=[paused],
+            rollouts=rollouts,
             optimizers=(Muon(model, learning_rate=learning_rate) if training.optimizer == "muon" else None, None),
         )
         trainer.remove_callback(PrinterCallback)

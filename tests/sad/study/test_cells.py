@@ -182,3 +182,18 @@ def test_the_place_of_the_data_is_not_part_of_the_identity(made) -> None:
     study, other = read_study(made[0]), changed(made[0], environments=environments)
     paths = [Assets(made[1], "household", one.environments["household"]).teacher_path for one in (study, other)]
     assert paths[0] == paths[1]
+
+
+@pytest.mark.parametrize("method", ["sad_on_policy", "sad_prefix_replay"])
+def test_methods_on_policy(made, method: str) -> None:
+    """The student plays during the training, and the same cell gives the same bytes."""
+    settings = {"on_policy_start": 1.0, "rollout_interval": 2, "rollout_episodes": 4}
+    methods = {"own": {"base": method, "settings": settings}}
+    study = changed(made[0], methods=methods, grid=[{"methods": ["own"], "students": ["small"]}], threads=1)
+    cell = Cell("household", "small", "own", 0, 0.01, TEST)
+    path = Results(made[1], study).place(cell) / RESULT
+    run_cell(study, made[1], cell)
+    first = path.read_bytes()
+    path.unlink()
+    run_cell(study, made[1], cell)
+    assert path.read_bytes() == first and Results(made[1], study).read(cell)["curve"]

@@ -149,7 +149,7 @@ def test_killed_and_continued_gives_the_same_summary(made, tmp_path: Path) -> No
     (out / "assets").symlink_to(folder / "assets")
     command = [sys.executable, "-m", "sad.cli.main", "study", str(config), "--out", str(out), "--jobs", "2"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(out.glob("cells/*/.lock")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert list(out.glob("cells/*/.lock")), "no cell has begun"

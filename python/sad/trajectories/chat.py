@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from sad.errors import InputError
 from sad.trajectories.conversation import ChatSegmentation, Conversation, Loss
 from sad.trajectories.formats import ChatFormat
+from sad.trajectories.forms import possible_forms, prepare
 from sad.trajectories.lines import Unparsed
 from sad.trajectories.messages import Form, Message, leading_thought, text_in_thought
 from sad.trajectories.normalize import normalize_messages
 from sad.trajectories.options import check_unroll
-from sad.trajectories.rendering import Renderer, possible_forms, prepare, template_variables
+from sad.trajectories.rendering import Renderer, template_variables
 from sad.trajectories.tools import normalize_tools
 
 if TYPE_CHECKING:

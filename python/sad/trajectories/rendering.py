@@ -10,20 +10,11 @@ import inspect
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sad.errors import InputError
 from sad.limits import TookTooLongError, time_limit
-from sad.trajectories.messages import (
-    THINK_TAGS,
-    Form,
-    Message,
-    leading_thought,
-    one_call_per_message,
-    shown,
-    text_in_thought,
-)
+from sad.trajectories.messages import Form, Message, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,8 +22,6 @@ if TYPE_CHECKING:
 _TEMPLATE_SECONDS, _TEMPLATE_CHARACTERS = 20, 1 << 26  # of one rendering; a conversation needs milliseconds
 _REST_OF_LINE = re.compile(r"[^\S\n]*\n?")
 _EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*</think>|\[THINK\]\s*\[/THINK\])\s*")
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "tool_plan")
-_FORMS = 48  # forms to try before the messages are refused
 _ONLY_OPENER = re.compile(r"\s*(?:<think>|\[THINK\])\s*")
 _THINK_OPENER = re.compile(r"(?:<think>|\[THINK\])\s*\Z")
 
@@ -64,49 +53,6 @@ class Region(NamedTuple):
     start: int
     end: int
     has_header: bool
-
-
-def prepare(messages: list[Message], form: Form) -> list[Message]:
-    """Returns the messages of a form that moves text between messages or keys."""
-    if form.merge_system:
-        system = [message for message in messages if message.role == "system"]
-        merged = Message(system[0].number, "system", "\n\n".join(message.content.strip() for message in system))
-        messages = [merged, *(message for message in messages if message.role != "system")]
-    if form.split_thoughts:
-        messages = [leading_thought(message) for message in messages]
-    if form.text_in_thought:
-        messages = [text_in_thought(message) for message in messages]
-    if form.single_calls:
-        messages = one_call_per_message(messages)
-    return messages
-
-
-def possible_forms(messages: list[Message], template: str) -> list[Form]:
-    """Returns the forms in which the messages can be written, the most common first.
-
-    A think block in a content moves to the reasoning first if the template has a key for it and never writes such a tag.
-
-    Args:
-        messages: The conversation.
-        template: The source of the chat template. Only keys of the reasoning that it names are tried.
-    """
-    reasons = any(message.reasoning for message in messages)
-    tagged = any(leading_thought(message) is not message for message in messages)
-    systems = [number for number, message in enumerate(messages) if message.role == "system"]
-    calls = any(not isinstance(call.arguments, str) for message in messages for call in message.calls)
-    tools = any(message.role == "tool" for message in messages) and not any(message.calls for message in messages)
-    keys = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)] if reasons or tagged else []
-    split = bool(keys) and tagged and not any(opening in template for opening, _ in THINK_TAGS)
-    keys = keys or ["reasoning_content"]
-    bare = any(message.calls and not message.content for message in messages)
-    several = any(len(message.calls) > 1 for message in messages)
-    full = any(text_in_thought(leading_thought(message)) is not leading_thought(message) for message in messages)
-    options = (calls, tagged, systems not in ([], [0]), tools, bare, True, several, full, reasons or tagged)
-    choices = (keys, *((False, True) if option else (False,) for option in options))
-    forms = [Form(*values) for values in product(*choices)]
-    forms = [form for form in forms if not form.thought_after_prompt or form.reasoning_key == keys[0]]
-    usual = Form(keys[0], split_thoughts=split)
-    return sorted(forms, key=lambda form: sum(value != other for value, other in zip(form, usual)))[:_FORMS]
 
 
 @dataclass

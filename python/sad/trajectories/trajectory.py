@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from sad.errors import InputError
 from sad.files import atomic_file
+from sad.trajectories.dialects import find_dialect
 from sad.trajectories.formats import ChatFormat, Format, get_format
 from sad.trajectories.json_values import first_of
 from sad.trajectories.kept import KeptTokens, read_kept
 from sad.trajectories.messages import check_messages, shown
-from sad.trajectories.rendered import find_dialect
 from sad.trajectories.segment import Segmentation, Unparsed, segment
 from sad.trajectories.spans import Span, SpanKind
 

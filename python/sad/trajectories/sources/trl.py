@@ -6,12 +6,12 @@ from typing import Any
 
 from sad.errors import InputError
 from sad.trajectories.content import split_content
+from sad.trajectories.dialects import find_dialect
 from sad.trajectories.formats import ChatFormat, get_format
 from sad.trajectories.json_values import absent, first_of
 from sad.trajectories.messages import shown
 from sad.trajectories.normalize import ROLES
 from sad.trajectories.pieces import spans_of
-from sad.trajectories.rendered import find_dialect
 from sad.trajectories.sources.base import Source, conversation, is_dict_list, refuse_undesired
 from sad.trajectories.trajectory import Trajectory, from_record
 

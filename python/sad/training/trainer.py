@@ -27,6 +27,7 @@ from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler, curriculum_sampler
 from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
+from sad.training.hub_push import PushesToHub
 from sad.training.model_card import model_card
 from sad.training.packing import why_not_packed
 from sad.training.peers import reports_lost_process
@@ -37,7 +38,7 @@ from sad.trajectories.encode import cut_warning
 logger = logging.get_logger(__name__)
 
 
-class SADTrainer(SpanLossTrainer, Trainer):
+class SADTrainer(SpanLossTrainer, PushesToHub, Trainer):
     r"""Distills a student from a teacher, or from a cache of one, on the labelled tokens of agent trajectories.
 
         L = (lambda_r sum_r KL(p_T || p_S) + lambda_a sum_a KL(p_T || p_S)) / (n_r + n_a)         (paper eqs. 4 to 6)
@@ -245,7 +246,11 @@ class SADTrainer(SpanLossTrainer, Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the model card into the output folder: method, teacher, data, losses and settings."""
         if self.is_world_process_zero():
-            model_card(self).save(Path(self.args.output_dir, "README.md"))
+            self.write_model_card(Path(self.args.output_dir))
+
+    def write_model_card(self, folder: Path) -> None:
+        """Writes the model card into a folder."""
+        model_card(self).save(folder / "README.md")
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)

@@ -43,8 +43,8 @@ class Head(NamedTuple):
     def gathered(self) -> Head:
         """Returns the head with whole parameters. Each process keeps its own gradient, so all must have the same rows.
 
-        Inside the call of the head, FSDP2 and ZeRO have gathered their shards. A weight that is still sharded there is split by
-        tensor parallelism, whose processes share each batch.
+        Inside the call of the head, FSDP2 and ZeRO have gathered their shards. A weight that is still sharded there
+        is split by tensor parallelism, whose processes share each batch.
         """
         return self._replace(weight=_gathered(self.weight), bias=_gathered(self.bias))
 

@@ -143,8 +143,15 @@ class SADTrainer(SpanLossTrainer, PushesToHub, Trainer):
             resume_from_checkpoint = None if found is None else str(found)
         elif resume_from_checkpoint:
             checkpoints.check_complete(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            checkpoints.check_strategy(resume_from_checkpoint, self._strategy(), self.args.world_size)
         with reports_lost_process():
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _strategy(self) -> str:
+        if self.is_deepspeed_enabled:
+            return "DeepSpeed"
+        return "FSDP" if self.is_fsdp_enabled else "one model per process"
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Computes the gradient of one batch. The loss of a batch that `nan_policy="skip"` leaves out is logged as 0."""

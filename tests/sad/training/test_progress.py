@@ -80,10 +80,10 @@ def test_names_in_a_logger(trainer, monkeypatch):
     module.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
-    made, writer = trainer(max_steps=2, eval={"seen": tiny.examples(4), "new": tiny.examples(4)}), Writer()
+    sets, writer = {"seen": tiny.examples(4), "new": tiny.examples(4)}, Writer()
+    made = trainer(max_steps=2, eval=sets, eval_strategy="steps", eval_steps=2)
     made.add_callback(integration_utils.TensorBoardCallback(writer))
     made.train()
-    made.evaluate()
     kinds = ("loss_reason", "loss_act", "agreement_reason", "agreement_act", "tokens_reason", "student_entropy_act")
     expected = {f"train/{name}" for name in ("loss", *kinds, "curriculum_share", "tokens_per_second", "peak_memory_gib")}
     expected |= {f"eval/{set_name}_{name}" for set_name in ("seen", "new") for name in ("loss", *kinds)}

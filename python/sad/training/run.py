@@ -147,6 +147,9 @@ def _distill(
     LogTable.install(trainer)
     announce(step_line(trainer))
     trainer.finite_guard.example_names = corpora["data"].ids
+    checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
+    if checkpoint is not None:
+        trainer.check_strategy(checkpoint)
     if main:
         if not options.resume:
             stack.enter_context(files.FolderLock(run.path))
@@ -156,7 +159,6 @@ def _distill(
         counts = {name: len(kept) + len(refused) for name, (kept, refused) in read.items()}
         record = _record(corpora, counts, digest)
         run.write_run(record | {"teacher_sha256": teacher_digest, "steps": _step_sizes(config)})
-    checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
     interrupts.explain(lambda: _kept(run))

@@ -144,14 +144,9 @@ class SADTrainer(SpanLossTrainer, PushesToHub, Trainer):
         elif resume_from_checkpoint:
             checkpoints.check_complete(resume_from_checkpoint)
         if resume_from_checkpoint:
-            checkpoints.check_strategy(resume_from_checkpoint, self._strategy(), self.args.world_size)
+            self.check_strategy(resume_from_checkpoint)
         with reports_lost_process():
             return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _strategy(self) -> str:
-        if self.is_deepspeed_enabled:
-            return "DeepSpeed"
-        return "FSDP" if self.is_fsdp_enabled else "one model per process"
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Computes the gradient of one batch. The loss of a batch that `nan_policy="skip"` leaves out is logged as 0."""
@@ -217,6 +212,15 @@ class SADTrainer(SpanLossTrainer, PushesToHub, Trainer):
         main = self.accelerator.is_main_process
         found = [checkpoints.newest_complete(self.args.output_dir, say) if main else None]
         return broadcast_object_list(found)[0]
+
+    def check_strategy(self, checkpoint: str | Path) -> None:
+        """Checks that this run can load the weights and the optimizer of a checkpoint: they depend on how it was saved.
+
+        Raises:
+            InputError: It was saved with another strategy, or by another number of processes with DeepSpeed.
+        """
+        strategy = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else "one model per process"
+        checkpoints.check_strategy(checkpoint, strategy, self.args.world_size)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves a checkpoint in a hidden folder, and moves it to its place when it is complete."""

@@ -17,6 +17,8 @@ from tests.sad.training import tiny
 
 needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf is not installed")
 
+TEXT = "Reasoning: I look for the mug.\nAction: go to desk 1\n"
+
 _LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
@@ -90,8 +92,7 @@ def test_a_file_is_a_model(file):
         expected, found = source(ids).logits, loaded(ids).logits
     assert (found - expected).abs().max() < 0.02 * expected.abs().max() and not torch.equal(found, expected)
     assert loaded.dtype == torch.float32 and models.load_model("teacher", file, dtype="bfloat16").dtype == torch.bfloat16
-    text = "Reasoning: I look for the mug.\nAction: go to desk 1\n"
-    assert models.load_tokenizer("teacher", file)(text)["input_ids"] == tiny.tokenizer()(text)["input_ids"]
+    assert models.load_tokenizer("teacher", file)(TEXT)["input_ids"] == tiny.tokenizer()(TEXT)["input_ids"]
     assert config_of("teacher", str(file)).num_hidden_layers == 2
 
 
@@ -112,7 +113,7 @@ def test_a_student_is_trained_and_saved_as_a_folder(file, tmp_path):
     saved = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "model").named_parameters())
     assert all(torch.equal(x, trained[name]) for name, x in saved.items())
     assert not torch.equal(saved["lm_head.weight"], before["lm_head.weight"])
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) == 300
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")(TEXT)["input_ids"] == tiny.tokenizer()(TEXT)["input_ids"]
 
 
 @needs_gguf

@@ -40,6 +40,9 @@ def test_a_checkpoint_resumes_with_its_own_strategy(checkpoint, names, strategy)
 def test_deepspeed_needs_the_same_number_of_processes(checkpoint):
     with pytest.raises(InputError, match=r"a DeepSpeed checkpoint of 4 processes, got .*, saved by 2"):
         check_strategy(checkpoint(ZERO), "DeepSpeed", processes=4)
+
+
+def test_fsdp_does_not(checkpoint):
     check_strategy(checkpoint(FSDP), "FSDP", processes=4)
 
 

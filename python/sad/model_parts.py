@@ -40,6 +40,14 @@ class Head(NamedTuple):
         z = nn.functional.linear(hidden, _gathered(self.weight), _gathered(self.bias)) * self.scale
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
+    def gathered(self) -> Head:
+        """Returns the head with whole parameters. Each process keeps its own gradient, so all must have the same rows.
+
+        Inside the call of the head, FSDP2 and ZeRO have gathered their shards. A weight that is still sharded there
+        is split by tensor parallelism, whose processes share each batch.
+        """
+        return self._replace(weight=_gathered(self.weight), bias=_gathered(self.bias))
+
 
 class ModelParts:
     """The backbone and the head of a causal language model, with or without LoRA adapters.
@@ -112,7 +120,7 @@ class ModelParts:
         def forward(**batch: Any) -> Tensor:
             with context():
                 hidden = self.hidden(batch)
-                with forward_as(self._head, lambda hidden: compute(hidden, self.head())):
+                with forward_as(self._head, lambda hidden: compute(hidden, self.head().gathered())):
                     return self._head(hidden)
 
         self._check_now(model, inner, context)
@@ -140,8 +148,7 @@ class ModelParts:
             return hidden, kept[0]
         with forward_as(model, lambda **batch: self.hidden(batch)):
             hidden = model(**batch)
-        head = self.head()
-        return hidden, head._replace(weight=_gathered(head.weight), bias=_gathered(head.bias))
+        return hidden, self.head().gathered()
 
     def check(self, model: nn.Module) -> None:
         """Compares the logits of the parts with the logits of the whole model, or defers that to the first `run`.

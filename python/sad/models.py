@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from sad.errors import InputError
-from sad.hub import model_folder
+from sad.hub import is_gguf, model_folder, pretrained_source
 
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer except the head
 QUANTIZATIONS = ("8bit", "4bit")
@@ -32,18 +33,20 @@ _SHOWN = 3
 
 
 def check_model_dir(name: str, path: str | Path) -> Path:
-    """Checks that a folder holds a `config.json`, and returns its path.
+    """Checks that a folder holds a `config.json`, and returns its path. A GGUF file holds its own configuration.
 
     Args:
         name: The argument's name for messages, such as "teacher".
-        path: The folder, or the name of a model on the Hugging Face Hub, which is downloaded once.
+        path: The folder, a GGUF file, or the name of a model on the Hugging Face Hub, which is downloaded once.
 
     Raises:
         InputError: It does not exist, or holds no `config.json`.
     """
     path = model_folder(name, path)
-    if not (path / "config.json").is_file():
+    if path.is_dir() and not (path / "config.json").is_file():
         remedy = "Save the model there with `model.save_pretrained(...)`."
+        if found := sorted(path.glob("*.gguf")):
+            remedy = f"Pass the GGUF file: {found[0]}"
         raise InputError(name, "a folder with a config.json", f"{str(path)!r} without one", remedy)
     return path
 
@@ -77,9 +80,9 @@ def load_model(
 
     Args:
         name: The argument's name for messages.
-        path: A folder with a model, or with LoRA adapters, or the name of a model on the Hugging Face Hub. Adapters name the
-            folder of their base model.
-        dtype: A name in `DTYPES`; "auto" keeps the dtype of the saved weights.
+        path: A folder with a model, or with LoRA adapters, a GGUF file, or the name of a model on the Hugging Face Hub.
+            Adapters name the folder of their base model. The weights of a GGUF file are dequantized.
+        dtype: A name in `DTYPES`; "auto" keeps the dtype of the saved weights, and is float32 for a GGUF file.
         from_config: Start from random weights. The folder then needs only a `config.json`.
         seed: Random seed of these weights.
         quantization: "8bit" or "4bit" quantizes the weights of the linear layers, except the head, while loading.
@@ -95,10 +98,12 @@ def load_model(
     check_dtype(f"{name}_dtype", dtype)
     try:
         if from_config:
-            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(**pretrained_source(path), trust_remote_code=trust_remote_code)
             torch.manual_seed(seed)
             chosen = torch.float32 if dtype == "auto" else DTYPES[dtype]
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).to(chosen)
+        if is_gguf(path):
+            return _load_gguf(name, path, dtype, quantization)
         if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
             remedy = "Save weights there."
             if name == "student":
@@ -112,6 +117,23 @@ def load_model(
         raise
     except Exception as error:  # damaged weights and configs raise many types
         raise _not_loadable(name, f"a causal language model in {str(path)!r}", error) from error
+
+
+def _load_gguf(name: str, path: Path, dtype: str, quantization: str | None) -> PreTrainedModel:
+    """Loads a GGUF file as a plain model: with dequantized weights, which can be trained and saved."""
+    if quantization is not None:
+        remedy = "Remove it, or quantize the model's folder of safetensors weights."
+        raise InputError(f"{name}_quantization", "None for a GGUF file", repr(quantization), remedy)
+    options: dict[str, Any] = {"dtype": torch.float32 if dtype == "auto" else DTYPES[dtype]}
+    if hasattr(transformers, "GgufConfig"):  # newer versions of transformers may keep the weights packed otherwise
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(**pretrained_source(path), **options)
+    model.config.name_or_path = str(path)
+    # The weights are plain tensors. transformers still takes the model for a quantized one, and refuses to train it.
+    model.is_quantized, model.hf_quantizer = False, None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
 
 
 def _not_loadable(name: str, expected: str, error: Exception) -> InputError:
@@ -143,17 +165,17 @@ def load_tokenizer(name: str, path: str | Path, *, trust_remote_code: bool = Fal
 
     Args:
         name: The argument's name for messages.
-        path: The folder, or the name of a model on the Hugging Face Hub.
+        path: The folder, a GGUF file, or the name of a model on the Hugging Face Hub.
         trust_remote_code: Whether to run Python code in the folder, if its config names any.
 
     Raises:
         InputError: The tokenizer cannot be loaded.
     """
     path = model_folder(name, path, weights=False)
-    if not any((path / file).is_file() for file in _TOKENIZER):
+    if path.is_dir() and not any((path / file).is_file() for file in _TOKENIZER):
         return None
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(**pretrained_source(path), trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and the Rust tokenizers raise many types
         raise _not_loadable(f"{name}'s tokenizer", f"a tokenizer in {str(path)!r}", error) from error
 
@@ -296,6 +318,10 @@ def add_adapters(
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
+
+    if is_gguf(base):
+        remedy = "Save the model as a folder first (docs/training.md#gguf-files): saved adapters must name one."
+        raise InputError("student", "a folder with lora_rank", f"the GGUF file {str(base)!r}", remedy)
 
     chosen = ALL_LINEAR if targets in (None, ALL_LINEAR) else [name.strip() for name in targets.split(",")]
     lora = LoraConfig(

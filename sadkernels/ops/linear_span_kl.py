@@ -113,7 +113,8 @@ def fused_linear_span_kl(
     Args:
         student_hidden: (..., H_s), the input of the student's head; receives a gradient.
         student_weight: (V_s, H_s), the head's weight; receives a gradient if it requires one (a frozen head costs nothing).
-            Same dtype as the hidden states; under autocast both are cast to its dtype. A DTensor is gathered once.
+            Same dtype as the hidden states; under autocast both are cast to its dtype. A DTensor is gathered once;
+            one that is sharded must not require a gradient (see docs/losses.md).
         teacher_hidden: (..., H_t), must not require grad. H_t, dtype and V_t may differ from the student's.
         teacher_weight: (V_t, H_t), receives no gradient.
         span_ids: (...,), as in `sad.fused_span_kl`; so are all arguments that are not described here.

@@ -109,7 +109,8 @@ def fused_linear_topk_span_kl(
     Args:
         student_hidden: (..., H), the input of the student's head; receives a gradient.
         student_weight: (V, H), the head's weight; receives a gradient if it requires one (a frozen head costs nothing). Same
-            dtype as the hidden states; under autocast both are cast to its dtype. A DTensor is gathered once.
+            dtype as the hidden states; under autocast both are cast to its dtype. A DTensor is gathered once;
+            one that is sharded must not require a gradient (see docs/losses.md).
         teacher_logprobs: (..., k) as in `sad.fused_topk_span_kl`. With `rows` it is (M, k): entry i belongs to row rows[i],
             so rows without a span need no entry.
         teacher_ids: Of the shape of `teacher_logprobs`.

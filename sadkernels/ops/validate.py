@@ -164,12 +164,9 @@ def check_mixture(alpha: object, target_ids: Tensor | None, student: Tensor, lik
 
 
 def check_head(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns hidden states, weight and bias of one side: a DTensor gathered, and under autocast in its dtype.
-
-    Both conversions are differentiable.
-    """
+    """Returns hidden states, weight and bias of one side: a DTensor gathered, and under autocast in its dtype."""
     names = {f"{side}_weight": weight} | ({} if bias is None else {f"{side}_bias": bias})
-    weight, bias = _gathered(weight), _gathered(bias)
+    weight, bias = _gathered(f"{side}_weight", weight), _gathered(f"{side}_bias", bias)
     _check_hidden(f"{side}_hidden", hidden)
     for name, x in names.items():
         _check_floating(name, x, "Pass the head's parameter.")
@@ -394,7 +391,20 @@ def _bound(above: float | None, at_least: float | None) -> str:
     return f" > {above}" if above is not None else f" >= {at_least}" if at_least is not None else ""
 
 
-def _gathered(x: Tensor | None) -> Tensor | None:
-    """The whole of a DTensor; any other tensor unchanged."""
+def _gathered(name: str, x: Tensor | None) -> Tensor | None:
+    """The whole of a DTensor; any other tensor unchanged.
+
+    A sharded one must not need a gradient. Only the caller knows whether the processes have the same rows: DTensor would
+    keep each process's own gradient, which is wrong under FSDP2, where the rows differ.
+    """
     gather: Callable[[], Tensor] | None = getattr(x, "full_tensor", None)
-    return x if gather is None else gather()
+    if gather is None:
+        return x
+    if x.requires_grad and torch.is_grad_enabled() and not all(placement.is_replicate() for placement in x.placements):
+        remedy = (
+            "Compute the loss inside the forward of the wrapped model, which gathers it. Or pass "
+            "`.full_tensor(grad_placements=...)` of it: [Partial('avg')] averages the gradients of processes with different "
+            "rows as FSDP2 does, [Replicate()] is for processes with the same rows (tensor parallelism)."
+        )
+        fail(name, "a whole tensor if it needs a gradient", f"a DTensor with placements {tuple(x.placements)}", remedy)
+    return gather()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sad.errors import InputError
 
@@ -37,6 +37,17 @@ class BufferedLayer(DynamicLayer):
         self._buffers = (self.keys, self.values)
 
 
+def _attends_to_earlier_tokens(config: Any) -> bool:
+    """Whether all layers are attention to all earlier tokens, or to those in a sliding window.
+
+    Their masks depend on distances between tokens only, so padding on the left changes nothing. The borders of chunks
+    (Llama 4) are absolute.
+    """
+    layers = DynamicCache(config=config).layers
+    chunked = getattr(config.get_text_config(decoder=True), "attention_chunk_size", None) is not None
+    return not chunked and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
 def _grown(view: Tensor, columns: int) -> Tensor:
     buffer = view.new_empty(*view.shape[:2], columns, view.shape[3])
     buffer[:, :, : view.shape[2]] = view
@@ -57,21 +68,18 @@ class CachedBatch:
         logits: (R, V) after the last token of each row.
 
     Raises:
-        InputError: There are several rows, and the cache of the model is not full attention in every layer (sliding
-            windows, recurrent states). Padding would change the result of such a model.
+        InputError: There are several rows, and the model has layers that are not attention over earlier tokens (recurrent
+            states, chunks). Padding would change the result of such a model.
     """
 
     def __init__(self, model: Any, prompts: list[list[int]]) -> None:
-        full_attention = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-        if len(prompts) > 1 and not full_attention:
-            raise InputError(
-                "batch_size",
-                "1 for a model whose cache is not full attention in every layer",
-                str(len(prompts)),
-                "Set batch_size=1.",
-            )
+        attends = _attends_to_earlier_tokens(model.config)
+        if len(prompts) > 1 and not attends:
+            expected = "1 for a model with layers that are not full or sliding-window attention"
+            raise InputError("batch_size", expected, str(len(prompts)), "Set batch_size=1.")
         self.model = model
-        if full_attention:
+        if attends:
+            # Sliding layers keep all tokens too: the mask of the model hides those outside of the window.
             self._cache = Cache(layer_class_to_replicate=BufferedLayer)
         else:
             self._cache = DynamicCache(config=model.config)

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from sad.agents.prompts import prompt_text
 from sad.cli.agent_options import AgentOptions
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError, printable
+from sad.hub import is_local
 from sad.models import load_model, load_tokenizer
 from sad.trajectories.trajectory import Trajectory
 
@@ -46,7 +46,7 @@ def load_agent(name: str, options: AgentOptions) -> Agent:
     """
     if name == EXPERT:
         return Agent(EXPERT)
-    if options.endpoint is not None and not Path(name).is_dir():
+    if options.endpoint is not None and not is_local(name):
         key = os.environ.get(options.api_key_env)
         endpoint = Endpoint(options.endpoint, name, api=options.api, api_key=key, timeout=options.timeout)
         return Agent(name, endpoint=endpoint)
@@ -66,7 +66,7 @@ def check_endpoint_used(models: Sequence[str], options: AgentOptions) -> None:
     Raises:
         InputError: All models are local folders or the expert.
     """
-    here = [name for name in models if name == EXPERT or Path(name).is_dir()]
+    here = [name for name in models if name == EXPERT or is_local(name)]
     if options.endpoint is None or not here:
         return
     if len(here) == len(models):

@@ -39,7 +39,7 @@ def describe(error: BaseException) -> str | None:
         remedy = "Check the free space and the permissions, and run the command again: finished files are kept."
         return _message("a file of the checkpoint", "a file that can be written", str(error).split("\n")[0], remedy)
     if isinstance(error, RuntimeError) and "out of memory" in str(error) and "OutOfMemoryError" in kind:
-        remedy = "Use smaller batches or --gradient-checkpointing; `sad plan` computes what fits."
+        remedy = "Use smaller batches or --activation-checkpointing; `sad plan` computes what fits."
         return _message("device", "enough memory", str(error).split("\n")[0], remedy)
     if isinstance(error, MemoryError):
         return _message("memory", "enough of it for the input", "too little", "Split the input, or use smaller batches.")

@@ -150,11 +150,12 @@ def layer_activations(shape: ModelShape, setup: Setup) -> int:
         norm = 4 * h + (r * h if trains_all else 0)
     else:  # the input in float32, mean and standard deviation
         norm = 4 * h + 8
-    per_token = 2 * norm + _linear_inputs(shape, setup)
+    per_token = shape.family.norms * norm + _linear_inputs(shape, setup)
     # q, k, v for all heads; the output of attention; one log-sum-exp per head
     per_token += 3 * c * shape.query_width + c * shape.query_width + 4 * shape.heads
     if shape.family.qk_norm:
-        per_token += (4 + (c if trains_all else 0)) * (shape.query_width + shape.key_width)
+        normalized = 4 if shape.family.float32_norm else c
+        per_token += (4 + (normalized if trains_all else 0)) * (shape.query_width + shape.key_width)
     per_token += c * setup.seq  # the attention mask in the dtype of the queries, shared by all heads
     if shape.has_dropout:
         per_token += 2 * h

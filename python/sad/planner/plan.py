@@ -173,6 +173,14 @@ def _plan_mode(mode: str, teacher: ModelShape, student: ModelShape, request: Pla
     return replace(smallest, savings=())
 
 
+def _checkpointing_field() -> str:
+    """Returns the name of gradient checkpointing in the installed transformers, without a warning about the older one."""
+    from transformers import TrainingArguments
+
+    newer = "activation_checkpointing"
+    return newer if newer in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
+
+
 def _command(request: PlanRequest, student: ModelShape, chosen: ModePlan) -> str:
     """Returns the `sad train` command; for the mode "cached", with the `sad cache` command on a line before it."""
     setup = chosen.setup
@@ -188,7 +196,7 @@ def _command(request: PlanRequest, student: ModelShape, chosen: ModePlan) -> str
     if setup.shards_teacher and setup.mode != "cached":
         config["teacher_sharding"] = True
     if setup.checkpointing:
-        config["gradient_checkpointing"] = True
+        config[_checkpointing_field()] = True
     if setup.optimizer != "adamw":  # the default of `SADConfig`
         config["optim"] = setup.optimizer
     teacher, data, cache_command = ["--teacher", request.teacher], ["--data", "trajectories.jsonl"], ""

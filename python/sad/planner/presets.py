@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
 from sad.errors import InputError
+from sad.hub import is_local, pretrained_source
 from sad.models import check_model_dir
 
 
@@ -43,12 +43,30 @@ def _gated(kind: str, vocab: int, positions: int, **fixed: Any):
     return config
 
 
+def _gemma3(vision: bool, width: int, mlp: int, layers: int, heads: int, key_heads: int, head_dim: int = 256):
+    """Returns the config of a Gemma 3, with the vision tower of the larger models."""
+    text = {
+        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": key_heads, "head_dim": head_dim, "vocab_size": 262208 if vision else 262144,
+        "max_position_embeddings": 131072 if vision else 32768,
+    }  # fmt: skip
+    if not vision:
+        return {"model_type": "gemma3_text", **text}
+    tower = {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "patch_size": 14, "image_size": 896, "vision_use_head": False,
+    }  # fmt: skip
+    return {"model_type": "gemma3", "text_config": text, "vision_config": tower}
+
+
 _llama = _gated("llama", 32000, 2048)
 _llama3 = _gated("llama", 128256, 8192)
 _llama32 = _gated("llama", 128256, 131072)
 _qwen25 = _gated("qwen2", 151936, 32768)
 _qwen25_large = _gated("qwen2", 152064, 131072)  # models from 7B on pad their embeddings further
 _qwen3 = _gated("qwen3", 151936, 40960, head_dim=128)
+_qwen3_moe = _gated("qwen3_moe", 151936, 40960, head_dim=128)
+_mixtral = _gated("mixtral", 32000, 32768)
 
 # Only the fields that decide sizes. All others have the default of transformers for the architecture.
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -82,8 +100,15 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "qwen3-8b": _qwen3(4096, 12288, 36, 32, 8),
     "qwen3-14b": _qwen3(5120, 17408, 40, 40, 8),
     "qwen3-32b": _qwen3(5120, 25600, 64, 64, 8),
+    "qwen3-30b-a3b": _qwen3_moe(2048, 6144, 48, 32, 4, moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8),
+    "mixtral-8x7b": _mixtral(4096, 14336, 32, 32, 8, num_local_experts=8, num_experts_per_tok=2),
+    "gemma-3-270m": _gemma3(False, 640, 2048, 18, 4, 1),
+    "gemma-3-1b": _gemma3(False, 1152, 6912, 26, 4, 1),
+    "gemma-3-4b": _gemma3(True, 2560, 10240, 34, 8, 4),
+    "gemma-3-12b": _gemma3(True, 3840, 15360, 48, 16, 8),
+    "gemma-3-27b": _gemma3(True, 5376, 21504, 62, 32, 16, 128),
 }
-_SUFFIXES = ("-instruct", "-base", "-hf")
+_SUFFIXES = ("-v0.1", "-instruct", "-base", "-hf", "-it", "-pt")
 
 
 def config_of(argument: str, model: str) -> PretrainedConfig:
@@ -91,19 +116,20 @@ def config_of(argument: str, model: str) -> PretrainedConfig:
 
     Args:
         argument: The argument's name for error messages: "teacher", "student".
-        model: A folder with a `config.json`, or a name in `CONFIGS`. The name may have an organization in front
-            ("facebook/opt-13b"), capitals, and the suffix "-Instruct", "-Base" or "-hf".
+        model: A folder with a `config.json`, a GGUF file, or a name in `CONFIGS`. The name may have an organization in front
+            ("facebook/opt-13b"), capitals, and a suffix such as "-Instruct", "-Base", "-it" or "-hf".
 
     Raises:
         InputError: `model` is neither, or its config cannot be read.
     """
-    if Path(model).is_dir():
+    if is_local(model):
         path = check_model_dir(argument, model)
         try:
-            return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            return AutoConfig.from_pretrained(**pretrained_source(path), trust_remote_code=False)
         except Exception as error:  # transformers raises many types for a malformed file
             remedy = "Load it with AutoConfig.from_pretrained to see the whole error."
-            raise InputError(str(path / "config.json"), "a config of transformers", str(error), remedy) from error
+            where = path / "config.json" if path.is_dir() else path
+            raise InputError(str(where), "a config of transformers", str(error), remedy) from error
     name = _plain(model)
     if name not in CONFIGS:
         close = difflib.get_close_matches(name, CONFIGS, n=3, cutoff=0.5)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sad import interrupts
 from sad.errors import InputError
+from sad.hub import is_local
 from sad.model_parts import model_digest
 from sad.models import check_dtype, check_fits, check_model_dir, check_quantization, load_model
 from sad.teacher_cache.examples import load_cache_tokenizer, read_examples
@@ -57,7 +58,7 @@ def make_cache(options: CacheOptions, say: Callable[[str], None] = print) -> Cac
         teacher=model_digest(teacher),
         teacher_dtype=options.teacher_quantization or dtype,
         observe=options.observe,
-        teacher_name=folder.resolve().name if Path(options.teacher).is_dir() else options.teacher,
+        teacher_name=folder.resolve().name if is_local(options.teacher) else options.teacher,
     )
     interrupts.explain(lambda: f"Complete shards in {options.out} are kept. To continue, repeat the command.")
     report = write_teacher_cache(teacher, examples, options.out, metadata, batch_tokens=options.batch_tokens)

@@ -48,6 +48,31 @@ def check_complete(path: str | Path) -> None:
         raise InputError("resume_from_checkpoint", "a checkpoint as it was saved", f"{str(path)!r}: {damage}", remedy)
 
 
+def check_strategy(path: str | Path, strategy: str, processes: int) -> None:
+    """Checks that the weights and the optimizer of a checkpoint can be loaded by the strategy of this run.
+
+    Args:
+        path: The checkpoint.
+        strategy: "FSDP", "DeepSpeed", or "one model per process" (one process, or DDP).
+        processes: The number of processes, to which DeepSpeed ties its optimizer.
+
+    Raises:
+        InputError: They cannot.
+    """
+    states = [file for file in Path(path).glob("global_step*/*_optim_states.pt") if "zero_pp_rank" in file.name]
+    if states or next(Path(path).glob("global_step*"), None):
+        saved = "DeepSpeed"
+    else:
+        saved = "FSDP" if next(Path(path).glob("pytorch_model_fsdp*"), None) else "one model per process"
+    remedy = "Resume with the configuration of accelerate that it was saved with, or start a new run from its model."
+    if saved != strategy:
+        got = f"{str(path)!r}, saved with {saved}"
+        raise InputError("resume_from_checkpoint", f"a checkpoint saved with {strategy}", got, remedy)
+    if states and len(states) != processes:
+        expected = f"a DeepSpeed checkpoint of {processes} processes"
+        raise InputError("resume_from_checkpoint", expected, f"{str(path)!r}, saved by {len(states)}", remedy)
+
+
 def publish(staged: Path, target: Path) -> None:
     """Writes the manifest of a saved checkpoint and moves it to its place."""
     files.write_manifest(staged)

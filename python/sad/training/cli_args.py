@@ -256,11 +256,20 @@ def make_config(values: Mapping[str, Any], out: str | Path) -> SADConfig:
 
 
 def as_yaml(config: SADConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that define the training, with their values in `config`, and all others that were given."""
+    """Returns the fields that define the training, with their values in `config`, and all others that were given.
+
+    Tokens are left out.
+    """
     from sad.training.config import RECIPE
 
     plain = config.to_dict()
-    return {name: plain[name] for name in RECIPE} | {name: x for name, x in given.items() if name not in RECIPE}
+    others = {name: x for name, x in given.items() if name not in RECIPE and not is_secret(name)}
+    return {name: plain[name] for name in RECIPE} | others
+
+
+def is_secret(name: str) -> bool:
+    """Whether a field holds a token, which no record of a run may show."""
+    return name.endswith("_token")
 
 
 def _parse(arguments: Sequence[str], where: str) -> tuple[dict[str, Any], list[str]]:

@@ -98,7 +98,9 @@ def _settings(args: SADConfig) -> dict[str, Any]:
     defaults = {item.name: item.default for item in dataclasses.fields(args)}
     own = {name: getattr(args, name) for name in OWN_FIELDS if getattr(args, name) != defaults[name]}
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return {name: getattr(args, name) for name in _RECIPE} | {"trajectories per step": batch} | own
+    recipe = {name: getattr(args, name) for name in _RECIPE}
+    recipe["lr_scheduler_type"] = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    return recipe | {"trajectories per step": batch} | own
 
 
 def _losses(history: list[dict[str, Any]]) -> str | None:

@@ -22,7 +22,7 @@ from sad.model_parts import model_digest
 from sad.teacher_cache.reader import TeacherCache
 from sad.training import difficulty
 from sad.training.checkpoints import list_checkpoints
-from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, make_config
+from sad.training.cli_args import RunOptions, TrainOptions, as_yaml, is_secret, make_config
 from sad.training.config import SADConfig
 from sad.training.data_files import evaluation_sets, expand_paths
 from sad.training.model_card import model_card
@@ -162,6 +162,9 @@ def _distill(
     LogTable.install(trainer)
     announce(step_line(trainer))
     trainer.finite_guard.example_names = corpora["data"].ids
+    checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
+    if checkpoint is not None:
+        trainer.check_strategy(checkpoint)
     if main:
         if not options.resume:
             stack.enter_context(files.FolderLock(run.path))
@@ -171,7 +174,6 @@ def _distill(
         counts = {name: len(kept) + len(refused) for name, (kept, refused) in read.items()}
         record = _record(corpora, counts, digest)
         run.write_run(record | {"teacher_sha256": teacher_digest, "steps": _step_sizes(config)})
-    checkpoint = trainer.newest_checkpoint(announce) if options.resume else None
     if options.resume:
         announce(f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet; starting again")
     interrupts.explain(lambda: _kept(run))
@@ -181,6 +183,9 @@ def _distill(
     stop.raise_if_stopped()
     _save_model(trainer, run.model, _facts(corpora, paths), _command(options, values))
     announce(f"saved the {'student' if options.lora_rank is None else 'adapters'} in {run.model}")
+    if config.push_to_hub:
+        trainer.push_folder(run.model, "Model save")
+        announce(f"pushed it to {trainer.hub_model_id}")
     return trainer
 
 
@@ -282,7 +287,7 @@ def _command(options: TrainOptions, values: Mapping[str, Any]) -> str:
             path = isinstance(one, str) and Path(one).exists()
             parts += [f"--{item.name.replace('_', '-')}", *([] if one is True else [Path(one).name if path else str(one)])]
     for name, value in values.items():
-        if value is not None and not isinstance(value, (dict, list)):
+        if value is not None and not isinstance(value, (dict, list)) and not is_secret(name):
             parts += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(parts)
 
@@ -293,7 +298,7 @@ def _save_model(trainer: SADTrainer, target: Path, facts: Mapping[str, Any], com
     if trainer.args.should_save and staged.exists():
         shutil.rmtree(staged)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(staged))
+    trainer.save_model(str(staged), _internal_call=True)  # which does not push
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         model_card(trainer, command=command, data=facts).save(staged / "README.md")

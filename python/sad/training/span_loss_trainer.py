@@ -90,9 +90,13 @@ class SpanLossTrainer:
             InputError: The sequences or the rows of a cache are split over devices.
         """
         self.model_accepts_loss_kwargs = True  # transformers < 5.19 would otherwise divide the loss once more
-        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
+        split = "a split sequence" if self.get_cp_size() > 1 or self.get_sp_size() > 1 else None
+        for name, model in (("student", self.model), ("teacher", teacher)):
+            if "sequence_parallel" in (getattr(model, "tp_plan", None) or {}).values():
+                split = f"a tp_plan of the {name} with sequence_parallel"
+        if split:
             remedy = "Use data parallelism: the label of a row is that of the next token, which is on another device."
-            raise InputError("parallelism_config", "whole sequences on each device", "a split sequence", remedy)
+            raise InputError("parallelism_config", "whole sequences on each device", split, remedy)
         self.teacher_model = None
         if teacher is not None:
             self.teacher_model = place_teacher(teacher, self.accelerator, shard=self._loss_config.teacher_sharding)

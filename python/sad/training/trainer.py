@@ -29,6 +29,7 @@ from sad.training.config import SADConfig
 from sad.training.curriculum import CurriculumSampler, curriculum_sampler
 from sad.training.difficulty import measure_dataset, read_rows
 from sad.training.finite import FiniteGuard
+from sad.training.hub_push import PushesToHub
 from sad.training.loss_config import SpanLossConfig
 from sad.training.model_card import model_card
 from sad.training.on_policy import OnPolicySource, check_on_policy
@@ -41,7 +42,7 @@ from sad.trajectories.corpus import cut_warning
 logger = logging.get_logger(__name__)
 
 
-class SADTrainer(SpanLossTrainer, Trainer):
+class SADTrainer(SpanLossTrainer, PushesToHub, Trainer):
     r"""Distills a student from a teacher, or from a cache of one, on the labelled tokens of agent trajectories.
 
         L = (lambda_r sum_r KL(p_T || p_S) + lambda_a sum_a KL(p_T || p_S)) / (n_r + n_a)         (paper eqs. 4 to 6)
@@ -159,6 +160,8 @@ class SADTrainer(SpanLossTrainer, Trainer):
             resume_from_checkpoint = None if found is None else str(found)
         elif resume_from_checkpoint:
             checkpoints.check_complete(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self.check_strategy(resume_from_checkpoint)
         with reports_lost_process():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -234,6 +237,15 @@ class SADTrainer(SpanLossTrainer, Trainer):
         found = [checkpoints.newest_complete(self.args.output_dir, say) if main else None]
         return broadcast_object_list(found)[0]
 
+    def check_strategy(self, checkpoint: str | Path) -> None:
+        """Checks that this run can load the weights and the optimizer of a checkpoint: they depend on how it was saved.
+
+        Raises:
+            InputError: It was saved with another strategy, or by another number of processes with DeepSpeed.
+        """
+        strategy = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else "one model per process"
+        checkpoints.check_strategy(checkpoint, strategy, self.args.world_size)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves a checkpoint in a hidden folder, and moves it to its place when it is complete."""
         with self._throughput.paused():
@@ -269,7 +281,11 @@ class SADTrainer(SpanLossTrainer, Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the model card into the output folder: method, teacher, data, losses and settings."""
         if self.is_world_process_zero():
-            model_card(self).save(Path(self.args.output_dir, "README.md"))
+            self.write_model_card(Path(self.args.output_dir))
+
+    def write_model_card(self, folder: Path) -> None:
+        """Writes the model card into a folder."""
+        model_card(self).save(folder / "README.md")
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sad.errors import InputError
-from sad.hub import model_folder
+from sad.hub import model_folder, pretrained_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Loads a fast tokenizer from a folder, or by the name of a model on the Hugging Face Hub.
+    """Loads a fast tokenizer from a folder or a GGUF file, or by the name of a model on the Hugging Face Hub.
 
     Raises:
         InputError: There is no tokenizer, or only a slow one.
@@ -38,7 +38,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     try:
         folder = model_folder("tokenizer", name, weights=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**pretrained_source(folder), trust_remote_code=False)
     except InputError:
         raise
     except Exception as error:  # an OSError, or any exception of the parser of a tokenizer file

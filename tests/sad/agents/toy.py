@@ -80,7 +80,10 @@ def tiny_model(
 
     With `acts` most of its lines start with `Action:`.
     """
-    from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, OPTConfig
+
+    ends = {"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0, "max_position_embeddings": context, "sliding_window": 8}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
     config = {
         "gpt2": lambda: GPT2Config(
@@ -108,6 +111,15 @@ def tiny_model(
             max_position_embeddings=context,
             bos_token_id=1,
             eos_token_id=0,
+        ),
+        "mistral": lambda: MistralConfig(vocab_size=vocabulary, num_hidden_layers=2, **sizes, **ends),
+        "gemma3": lambda: Gemma3TextConfig(
+            vocab_size=vocabulary,
+            num_hidden_layers=2,
+            head_dim=8,
+            layer_types=["sliding_attention", "full_attention"],
+            **sizes,
+            **ends,
         ),
     }[kind]()
     torch.manual_seed(seed)

@@ -33,7 +33,9 @@ PUBLISHED = {
     "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688,
     "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352,
     "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360,
-    "qwen3-14b": 14_768_307_200, "qwen3-32b": 32_762_123_264,
+    "qwen3-14b": 14_768_307_200, "qwen3-32b": 32_762_123_264, "qwen3-30b-a3b": 30_532_122_624,
+    "mixtral-8x7b": 46_702_792_704, "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952, "gemma-3-4b": 4_300_079_472,
+    "gemma-3-12b": 12_187_325_040, "gemma-3-27b": 27_432_406_640,
 }  # fmt: skip
 
 _ENDS = {"bos_token_id": 1, "eos_token_id": 2}
@@ -47,11 +49,22 @@ SMALL = {
     "llama": _GATED,
     "qwen2": {**_GATED, "num_key_value_heads": 2},
     "qwen3": {**_GATED, "num_key_value_heads": 2, "num_attention_heads": 8, "head_dim": 64},
+    "gemma3_text": {
+        **_GATED, "num_key_value_heads": 2, "head_dim": 64, "pad_token_id": 0,
+        "sliding_window": 64, "sliding_window_pattern": 2,
+    },
 }  # fmt: skip
 
 
+OTHERS = {
+    "gemma": {**_GATED, "head_dim": 64, "num_key_value_heads": 4, "pad_token_id": 0},
+    "mixtral": {**_GATED, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo2": {**_GATED, "num_key_value_heads": 2},
+}
+
+
 def small(family: str, layers: int):
-    return AutoConfig.for_model(family, num_hidden_layers=layers, **SMALL[family])
+    return AutoConfig.for_model(family, num_hidden_layers=layers, **(SMALL | OTHERS)[family])
 
 
 def planned_over_measured(student, teacher, setup: Setup) -> float:
@@ -75,11 +88,11 @@ def planned_over_measured(student, teacher, setup: Setup) -> float:
 
 def test_parameter_counts_are_the_published_ones():
     assert PUBLISHED.keys() == CONFIGS.keys()
-    assert {name: shape_of(name, config_of("student", name)).parameters for name in CONFIGS} == PUBLISHED
+    assert {name: shape_of("teacher", config_of("teacher", name)).parameters for name in CONFIGS} == PUBLISHED
 
 
 @pytest.mark.parametrize("setup", [Setup(dtype="bf16"), Setup(dtype="fp32")], ids=lambda setup: setup.dtype)
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", [*SMALL, "gemma"])
 def test_activations_of_a_layer(family, setup):
     setup = replace(setup, micro_batch=4, seq=128)
     shape = shape_of("student", small(family, 2))
@@ -105,6 +118,15 @@ def test_peak_of_small_models(family, setup):
     assert planned_over_measured(small(family, 6), small(family, 2), setup) == pytest.approx(1, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "olmo2"])
+def test_any_decoder_is_a_teacher(family):
+    """A large teacher and a small student, so that the pass of the teacher matters."""
+    setup = Setup(dtype="bf16", micro_batch=4, seq=128, gpu_memory=16 << 20)
+    sizes = _GATED | {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 4}
+    student = AutoConfig.for_model("qwen2", num_hidden_layers=1, **sizes)
+    assert planned_over_measured(student, small(family, 2), setup) == pytest.approx(1, abs=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("teacher", "student", "setup"),
     [
@@ -117,6 +139,7 @@ def test_peak_of_small_models(family, setup):
         ("llama-13b", "llama-7b", Setup(mode="cached", micro_batch=16, lora_rank=16, checkpointing=True)),
         ("qwen2.5-7b", "qwen2.5-0.5b", Setup(mode="linear", micro_batch=4)),
         ("qwen3-4b", "qwen3-0.6b", Setup(mode="cached", micro_batch=4, lora_rank=16, lora_target="all")),
+        ("gemma-3-1b", "gemma-3-270m", Setup(mode="linear", micro_batch=4)),
     ],
     ids=lambda x: f"{x.mode}-{x.micro_batch}" if isinstance(x, Setup) else x,
 )
@@ -288,10 +311,40 @@ def test_invalid_requests(fields, message):
         plan(PlanRequest(**{"teacher": "gpt2-xl", "student": "gpt2", "gpu": "24GB"} | fields))
 
 
+def test_a_model_with_a_text_config(tmp_path):
+    """A multimodal teacher counts whole. A student with a vision tower is refused: text does not train the tower."""
+    config = config_of("teacher", "google/gemma-3-4b-it")
+    shape = shape_of("teacher", config)
+    assert (shape.layers, shape.hidden, shape.vocab, shape.tied) == (34, 2560, 262208, True)
+    assert shape.linear > sum(m.inputs * m.outputs for m in shape.matrices) * 34  # with the tower, which is quantized too
+    with pytest.raises(InputError, match=r"student: expected a model of a decoder and a head, got a Gemma3.* parameters"):
+        shape_of("student", config)
+    config.save_pretrained(tmp_path)
+    assert shape_of("teacher", config_of("teacher", str(tmp_path))) == shape
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model_type": "mamba"}', "a config with num_attention_heads, got None"),
+        ('{"model_type": "t5"}', "expected a config that describes a model, got Unrecognized configuration class"),
+        ('{"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}', "weights that are not quantized"),
+        ('{"model_type": "no_such_model"}', "config.json: expected a config of transformers"),
+    ],
+    ids=["no-heads", "encoder-decoder", "quantized", "unknown"],
+)
+def test_refused_teachers(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        plan(PlanRequest(str(tmp_path), "gpt2", "24GB"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{"model_type": "bert"}', "a model of a known family"),
+        ('{"model_type": "mixtral"}', "got mixtral, whose experts keep activations that depend on the routing"),
+        ('{"model_type": "gemma2"}', "got gemma2, whose attention scores are capped"),
         ('{"model_type": "gpt2", "activation_function": "mish"}', "one of the activations"),
         ('{"model_type": "llama", "num_attention_heads": 0}', "expected a config"),
         ('{"model_type": "opt", "num_hidden_layers": 0}', "a model with layers, got 0"),
@@ -300,7 +353,7 @@ def test_invalid_requests(fields, message):
         ("[]", "config.json: expected a config"),
         ("{}", "config.json: expected a config"),
     ],
-    ids=["family", "activation", "zero", "no-layers", "contradiction", "no-json", "list", "empty"],
+    ids=["family", "experts", "softcap", "activation", "zero", "no-layers", "contradiction", "no-json", "list", "empty"],
 )
 def test_invalid_model_folders(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)

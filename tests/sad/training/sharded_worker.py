@@ -75,6 +75,31 @@ def record(made: SADTrainer) -> dict[str, Any]:
     }
 
 
+def adapters(folder: Path, batch: int, models: Path | None = None, **fields: Any) -> SADTrainer:
+    """Returns a trainer of LoRA adapters in bfloat16 with AdamW, which saves a checkpoint after two of four steps."""
+    from peft import LoraConfig
+
+    sizes = {"per_device_train_batch_size": batch, "learning_rate": 3e-2, "warmup_steps": 0, "bf16": True}
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "loss_from": "hidden"}
+    config = SADConfig(output_dir=str(folder), **tiny.CONFIG | sizes | saving | fields)
+    torch.manual_seed(5)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    return SADTrainer(model("student", models), model("teacher", models), config, tiny.examples(12), peft_config=lora)
+
+
+def record_resumed(folder: Path, batch: int, models: Path | None = None, **fields: Any) -> dict[str, Any]:
+    """Trains adapters, and again from the checkpoint after two steps. Returns losses and weights of both."""
+    result = {}
+    for name, checkpoint in (("whole", None), ("resumed", folder / "checkpoint-2")):
+        made = adapters(folder, batch, models, **fields)
+        start = weights(made)
+        made.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        losses = [log["loss"] for log in made.state.log_history if "loss" in log]
+        result[name] = {"losses": losses, "weights": weights(made), "start": start}
+    made.save_model(str(folder / "model"))
+    return result
+
+
 def one_process(folder: Path) -> dict[str, dict[str, Any]]:
     """Returns the results of one process for each loss, with batches twice as large."""
     return {loss: record(trainer(folder / loss, loss, batch=4)) for loss in LOSSES}
@@ -90,6 +115,7 @@ def main(folder: Path, strategy: str) -> None:
     for loss in LOSSES:
         made = trainer(folder / loss, loss, batch=2, models=models, teacher_sharding=loss != "cache", **fields)
         result[loss] = record(made)
+    result["adapters"] = record_resumed(folder / "adapters", 2, models, teacher_sharding=True, **fields)
     if torch.distributed.get_rank() == 0:
         torch.save(result, folder / "result.pt")
     torch.distributed.destroy_process_group()

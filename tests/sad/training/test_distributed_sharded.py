@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from sad.errors import InputError
 from tests.processes import run_two
 from tests.sad.training import sharded_worker as worker
 
@@ -29,7 +30,11 @@ def one(tmp_path_factory) -> dict:
     ],
 )
 def test_sharded_processes_are_one(one, tmp_path, monkeypatch, strategy, kind):
-    """Compares losses, gradient norm, evaluation and weights for each loss. The teacher is sharded too."""
+    """Compares losses, gradient norm, evaluation and weights for each loss. The teacher is sharded too.
+
+    Adapters in bfloat16 are trained and resumed in the same processes, to the same bits.
+    """
+    pytest.importorskip("peft")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     run_two("tests.sad.training.sharded_worker", tmp_path, strategy)
     two = torch.load(tmp_path / "result.pt")
@@ -42,3 +47,15 @@ def test_sharded_processes_are_one(one, tmp_path, monkeypatch, strategy, kind):
         assert shared["eval"] == pytest.approx(alone["eval"], rel=1e-5)
         torch.testing.assert_close(shared["weights"], alone["weights"], rtol=0, atol=1e-5)
         assert (alone["weights"] - start).abs().max() > 1e-2
+    whole, resumed = (two["adapters"][name] for name in ("whole", "resumed"))
+    assert len(whole["losses"]) == 4 and resumed["losses"] == whole["losses"]
+    assert torch.equal(resumed["weights"], whole["weights"])
+    assert (whole["weights"] - whole["start"]).abs().max() > 1e-2
+    alone = worker.adapters(tmp_path / "alone", batch=4)
+    alone.train()
+    expected = [log["loss"] for log in alone.state.log_history if "loss" in log]
+    assert whole["losses"] == pytest.approx(expected, rel=1e-3)  # bfloat16
+    assert (tmp_path / "adapters" / "model" / "adapter_model.safetensors").is_file()
+    if strategy == "fsdp2":
+        with pytest.raises(InputError, match=r"a checkpoint saved with one model per process, got .*saved with FSDP"):
+            alone.train(resume_from_checkpoint=str(tmp_path / "adapters" / "checkpoint-2"))

@@ -148,6 +148,22 @@ def test_tensor_parallel_processes_are_one(tmp_path):
         assert result["entropy"] == pytest.approx(alone["entropy"], rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["get_cp_size", "get_sp_size"])
+def test_split_sequences_are_refused(trainer, monkeypatch, method):
+    """accelerate splits them only on GPUs, so the size is set here."""
+    monkeypatch.setattr(SADTrainer, method, lambda self: 2)
+    with pytest.raises(InputError, match=r"on each device, got a split sequence.*that of the next token"):
+        trainer()
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_a_plan_that_splits_sequences_is_refused(trainer, name):
+    models = {"student": tiny.model("llama", seed=2), "teacher": tiny.model("llama", seed=1)}
+    models[name].tp_plan = {"model.norm": "sequence_parallel"}
+    with pytest.raises(InputError, match=f"got a tp_plan of the {name} with sequence_parallel"):
+        trainer(models["student"], models["teacher"])
+
+
 def test_refused(trainer, config, tmp_path):
     for fields, name in (
         ({"divergence": "kl"}, "divergence"),

@@ -1,9 +1,14 @@
-"""The table of a training in the terminal."""
+"""The table of a training in the terminal, and the names that loggers get."""
 
 from __future__ import annotations
 
+import re
+import sys
+from types import ModuleType
+
 import pytest
 from transformers import ProgressCallback
+from transformers.integrations import integration_utils
 
 from sad.training.progress import LogTable, step_line
 from tests.sad.training import tiny
@@ -54,3 +59,35 @@ def test_a_step(trainer):
     made = trainer(per_device_train_batch_size=4, gradient_accumulation_steps=3)
     assert step_line(made) == "1 process x 4 x 3 accumulated = 12 trajectories per step"
     assert step_line(trainer(per_device_train_batch_size=2)) == "1 process x 2 = 2 trajectories per step"
+
+
+class Writer:
+    """Takes the place of TensorBoard's `SummaryWriter`."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, list[float]] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.setdefault(name, []).append(value)
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: None  # add_text, flush, close
+
+
+def test_names_in_a_logger(trainer, monkeypatch):
+    """The callback of transformers sends every log as a number below `train/` or `eval/`."""
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    sets, writer = {"seen": tiny.examples(4), "new": tiny.examples(4)}, Writer()
+    made = trainer(max_steps=2, eval=sets, eval_strategy="steps", eval_steps=2)
+    made.add_callback(integration_utils.TensorBoardCallback(writer))
+    made.train()
+    kinds = ("loss_reason", "loss_act", "agreement_reason", "agreement_act", "tokens_reason", "student_entropy_act")
+    expected = {f"train/{name}" for name in ("loss", *kinds, "curriculum_share", "tokens_per_second", "peak_memory_gib")}
+    expected |= {f"eval/{set_name}_{name}" for set_name in ("seen", "new") for name in ("loss", *kinds)}
+    assert expected <= writer.scalars.keys()
+    assert all(re.fullmatch(r"(train|eval)/[a-z_]+", name) for name in writer.scalars)
+    logged = [log["loss_act"] for log in made.state.log_history if "loss_act" in log]
+    assert writer.scalars["train/loss_act"] == logged and len(logged) == 2

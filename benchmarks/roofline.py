@@ -102,7 +102,8 @@ def _triton(label: str, kernel: str, dtype: str, tile: str, divergence: str = "f
 HOT_TRITON = (
     _triton("KL and gradient", "forward_backward", "bf16", "pair"),
     _triton("KL and gradient", "forward_backward", "fp32", "pair"),
-    _triton("KL, gradient, statistics", "forward_backward, stats", "bf16", "roomy"),
+    _triton("KL, gradient, statistics", "forward_backward, stats", "bf16", "pair"),
+    _triton("reverse KL and gradient", "forward_backward", "bf16", "pair", "reverse_kl"),
     _triton("JSD and gradient", "forward_backward", "bf16", "roomy", "jsd"),
     _triton("gradient", "backward", "bf16", "stream"),
 )

@@ -274,7 +274,7 @@ def hot_variant(hot: HotKernel, architecture: int) -> Variant:
     """Returns the variant of a kernel of the roofline."""
     dtype = {name: dtype for dtype, name in TYPES.items()}[hot.dtype]
     variant = Variant(hot.kernel, architecture, hot.divergence, dtypes=(dtype, dtype))
-    return variant._replace(tile=[tile.name for tile in _tiles(variant)].index(hot.tile))
+    return variant._replace(tile=next(i for i, tile in enumerate(_tiles(variant)) if tile.name in hot.tiles))
 
 
 def inspect(variant: Variant) -> dict[str, object]:

@@ -125,12 +125,17 @@ def span_kl_kernel(
         positions = n_read
     for position in range(tl.program_id(0), positions, tl.num_programs(0)):
         row = tl.load(rows + position)
-        read = position < tl.load(rows + n_rows)
+        if FAST:
+            n_read = tl.load(rows + n_rows)  # again, so that no register holds it during the passes
+        read = position < n_read
         written = 0
         if ROWS == "deferred":
             read = row < 0
             row = tl.where(read, ~row, row)
             written = grad_columns  # by the launch before, if it did not defer the row
+        grad_row = None
+        if grad is not None:
+            grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
         if read:
             s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
             t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
@@ -158,11 +163,9 @@ def span_kl_kernel(
                     _write_log_sums(state, lse, s_sum, t_sum, row, n_rows, 2 if value is None else 3)
                 if value is not None:
                     weight = 0.0
-                    grad_row = None
                     if grad is not None:
                         weight = tl.load(weights + row)
                         written = tl.where(weight != 0.0, vocab_size, 0)
-                        grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
                     g = GradRow(grad_row, weight, grad_scale, GRAD_ALIGNED)
                     if FAST:
                         sums = fast_divergence_pass(
@@ -214,7 +217,6 @@ def span_kl_kernel(
                 tl.store(rows + position, ~row)
                 tl.store(rows + n_rows + 1, 1)  # all programs write the same number
         if grad is not None:
-            grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
             fill_zeros(grad_row + written, grad_columns - written, GROUPS, GROUP)
 
 

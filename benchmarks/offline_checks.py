@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 if os.environ.pop("TRITON_INTERPRET", None):
     print("TRITON_INTERPRET is ignored: these kernels are compiled", file=sys.stderr)
@@ -156,7 +157,6 @@ class Kernel(NamedTuple):
     name: str
     per_divergence: bool = True
     softcap: bool = True
-    tiled: bool = True
 
 
 KERNELS = {
@@ -166,23 +166,25 @@ KERNELS = {
     "log_sum_exps": Kernel(_whole, "span_kl_kernel", per_divergence=False),
     "forward_backward": Kernel(_whole, "span_kl_kernel"),
     "forward_backward, stats": Kernel(_whole, "span_kl_kernel"),
+    "forward_backward, deferred rows": Kernel(_whole, "span_kl_kernel", softcap=False),
+    "forward_backward, stats, deferred rows": Kernel(_whole, "span_kl_kernel", softcap=False),
     "backward": Kernel(_backward, "span_kl_backward_kernel"),
     "slice totals": Kernel(_sliced, "slice_totals_kernel", per_divergence=False),
     "slice totals, stats": Kernel(_sliced, "slice_totals_kernel", per_divergence=False),
     "slice values": Kernel(_sliced, "slice_values_kernel"),
     "slice values, stats": Kernel(_sliced, "slice_values_kernel"),
     "slice values, gradient": Kernel(_sliced, "slice_values_kernel"),
-    "combine slices, stats": Kernel(_sliced, "combine_slices_kernel", False, False, False),
-    "collect rows, stats": Kernel(_whole, "collect_rows_kernel", False, False, False),
+    "combine slices, stats": Kernel(_sliced, "combine_slices_kernel", False, False),
+    "collect rows, stats": Kernel(_whole, "collect_rows_kernel", False, False),
     "scale": Kernel(_scale, "scale_rows_kernel", per_divergence=False, softcap=False),
     "top-k forward, stats": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
     "top-k forward_backward": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
     "top-k forward_backward, stats": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
     "top-k backward": Kernel(_topk, "topk_span_kl_kernel", per_divergence=False),
-    "row weights": Kernel(_row_weights, "row_weights_kernel", False, False, False),
-    "row weights, token weights": Kernel(_row_weights, "row_weights_kernel", False, False, False),
-    "row sums, stats": Kernel(_row_sums, "row_sums_kernel", False, False, False),
-    "span ids": Kernel(_span_ids, "span_ids_kernel", False, False, False),
+    "row weights": Kernel(_row_weights, "row_weights_kernel", False, False),
+    "row weights, token weights": Kernel(_row_weights, "row_weights_kernel", False, False),
+    "row sums, stats": Kernel(_row_sums, "row_sums_kernel", False, False),
+    "span ids": Kernel(_span_ids, "span_ids_kernel", False, False),
 }
 QUICK_CAPPED = (  # one kernel of each kind of pass
     ("forward_backward", "forward_kl"),
@@ -196,25 +198,25 @@ _STORES = ("backward", "gradient", "scale")  # a kernel with one of these words 
 
 def launch(variant: Variant) -> Launch:
     """Returns the launch that a variant stands for."""
+    chosen = _launch(variant)
+    return chosen if chosen.tile is None else chosen._replace(tile=_tiles(variant)[variant.tile])
+
+
+def _launch(variant: Variant) -> Launch:
+    """Returns the launch that a variant stands for, with the tile of a long row."""
     kernel = KERNELS[variant.kernel]
-    first = next(x for x in kernel.build(variant) if x.kernel.__name__ == kernel.name)
-    if first.tile is None:
-        return first
-    tile = _tiles(variant)[variant.tile]
-    return first._replace(tile=tile, values={**first.values, "ALLOW_FAST": tiles.fast_passes_fit(tile)})
+    with mock.patch.object(tiles, "compute_capability", lambda device: variant.architecture):
+        launches = [x for x in kernel.build(variant) if x.kernel.__name__ == kernel.name]
+    return next(x for x in launches if (x.values.get("ROWS") == "deferred") == ("deferred" in variant.kernel))
 
 
 def _tiles(variant: Variant) -> list[tiles.RowTile]:
     """Returns the tiles that the launcher may choose for the kernel."""
-    if not KERNELS[variant.kernel].tiled:
-        return []
-    if variant.kernel in ("backward", "scale"):
-        return list(tiles.one_pass_tiles(*variant.dtypes).values())
-    if variant.kernel.startswith("top-k"):
-        return list(tiles.two_pass_tiles(*variant.dtypes, fits_64_registers=False).values())
-    fits_64_registers = "stats" not in variant.kernel and variant.divergence != "jsd" and not variant.capped
-    two_pass = list(tiles.two_pass_tiles(*variant.dtypes, fits_64_registers).values())
-    return two_pass[1:2] if variant.kernel.startswith("slice") else two_pass
+    chosen = _launch(variant).tile
+    if chosen is None or variant.kernel.startswith("slice"):
+        return [] if chosen is None else [chosen]
+    families = [tiles.two_pass_tiles(*variant.dtypes, fits_64_registers) for fits_64_registers in (True, False)]
+    return next(list(x.values()) for x in (tiles.one_pass_tiles(*variant.dtypes), *families) if chosen in x.values())
 
 
 def _cases() -> Iterator[tuple[str, str, bool]]:
@@ -239,6 +241,8 @@ def _in_quick_sample(i: int, name: str, divergence: str, capped: bool) -> bool:
 def _rotated(i: int, variant: Variant) -> Variant:
     """Returns the variant with the i-th dtypes and tile of a rotation."""
     dtypes = DTYPES[i % len(DTYPES)]
+    if variant.kernel.endswith("deferred rows"):  # only 16-bit rows are deferred
+        dtypes = ((BF16, BF16), (FP16, FP16))[i % 2]
     if variant.kernel == "scale" or variant.kernel.startswith("top-k"):  # kernels of the student alone
         dtypes = (dtypes[0], dtypes[0])
     variant = variant._replace(dtypes=dtypes)
@@ -270,7 +274,7 @@ def hot_variant(hot: HotKernel, architecture: int) -> Variant:
     """Returns the variant of a kernel of the roofline."""
     dtype = {name: dtype for dtype, name in TYPES.items()}[hot.dtype]
     variant = Variant(hot.kernel, architecture, hot.divergence, dtypes=(dtype, dtype))
-    return variant._replace(tile=[tile.name for tile in _tiles(variant)].index(hot.tile))
+    return variant._replace(tile=next(i for i, tile in enumerate(_tiles(variant)) if tile.name in hot.tiles))
 
 
 def inspect(variant: Variant) -> dict[str, object]:
@@ -314,7 +318,7 @@ def main() -> int:
     options = parser.parse_args()
     rows, faulty = [], 0
     sample = list(dict.fromkeys(variants(tuple(options.arch), options.quick)))
-    with ProcessPoolExecutor() as workers:
+    with ProcessPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as workers:
         for variant, row in zip(sample, workers.map(inspect, sample)):
             rows.append(row)
             faults = find_faults(row)

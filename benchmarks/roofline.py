@@ -68,7 +68,7 @@ class HotKernel(NamedTuple):
         dtype: Dtype of the logits of both sides.
         moved: Elements per column that it moves between memory and the GPU, if later passes find the row in a cache.
         divergence: Of a Triton kernel, which is compiled for one divergence.
-        tile: Of a Triton kernel.
+        tiles: Of a Triton kernel: names of tiles, of which an architecture has one.
     """
 
     label: str
@@ -77,7 +77,7 @@ class HotKernel(NamedTuple):
     dtype: str
     moved: int
     divergence: str = ""
-    tile: str = ""
+    tiles: tuple[str, ...] = ()
 
     def is_row(self, row: Row) -> bool:
         """Whether a row of `offline_checks.py` or `cuda_build.py` describes this kernel."""
@@ -86,8 +86,8 @@ class HotKernel(NamedTuple):
         if self.backend == "cuda":
             return "file" in row
         dtypes = f"{self.dtype}/{self.dtype}"
-        found = row.get("divergence"), row.get("tile"), row.get("student/teacher"), row.get("capped")
-        return found == (self.divergence, self.tile, dtypes, "")
+        found = row.get("divergence"), row.get("student/teacher"), row.get("capped")
+        return found == (self.divergence, dtypes, "") and row.get("tile") in self.tiles
 
     @property
     def bytes_per_column(self) -> int:
@@ -95,15 +95,16 @@ class HotKernel(NamedTuple):
         return self.moved * (4 if self.dtype == "fp32" else 2)
 
 
-def _triton(label: str, kernel: str, dtype: str, tile: str, divergence: str = "forward_kl") -> HotKernel:
-    return HotKernel(label, "triton", kernel, dtype, 3, divergence, tile)
+def _triton(label: str, kernel: str, dtype: str, *tiles: str, divergence: str = "forward_kl") -> HotKernel:
+    return HotKernel(label, "triton", kernel, dtype, 3, divergence, tiles)
 
 
 HOT_TRITON = (
     _triton("KL and gradient", "forward_backward", "bf16", "pair"),
     _triton("KL and gradient", "forward_backward", "fp32", "pair"),
-    _triton("KL, gradient, statistics", "forward_backward, stats", "bf16", "roomy"),
-    _triton("JSD and gradient", "forward_backward", "bf16", "roomy", "jsd"),
+    _triton("KL, gradient, statistics", "forward_backward, stats", "bf16", "pair", "roomy"),
+    _triton("reverse KL and gradient", "forward_backward", "bf16", "pair", divergence="reverse_kl"),
+    _triton("JSD and gradient", "forward_backward", "bf16", "roomy", divergence="jsd"),
     _triton("gradient", "backward", "bf16", "stream"),
 )
 HOT_CUDA = tuple(

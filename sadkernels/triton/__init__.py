@@ -2,7 +2,8 @@
 
 Each op has a launcher module with the functions that `sadkernels.reference` defines, and a module with its kernels:
 
-    span_kl.py       -> span_kl_kernels.py, span_kl_slice_kernels.py, both on span_kl_passes.py
+    span_kl.py       -> span_kl_kernels.py, span_kl_slice_kernels.py, both on span_kl_softmaxes.py and span_kl_passes.py;
+                        for ordinary rows on span_kl_fast_totals.py and span_kl_fast_passes.py
     topk_span_kl.py  -> topk_span_kl_kernels.py, on topk_span_kl_passes.py
     span_ids.py      launcher and kernel
 

@@ -140,6 +140,17 @@ def _halves(pairs):
 
 
 @triton.jit
+def halves(x, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Returns the even and the odd columns of a block from `load_block`, as (GROUPS, GROUP / 2) float32."""
+    if x.dtype == tl.int32:
+        even, odd = _halves(x)
+    else:
+        a, b = tl.split(tl.reshape(x, (GROUPS, GROUP // 2, 2)))
+        even, odd = a.to(tl.float32), b.to(tl.float32)
+    return even, odd
+
+
+@triton.jit
 def to_float32(x, GROUPS: tl.constexpr, GROUP: tl.constexpr):
     """Returns a block from `load_block` as (GROUPS, GROUP) float32."""
     if x.dtype == tl.int32:

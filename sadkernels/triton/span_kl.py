@@ -1,8 +1,9 @@
 """Launchers of the span KL. `sadkernels.reference.span_kl` defines the functions; the signatures are the same.
 
 `forward`, `forward_backward` and `log_sum_exps` launch `span_kl_kernel`, or the slice kernels if a few long rows would leave
-most of the GPU idle. `backward` launches `span_kl_backward_kernel`. The functions `*_launches` build the launches without
-running them, so that a kernel can be compiled without a GPU.
+most of the GPU idle. For 16-bit logits without a soft cap it is launched twice: with few registers for ordinary rows, then
+for the rows that it deferred. `backward` launches `span_kl_backward_kernel`. The functions `*_launches` build the launches
+without running them, so that a kernel can be compiled without a GPU.
 """
 
 from __future__ import annotations
@@ -138,9 +139,16 @@ def forward_launches(inputs: Inputs, outputs: Outputs) -> list[Launch]:
     if slices.count > 1:
         return _slice_launches(inputs, outputs, grid.tile, slices)
     rows, collect = collect_rows(inputs.kinds, **outputs._asdict())
-    tile, programs = tiles.two_pass_grid(columns, *inputs.dtypes, fits_64_registers, device)
-    values = {**inputs.kernel_values(), **outputs._asdict(), "rows": rows, "ALLOW_FAST": tiles.fast_passes_fit(tile)}
-    return [collect, Launch(span_kl_kernel, min(n, programs), values, tile)]
+    values = {**inputs.kernel_values(), **outputs._asdict(), "rows": rows}
+
+    def whole_rows(which: str, fits_64_registers: bool) -> Launch:
+        tile, programs = tiles.two_pass_grid(columns, *inputs.dtypes, fits_64_registers, device)
+        return Launch(span_kl_kernel, min(n, programs), {**values, "ROWS": which}, tile)
+
+    if not _has_fast_passes(inputs, outputs):
+        return [collect, whole_rows("all", fits_64_registers)]
+    ordinary = whole_rows("ordinary", _fast_passes_fit_64_registers(inputs, outputs))
+    return [collect, ordinary, whole_rows("deferred", fits_64_registers)]
 
 
 def backward_launches(inputs: Inputs, state: Tensor) -> list[Launch]:
@@ -208,8 +216,26 @@ def _gradient_launch(inputs: Inputs, state: Tensor, rows: Tensor) -> Launch:
     return Launch(span_kl_backward_kernel, min(n * slices.count, grid.programs), values, grid.tile)
 
 
+def _has_fast_passes(inputs: Inputs, outputs: Outputs) -> bool:
+    """Returns whether `span_kl_fast_passes` can compute the outputs for ordinary rows."""
+    uncapped = inputs.config.student_softcap is None and inputs.config.teacher_softcap is None
+    both_16_bit = inputs.student.dtype == inputs.teacher.dtype and inputs.student.dtype.itemsize == 2
+    return both_16_bit and uncapped and outputs.value is not None and inputs.lse is None
+
+
+def _fast_passes_fit_64_registers(inputs: Inputs, outputs: Outputs) -> bool:
+    """Returns whether the fast passes need no more than 64 registers per thread.
+
+    sm_100 and sm_103 compute two float32 numbers per instruction, in aligned pairs of registers, which takes a few more.
+    """
+    if outputs.argmax is None:
+        return inputs.config.divergence != "jsd"
+    packed = tiles.compute_capability(inputs.student.device) in (100, 103)
+    return inputs.config.divergence == "forward_kl" and inputs.student.dtype == torch.bfloat16 and not packed
+
+
 def _fits_64_registers(config: DivergenceConfig, outputs: Outputs) -> bool:
-    """Returns whether the kernel runs on 64 registers per thread without spills: no argmax, no tanh, no mixture."""
+    """Returns whether the passes for any values need no more than 64 registers: no argmax, no tanh, no mixture."""
     return (
         outputs.argmax is None
         and config.divergence != "jsd"

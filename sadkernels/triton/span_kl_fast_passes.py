@@ -4,7 +4,7 @@
     fast_gradient_pass    the gradient of reverse_kl and jsd, once E_q[dlogp] is known
 
 As in `span_kl_fast_totals`, the loops process whole blocks, after a partial block. It is at the end of the row if the loop
-goes backward.
+goes backward. The edges come first: their sums are the start of the running sums, so no register holds them in the loop.
 
 An exponent takes one instruction:
 
@@ -25,6 +25,7 @@ import triton.language as tl
 from sadkernels.triton.divergences import fast_jsd_terms, fast_kl_terms, fast_log_mixture_ratio, jsd_series
 from sadkernels.triton.row_io import (
     block_pointers,
+    halves,
     load_block,
     load_edges,
     load_partial_block,
@@ -81,12 +82,13 @@ def in_range(s_log_sum, t_log_sum, student_c, teacher_c, s_lowest, t_lowest, mix
     return suits
 
 
-@triton.jit
-def _add_products(total, a, b, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Adds a b, both (GROUPS, GROUP), to the running sums (GROUPS, GROUP / 2), one instruction per product."""
-    a_low, a_high = tl.split(tl.reshape(a, (GROUPS, GROUP // 2, 2)))
-    b_low, b_high = tl.split(tl.reshape(b, (GROUPS, GROUP // 2, 2)))
-    return tl.fma(a_high, b_high, tl.fma(a_low, b_low, total))
+class _Sums(NamedTuple):
+    """The running sums of each group: divergence (GROUPS,); q log(m / q) of jsd, q log2 q, p log2 p, (GROUPS, 1) each."""
+
+    value: tl.tensor
+    ratio: tl.tensor
+    student: tl.tensor
+    teacher: tl.tensor
 
 
 @triton.jit
@@ -114,8 +116,82 @@ def _terms(p, r, d, log2_q, rest, series, DIVERGENCE: tl.constexpr):
 
 
 @triton.jit
-def _rounded(d, factor, grad):
-    return round_to(d * factor, grad.pointer.dtype.element_ty)
+def _add_products(total, a, b):
+    """Adds the products of a and b (GROUPS, columns) to the running sums (GROUPS, 1), one instruction per product."""
+    GROUPS: tl.constexpr = a.shape[0]
+    COLUMNS: tl.constexpr = a.shape[1]
+    if COLUMNS == 1:
+        total = tl.fma(a, b, total)
+    else:
+        a_even, a_odd = tl.split(tl.reshape(a, (GROUPS, COLUMNS // 2, 2)))
+        b_even, b_odd = tl.split(tl.reshape(b, (GROUPS, COLUMNS // 2, 2)))
+        total = _add_products(_add_products(total, a_even, b_even), a_odd, b_odd)
+    return total
+
+
+@triton.jit
+def _sums_of_edges(
+    s, t, exists, s_exp, t_exp, series, DIVERGENCE: tl.constexpr, ENTROPIES: tl.constexpr, GROUPS: tl.constexpr
+):
+    """Returns `_Sums` that hold the sums over both edges in the first group, and q - p of the edges."""
+    log2_q, log2_p, q, p, r, d = _compare(s, t, s_exp, t_exp)
+    terms, log_ratio = _terms(p, r, d, log2_q, t_exp.rest - s_exp.rest, series, DIVERGENCE)
+    first = tl.arange(0, GROUPS) == 0
+    value = tl.where(first, tl.sum(tl.where(exists, terms, 0.0), axis=0), 0.0)
+    ratio, student, teacher = 0.0, 0.0, 0.0
+    if DIVERGENCE == "jsd":
+        ratio = tl.sum(tl.where(exists, q * log_ratio, 0.0), axis=0)
+    if ENTROPIES:
+        student = tl.sum(tl.where(exists, q * log2_q, 0.0), axis=0)
+        teacher = tl.sum(tl.where(exists, p * log2_p, 0.0), axis=0)
+    first = first[:, None]
+    return _Sums(value, tl.where(first, ratio, 0.0), tl.where(first, student, 0.0), tl.where(first, teacher, 0.0)), d
+
+
+@triton.jit
+def _add_columns(sums, s, t, exists, s_exp, t_exp, series, DIVERGENCE: tl.constexpr, ENTROPIES: tl.constexpr):
+    """Returns the `_Sums` with columns s and t (GROUPS, columns) added, and q - p of the columns.
+
+    `exists` (GROUPS, 1) is None if all groups exist.
+    """
+    log2_q, log2_p, q, p, r, d = _compare(s, t, s_exp, t_exp)
+    terms, log_ratio = _terms(p, r, d, log2_q, t_exp.rest - s_exp.rest, series, DIVERGENCE)
+    if exists is not None:
+        terms, log_ratio = tl.where(exists, terms, 0.0), tl.where(exists, log_ratio, 0.0)
+        log2_q, log2_p = tl.where(exists, log2_q, 0.0), tl.where(exists, log2_p, 0.0)
+    ratio, student, teacher = sums.ratio, sums.student, sums.teacher
+    value = sums.value + tl.sum(terms, axis=1)
+    if DIVERGENCE == "jsd":
+        ratio = _add_products(ratio, q, log_ratio)
+    if ENTROPIES:
+        student = _add_products(student, q, log2_q)
+        teacher = _add_products(teacher, p, log2_p)
+    return _Sums(value, ratio, student, teacher), d
+
+
+@triton.jit
+def _add_block(
+    sums,
+    s,
+    t,
+    exists,
+    s_exp,
+    t_exp,
+    series,
+    DIVERGENCE: tl.constexpr,
+    ENTROPIES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Returns the `_Sums` with blocks s and t of `load_block` added, and q - p of the block (GROUPS, GROUP).
+
+    It computes one half after the other, which needs fewer registers.
+    """
+    s_even, s_odd = halves(s, GROUPS, GROUP)
+    t_even, t_odd = halves(t, GROUPS, GROUP)
+    sums, d_even = _add_columns(sums, s_even, t_even, exists, s_exp, t_exp, series, DIVERGENCE, ENTROPIES)
+    sums, d_odd = _add_columns(sums, s_odd, t_odd, exists, s_exp, t_exp, series, DIVERGENCE, ENTROPIES)
+    return sums, tl.reshape(tl.join(d_even, d_odd), (GROUPS, GROUP))
 
 
 @triton.jit
@@ -140,78 +216,53 @@ def fast_divergence_pass(
     """
     WRITE_GRAD: tl.constexpr = grad.pointer is not None and not GRAD_LATER
     EVICTION: tl.constexpr = "" if GRAD_LATER else "evict_first"
+    dtype: tl.constexpr = grad.pointer.dtype.element_ty if WRITE_GRAD else None
     s_exp, t_exp = _exponents(s_log_sum, student.c), _exponents(t_log_sum, teacher.c)
     p_scale = tl.exp2(-t_exp.rest)
     factor = grad.weight * grad.scale * p_scale
     series = jsd_series(mixture)
-    rest = t_exp.rest - s_exp.rest
     parts = split_row(student.pointer, columns, GROUP)
     written = only_if(grad.weight != 0.0, parts)
+    s_edges = load_edges(student.pointer, parts)
+    t_edges = load_edges(teacher.pointer, parts)
+    sums, d = _sums_of_edges(s_edges, t_edges, parts.edge_exists, s_exp, t_exp, series, DIVERGENCE, ENTROPIES, GROUPS)
+    if WRITE_GRAD:
+        tl.debug_barrier()  # in place, all threads must have read the edges before one writes them
+        store_edges(grad.pointer, written, round_to(d * factor, dtype))
     s_pointers = block_pointers(student.pointer, parts, True, GROUPS, GROUP)
     t_pointers = block_pointers(teacher.pointer, parts, TEACHER_ALIGNED, GROUPS, GROUP)
     blocks = parts.n_groups // GROUPS
     first = blocks * GROUPS
     exists = (first + tl.arange(0, GROUPS) < parts.n_groups)[:, None]
-    s_next = load_partial_block(s_pointers, first, exists, EVICTION)
-    t_next = load_partial_block(t_pointers, first, exists, EVICTION)
-    s = to_float32(s_next, GROUPS, GROUP)
-    t = to_float32(t_next, GROUPS, GROUP)
+    s = load_partial_block(s_pointers, first, exists, EVICTION)
+    t = load_partial_block(t_pointers, first, exists, EVICTION)
     s_next = load_block(s_pointers, first - GROUPS, positive(blocks), EVICTION)
     t_next = load_block(t_pointers, first - GROUPS, positive(blocks), EVICTION)
-    log2_q, log2_p, q, p, r, d = _compare(s, t, s_exp, t_exp)
-    terms, log_ratio = _terms(p, r, d, log2_q, rest, series, DIVERGENCE)
-    value_sum = tl.sum(tl.where(exists, terms, 0.0), axis=1)
-    zeros = tl.full((GROUPS, GROUP // 2), 0.0, tl.float32)
-    if DIVERGENCE == "jsd":
-        ratio_sum = _add_products(zeros, q, tl.where(exists, log_ratio, 0.0), GROUPS, GROUP)
+    sums, d = _add_block(sums, s, t, exists, s_exp, t_exp, series, DIVERGENCE, ENTROPIES, GROUPS, GROUP)
     if WRITE_GRAD:
-        store_groups(grad.pointer, written, first, _rounded(d, factor, grad), grad.ALIGNED, GROUPS, GROUP)
-    if ENTROPIES:
-        s_sum = _add_products(zeros, q, tl.where(exists, log2_q, 0.0), GROUPS, GROUP)
-        t_sum = _add_products(zeros, p, tl.where(exists, log2_p, 0.0), GROUPS, GROUP)
+        store_groups(grad.pointer, written, first, round_to(d * factor, dtype), grad.ALIGNED, GROUPS, GROUP)
+    first -= GROUPS
     for _ in range(blocks):
+        s, t = s_next, t_next
         first -= GROUPS
-        s = to_float32(s_next, GROUPS, GROUP)
-        t = to_float32(t_next, GROUPS, GROUP)
-        s_next = load_block(s_pointers, first - GROUPS, positive(first), EVICTION)
-        t_next = load_block(t_pointers, first - GROUPS, positive(first), EVICTION)
-        log2_q, log2_p, q, p, r, d = _compare(s, t, s_exp, t_exp)
-        terms, log_ratio = _terms(p, r, d, log2_q, rest, series, DIVERGENCE)
-        value_sum += tl.sum(terms, axis=1)
-        if DIVERGENCE == "jsd":
-            ratio_sum = _add_products(ratio_sum, q, log_ratio, GROUPS, GROUP)
+        s_next = load_block(s_pointers, first, positive(first + GROUPS), EVICTION)
+        t_next = load_block(t_pointers, first, positive(first + GROUPS), EVICTION)
+        sums, d = _add_block(sums, s, t, None, s_exp, t_exp, series, DIVERGENCE, ENTROPIES, GROUPS, GROUP)
         if WRITE_GRAD:
-            g = _rounded(d, factor, grad)
-            store_block(grad.pointer, parts, first, g, positive(written.n_groups), grad.ALIGNED, GROUPS, GROUP)
-        if ENTROPIES:
-            s_sum = _add_products(s_sum, q, log2_q, GROUPS, GROUP)
-            t_sum = _add_products(t_sum, p, log2_p, GROUPS, GROUP)
-    s_edges = load_edges(student.pointer, parts)
-    t_edges = load_edges(teacher.pointer, parts)
-    log2_q, log2_p, q, p, r, d = _compare(s_edges, t_edges, s_exp, t_exp)
-    terms, log_ratio = _terms(p, r, d, log2_q, rest, series, DIVERGENCE)
-    edges_value = tl.sum(tl.where(parts.edge_exists, terms, 0.0), axis=0)
-    if DIVERGENCE == "jsd":
-        edges_ratio = tl.sum(tl.where(parts.edge_exists, q * log_ratio, 0.0), axis=0)
-    if WRITE_GRAD:
-        g_edges = _rounded(d, factor, grad)
-    if ENTROPIES:
-        s_edges_sum = tl.sum(tl.where(parts.edge_exists, q * log2_q, 0.0), axis=0)
-        t_edges_sum = tl.sum(tl.where(parts.edge_exists, p * log2_p, 0.0), axis=0)
-    value = p_scale * (tl.sum(value_sum, axis=0) + edges_value)
-    if WRITE_GRAD:  # after the sum over all threads, so that in place all of them have read the edges
-        store_edges(grad.pointer, written, g_edges)
+            g, after = round_to(d * factor, dtype), GROUPS * GROUP  # columns from the next block to this one
+            store_block(grad.pointer + after, parts, first, g, positive(written.n_groups), grad.ALIGNED, GROUPS, GROUP)
+    value = p_scale * tl.sum(sums.value, axis=0)
     value = tl.where(value < 0.0, 0.0, value)  # the rounding of d, if all terms are tiny; NaN stays NaN
     q_scale = tl.exp2(-s_exp.rest)
     s_mean_log2, t_mean_log2 = 0.0, 0.0
     if ENTROPIES:
-        s_mean_log2 = tl.fma(q_scale, tl.sum(tl.sum(s_sum, axis=1), axis=0) + s_edges_sum, -s_exp.rest)
-        t_mean_log2 = tl.fma(p_scale, tl.sum(tl.sum(t_sum, axis=1), axis=0) + t_edges_sum, -t_exp.rest)
+        s_mean_log2 = tl.fma(q_scale, tl.sum(tl.sum(sums.student, axis=1), axis=0), -s_exp.rest)
+        t_mean_log2 = tl.fma(p_scale, tl.sum(tl.sum(sums.teacher, axis=1), axis=0), -t_exp.rest)
     mean_dlogp = 0.0
     if DIVERGENCE == "reverse_kl":
         mean_dlogp = value
     elif DIVERGENCE == "jsd":
-        row_ratio = tl.sum(tl.sum(ratio_sum, axis=1), axis=0) + edges_ratio
+        row_ratio = tl.sum(tl.sum(sums.ratio, axis=1), axis=0)
         mean_dlogp = -mixture.student_share * q_scale * row_ratio
     return RowSums(value, mean_dlogp, t_mean_log2, s_mean_log2)
 
@@ -254,6 +305,9 @@ def fast_gradient_pass(
     t_pointers = block_pointers(teacher.pointer, parts, TEACHER_ALIGNED, GROUPS, GROUP)
     s_edges = load_edges(student.pointer, parts)
     t_edges = load_edges(teacher.pointer, parts)
+    g = _gradient(s_edges, t_edges, s_exp, t_exp, factor, offset, series, dtype, DIVERGENCE)
+    tl.debug_barrier()  # in place, all threads must have read the edges before one writes them
+    store_edges(grad.pointer, parts, g)
     blocks = parts.n_groups // GROUPS
     first = parts.n_groups - blocks * GROUPS
     exists = (tl.arange(0, GROUPS) < first)[:, None]
@@ -273,5 +327,3 @@ def fast_gradient_pass(
         g = _gradient(s, t, s_exp, t_exp, factor, offset, series, dtype, DIVERGENCE)
         store_block(grad.pointer, parts, first, g, positive(blocks), grad.ALIGNED, GROUPS, GROUP)
         first += GROUPS
-    g = _gradient(s_edges, t_edges, s_exp, t_exp, factor, offset, series, dtype, DIVERGENCE)
-    store_edges(grad.pointer, parts, g)

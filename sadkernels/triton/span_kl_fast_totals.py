@@ -137,8 +137,6 @@ def fast_totals_pass(
     t_parts = split_row(teacher.pointer, columns, GROUP)
     s_pointers = block_pointers(student.pointer, s_parts, True, GROUPS, GROUP)
     t_pointers = block_pointers(teacher.pointer, t_parts, True, GROUPS, GROUP)
-    s_edges = load_edges(student.pointer, s_parts)
-    t_edges = load_edges(teacher.pointer, t_parts)
     # The numbers of groups differ by at most 1, so the partial blocks have at most GROUPS groups
     blocks = tl.minimum(s_parts.n_groups, t_parts.n_groups) // GROUPS
     s_first, t_first = s_parts.n_groups - blocks * GROUPS, t_parts.n_groups - blocks * GROUPS
@@ -154,6 +152,8 @@ def fast_totals_pass(
         t_totals = _add_block(t_totals, t, None, teacher, t_first, ARGMAX, LOWEST, GROUPS, GROUP)
         s_first += GROUPS
         t_first += GROUPS
+    s_edges = load_edges(student.pointer, s_parts)
+    t_edges = load_edges(teacher.pointer, t_parts)
     return (
         _row_totals(s_totals, s_pointers, s_parts, s_edges, student, ARGMAX, LOWEST, GROUPS, GROUP),
         _row_totals(t_totals, t_pointers, t_parts, t_edges, teacher, ARGMAX, LOWEST, GROUPS, GROUP),

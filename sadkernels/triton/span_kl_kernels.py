@@ -7,6 +7,14 @@ forward kernels for a few long rows.
 The index of `supervised_rows` orders the rows: the rows to read come first, and the rows that only get zeros come last. So
 the programs share both kinds evenly.
 
+Rows of 16-bit logits without a soft cap have two launches of `span_kl_kernel` (ROWS):
+
+    "ordinary"  has the fast passes only, so that it needs few registers. It defers a row that is not ordinary: it replaces
+                the row's number in the index by ~row and writes nothing else for it.
+    "deferred"  computes the deferred rows, with the passes for any values. It returns at once if there are none, as usual.
+
+Other rows have one launch, "all", with the passes for any values.
+
 Sizes that vary between calls are arguments without specialization, so one compilation serves every N and V. A pointer that
 is None removes its code at compile time.
 """
@@ -28,7 +36,9 @@ from sadkernels.triton.row_io import (
     store_groups,
 )
 from sadkernels.triton.softmax import LogitRow, LogSum, entropy, load_log_sum, nats
-from sadkernels.triton.span_kl_passes import GradRow, gradient_pass, row_gradient, row_softmaxes, row_sums
+from sadkernels.triton.span_kl_fast_passes import fast_divergence_pass, fast_gradient_pass
+from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, gradient_pass
+from sadkernels.triton.span_kl_softmaxes import ordinary_softmaxes, row_softmaxes
 
 _GRAD_LAYOUT = ["grad_inner", "grad_outer_stride", "grad_inner_stride"]
 SIZES = [
@@ -41,6 +51,20 @@ SIZES = [
     "slice_columns",
 ]
 POINTERS = ["student", "teacher", "grad", "rows", "weights", "lse", "value", "state", "entropies", "argmax"]
+
+
+@triton.jit
+def _write_log_sums(state, lse, s_sum, t_sum, row, n_rows, ORIGINS: tl.constexpr):
+    """Writes the `LogSum`s of a row to the state, or those of `lse`. ORIGINS is the state's row for the student's origin."""
+    if lse is None:
+        tl.store(state + row, nats(s_sum))
+        tl.store(state + n_rows + row, nats(t_sum))
+        tl.store(state + ORIGINS * n_rows + row, s_sum.origin)
+        tl.store(state + (ORIGINS + 1) * n_rows + row, t_sum.origin)
+    else:
+        for side in tl.static_range(2):
+            tl.store(state + side * n_rows + row, tl.load(lse + side * n_rows + row))
+            tl.store(state + (ORIGINS + side) * n_rows + row, tl.load(lse + (2 + side) * n_rows + row))
 
 
 @triton.jit(do_not_specialize=[x for x in SIZES if not x.startswith("slice")], do_not_specialize_on_alignment=POINTERS)
@@ -75,7 +99,7 @@ def span_kl_kernel(
     teacher_share: tl.float32,
     student_share: tl.float32,
     mixture_border: tl.float32,
-    ALLOW_FAST: tl.constexpr,
+    ROWS: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     STUDENT_CAPPED: tl.constexpr,
     TEACHER_CAPPED: tl.constexpr,
@@ -88,103 +112,110 @@ def span_kl_kernel(
 
     Without `value` it writes the log-sum-exps alone. With `lse` it uses these log-sum-exps in place of the rows' own.
     """
+    FAST: tl.constexpr = ROWS == "ordinary"
+    ENTROPIES: tl.constexpr = entropies is not None
     GRAD_LATER: tl.constexpr = grad is not None and DIVERGENCE != "forward_kl"
-    ORIGINS: tl.constexpr = 2 if value is None else 3  # the first row of the origins in the state
-    FAST: tl.constexpr = (
-        ALLOW_FAST
-        and value is not None
-        and lse is None
-        and student.dtype.element_ty.primitive_bitwidth == 16
-        and teacher.dtype.element_ty.primitive_bitwidth == 16
-        and not STUDENT_CAPPED
-        and not TEACHER_CAPPED
-    )
+    tl.static_assert(not FAST or (value is not None and lse is None), "the fast passes compute value and log-sum-exps")
     mixture = Mixture(teacher_share, student_share, mixture_border)
     n_read = tl.load(rows + n_rows)
-    for position in range(tl.program_id(0), n_read if grad is None else n_rows, tl.num_programs(0)):
+    positions = n_rows
+    if ROWS == "deferred":
+        positions = tl.where(tl.load(rows + n_rows + 1) != 0, n_read, 0)
+    elif grad is None:
+        positions = n_read
+    for position in range(tl.program_id(0), positions, tl.num_programs(0)):
         row = tl.load(rows + position)
+        if FAST:
+            n_read = tl.load(rows + n_rows)  # again, so that no register holds it during the passes
+        read = position < n_read
+        written = 0
+        if ROWS == "deferred":
+            read = row < 0
+            row = tl.where(read, ~row, row)
+            written = grad_columns  # by the launch before, if it did not defer the row
+        grad_row = None
         if grad is not None:
             grad_row = row_pointer(grad, row, grad_inner, grad_outer_stride, grad_inner_stride)
-        else:
-            grad_row = None
-        written = 0
-        if position < n_read:
+        if read:
             s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
             t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
             s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
             t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
-            ordinary = False
-            if lse is None or argmax is not None:
-                s_softmax, t_softmax, ordinary = row_softmaxes(
-                    s, t, vocab_size, mixture, argmax is not None, FAST, DIVERGENCE, GROUPS, GROUP
+            suits = True
+            if FAST:
+                s_softmax, t_softmax, suits = ordinary_softmaxes(
+                    s, t, vocab_size, mixture, argmax is not None, DIVERGENCE, GROUPS, GROUP
                 )
+            elif lse is None or argmax is not None:
+                s_softmax, t_softmax = row_softmaxes(s, t, vocab_size, argmax is not None, GROUPS, GROUP)
+            written = grad_columns
+            if suits:
                 if argmax is not None:
                     tl.store(argmax + row, s_softmax.argmax)
                     tl.store(argmax + n_rows + row, t_softmax.argmax)
-            if lse is None:
-                s_log_sum = LogSum(s_softmax.origin, s_softmax.log2_sum)
-                t_log_sum = LogSum(t_softmax.origin, t_softmax.log2_sum)
-            else:
-                s_log_sum = load_log_sum(lse, lse + 2 * n_rows, row)
-                t_log_sum = load_log_sum(lse + n_rows, lse + 3 * n_rows, row)
-            if state is not None and lse is None:
-                tl.store(state + row, nats(s_log_sum))
-                tl.store(state + n_rows + row, nats(t_log_sum))
-                tl.store(state + ORIGINS * n_rows + row, s_log_sum.origin)
-                tl.store(state + (ORIGINS + 1) * n_rows + row, t_log_sum.origin)
-            elif state is not None:
-                for side in tl.static_range(2):
-                    tl.store(state + side * n_rows + row, tl.load(lse + side * n_rows + row))
-                    tl.store(state + (ORIGINS + side) * n_rows + row, tl.load(lse + (2 + side) * n_rows + row))
-            if value is not None:
-                weight = 0.0
-                if grad is not None:
-                    weight = tl.load(weights + row)
-                g = GradRow(grad_row, weight, grad_scale, GRAD_ALIGNED)
-                sums = row_sums(
-                    s,
-                    t,
-                    s_log_sum,
-                    t_log_sum,
-                    vocab_size,
-                    g,
-                    mixture,
-                    ordinary,
-                    FAST,
-                    DIVERGENCE,
-                    entropies is not None,
-                    GRAD_LATER,
-                    TEACHER_ALIGNED,
-                    GROUPS,
-                    GROUP,
-                )
-                written = vocab_size
-                if grad is not None:
-                    written = tl.where(weight != 0.0, vocab_size, 0)
-                tl.store(value + row, sums.value)
+                if lse is None:
+                    s_sum = LogSum(s_softmax.origin, s_softmax.log2_sum)
+                    t_sum = LogSum(t_softmax.origin, t_softmax.log2_sum)
+                else:
+                    s_sum = load_log_sum(lse, lse + 2 * n_rows, row)
+                    t_sum = load_log_sum(lse + n_rows, lse + 3 * n_rows, row)
                 if state is not None:
-                    tl.store(state + 2 * n_rows + row, sums.mean_dlogp)
-                if entropies is not None:
-                    tl.store(entropies + row, entropy(sums.teacher_mean_log2))
-                    tl.store(entropies + n_rows + row, entropy(sums.student_mean_log2))
-                if GRAD_LATER:
-                    if weight != 0.0:
-                        row_gradient(
+                    _write_log_sums(state, lse, s_sum, t_sum, row, n_rows, 2 if value is None else 3)
+                if value is not None:
+                    weight = 0.0
+                    if grad is not None:
+                        weight = tl.load(weights + row)
+                        written = tl.where(weight != 0.0, vocab_size, 0)
+                    g = GradRow(grad_row, weight, grad_scale, GRAD_ALIGNED)
+                    if FAST:
+                        sums = fast_divergence_pass(
                             s,
                             t,
-                            s_log_sum,
-                            t_log_sum,
+                            s_sum,
+                            t_sum,
                             vocab_size,
                             g,
-                            sums.mean_dlogp,
                             mixture,
-                            ordinary,
-                            FAST,
                             DIVERGENCE,
+                            ENTROPIES,
+                            GRAD_LATER,
                             TEACHER_ALIGNED,
                             GROUPS,
                             GROUP,
                         )
+                    else:
+                        sums = divergence_pass(
+                            s, t, s_sum, t_sum, vocab_size, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, GROUPS, GROUP
+                        )
+                    tl.store(value + row, sums.value)
+                    if state is not None:
+                        tl.store(state + 2 * n_rows + row, sums.mean_dlogp)
+                    if ENTROPIES:
+                        tl.store(entropies + row, entropy(sums.teacher_mean_log2))
+                        tl.store(entropies + n_rows + row, entropy(sums.student_mean_log2))
+                    if GRAD_LATER:
+                        if weight != 0.0:
+                            mean = sums.mean_dlogp
+                            if FAST:
+                                fast_gradient_pass(
+                                    s,
+                                    t,
+                                    s_sum,
+                                    t_sum,
+                                    vocab_size,
+                                    g,
+                                    mean,
+                                    mixture,
+                                    DIVERGENCE,
+                                    TEACHER_ALIGNED,
+                                    GROUPS,
+                                    GROUP,
+                                )
+                            else:
+                                gradient_pass(s, t, s_sum, t_sum, vocab_size, g, mean, mixture, DIVERGENCE, GROUPS, GROUP)
+            else:
+                tl.store(rows + position, ~row)
+                tl.store(rows + n_rows + 1, 1)  # all programs write the same number
         if grad is not None:
             fill_zeros(grad_row + written, grad_columns - written, GROUPS, GROUP)
 

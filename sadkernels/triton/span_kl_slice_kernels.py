@@ -30,7 +30,8 @@ from sadkernels.triton.softmax import (
     nats,
 )
 from sadkernels.triton.span_kl_kernels import POINTERS, SIZES
-from sadkernels.triton.span_kl_passes import GradRow, divergence_pass, row_softmaxes
+from sadkernels.triton.span_kl_passes import GradRow, divergence_pass
+from sadkernels.triton.span_kl_softmaxes import row_softmaxes
 
 _SCRATCH = ["totals", "best", "best_column", "sums"]
 
@@ -90,7 +91,7 @@ def slice_totals_kernel(
         columns = tl.minimum(slice_columns, vocab_size - start)
         s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
         t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, True)
-        s_softmax, t_softmax, _ = row_softmaxes(s, t, columns, None, best is not None, False, "forward_kl", GROUPS, GROUP)
+        s_softmax, t_softmax = row_softmaxes(s, t, columns, best is not None, GROUPS, GROUP)
         stride = n_rows * slices
         tl.store(totals + task, s_softmax.origin)
         tl.store(totals + stride + task, s_softmax.log2_sum)
@@ -176,7 +177,7 @@ def slice_values_kernel(
         g = GradRow(grad_slice, weight, grad_scale, GRAD_ALIGNED)
         mixture = Mixture(teacher_share, student_share, mixture_border)
         slice_sums = divergence_pass(
-            s, t, s_log_sum, t_log_sum, end - start, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, True, GROUPS, GROUP
+            s, t, s_log_sum, t_log_sum, end - start, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, GROUPS, GROUP
         )
         stride = n_rows * slices
         tl.store(sums + task, slice_sums.value)

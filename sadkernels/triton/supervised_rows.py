@@ -26,10 +26,11 @@ def collect_rows_kernel(
     STATE_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Writes `rows` (N + 1,), and zeros to the outputs of the rows that are not read.
+    """Writes `rows` (N + 2,), and zeros to the outputs of the rows that are not read.
 
-    `rows` starts with the rows to read, in order. The other rows fill it from the back. `rows[N]` is the number of rows to
-    read. A row is read if its kind is not 0 and, with `weights`, its weight is not 0. An output may be None.
+    `rows` starts with the rows to read, in order. The other rows fill its first N entries from the back. `rows[N]` is the
+    number of rows to read, and `rows[N + 1]` is 0 until `span_kl_kernel` defers a row. A row is read if its kind is not 0
+    and, with `weights`, its weight is not 0. An output may be None.
 
     One program does this alone, because the position of a row depends on all rows before it.
     """
@@ -56,6 +57,7 @@ def collect_rows_kernel(
             tl.store(argmax + row, 0, mask=unread)
             tl.store(argmax + n_rows + row, 0, mask=unread)
     tl.store(rows + n_rows, n_read)
+    tl.store(rows + n_rows + 1, 0)
 
 
 def collect_rows(
@@ -67,7 +69,7 @@ def collect_rows(
     entropies: Tensor | None = None,
     argmax: Tensor | None = None,
 ) -> tuple[Tensor, Launch]:
-    """Returns the index `rows` (N + 1,) int32 and the launch that fills it and zeroes the outputs of rows that are not read.
+    """Returns the index `rows` (N + 2,) int32 and the launch that fills it and zeroes the outputs of rows that are not read.
 
     Args:
         kinds: (N,) uint8, 0 for rows that are not read.
@@ -78,7 +80,7 @@ def collect_rows(
         argmax: (2, N), an output.
     """
     n = kinds.numel()
-    rows = torch.empty(n + 1, dtype=torch.int32, device=kinds.device)
+    rows = torch.empty(n + 2, dtype=torch.int32, device=kinds.device)
     values = {
         "kinds": kinds,
         "weights": weights,

@@ -100,8 +100,7 @@ def two_pass_tiles(student: torch.dtype, teacher: torch.dtype, fits_64_registers
     Args:
         student: Dtype of the student's logits.
         teacher: Dtype of the teacher's logits.
-        fits_64_registers: Whether the kernel runs on 64 registers per thread without spills: it does not with argmax, soft
-            caps or jsd.
+        fits_64_registers: Whether the kernel runs on 64 registers per thread without spills.
     """
     group = group_size(student, teacher)
     if not fits_64_registers or student.itemsize > teacher.itemsize:
@@ -110,11 +109,6 @@ def two_pass_tiles(student: torch.dtype, teacher: torch.dtype, fits_64_registers
     if student.itemsize < teacher.itemsize:
         return _by_name(RowTile("short", group, 4, 80), crowded)
     return _by_name(RowTile("short", group, 4, 64), RowTile("pair", group, 16, 64), crowded)
-
-
-def fast_passes_fit(tile: RowTile) -> bool:
-    """Returns whether a kernel with the fast passes and those for any value has no spills: at 64 registers it has some."""
-    return tile.registers > 64
 
 
 def _by_name(*tiles: RowTile) -> dict[str, RowTile]:
@@ -146,6 +140,15 @@ def _gpu(device: torch.device) -> _Gpu:
     properties = torch.cuda.get_device_properties(device)
     gddr = (properties.major, properties.minor) in _GDDR
     return _Gpu(properties.multi_processor_count, properties.L2_cache_size, gddr)
+
+
+@functools.cache
+def compute_capability(device: torch.device) -> int:
+    """Returns the compute capability of a GPU, such as 90, or 0 for other devices."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _capacity(tile: RowTile, device: torch.device) -> int:

@@ -27,7 +27,7 @@ def _collect(kinds: torch.Tensor, weights: torch.Tensor | None, device: torch.de
 
 def _sizes(n: int) -> list[tuple[int, torch.dtype]]:
     return [
-        (n + 1, torch.int32),
+        (n + 2, torch.int32),
         (n, torch.float32),
         (3 * n, torch.float32),
         (2 * n, torch.float32),
@@ -44,6 +44,7 @@ def test_rows_to_read_come_first_and_in_order(n, share, device):
         read = (kinds != 0) if w is None else (kinds != 0) & (w != 0)
         rows, *outputs = _collect(kinds, w, device)
         count = int(rows[n])
+        assert rows[n + 1] == 0  # no row is deferred
         assert rows[:count].tolist() == read.nonzero().flatten().tolist()
         assert rows[count:n].tolist() == (~read).nonzero().flatten().tolist()[::-1]
         for output in outputs:  # zeros on rows that are not read; the other rows are untouched

@@ -125,7 +125,7 @@ class EnvRollouts(Rollouts):
             sample = samples[task.id]
             samples[task.id] += 1
             turns = self._turns.get(task.id, [])
-            replayed = turns[: min(math.floor(share * len(turns)), len(turns) - 1)] if share > 0 else []
+            replayed = turns[: min(math.floor(share * len(turns) + 1e-9), len(turns) - 1)] if share > 0 else []
             name = f"{task.id}@{step}" + (f"#{sample}" if sample else "")
             jobs.append(_Job(name, task, rollout.seed(sample), replayed))
         return jobs

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from sad.training.span_loss_trainer import SpanLossTrainer
 
 _PAPER = "https://arxiv.org/abs/2505.13820"
-_SHOWN = ("loss", "loss_reason", "loss_act", "loss_observe", "agreement_reason", "agreement_act")
+_SHOWN = (
+    *("loss", "loss_reason", "loss_act", "loss_observe", "agreement_reason", "agreement_act"),
+    *("on_policy_loss_reason", "on_policy_loss_act", "rollout_success"),
+)
 _RECIPE = (
     "learning_rate",
     "lr_scheduler_type",
@@ -43,6 +46,10 @@ def model_card(trainer: SpanLossTrainer, *, command: str | None = None, data: Ma
     """
     args, name = trainer.args, _name_of(trainer.model)
     facts = {"student": name, "teacher": _teacher(trainer), "loss": _loss(args), **(data or {})}
+    if getattr(trainer, "rollouts", None) is not None:
+        facts["own trajectories"] = (
+            f"{args.on_policy_divergence}, share of the batches from {args.on_policy_start} to {args.on_policy_share}"
+        )
     dataset = trainer.train_dataset
     if "training examples" not in facts and hasattr(dataset, "__len__"):
         facts["training examples"] = len(dataset)

@@ -60,6 +60,8 @@ def test_a_student_plays_the_household_and_the_run_resumes(train, tmp_path):
     assert code == 0, shown
     logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [log["step"] for log in logs if "rollout_success" in log] == [1, 3] and "solved" in shown
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "| own trajectories | reverse_kl, share of the batches from 1.0 to 1.0 |" in card and "rollout_success" in card
     played = read_jsonl(tmp_path / "run" / "rollouts" / "step-00000002.jsonl.gz")
     assert len(played) == 3 and {one.env for one in played} == {"household"}
     before = (tmp_path / "run" / "rollouts" / "step-00000002.jsonl.gz").read_bytes()

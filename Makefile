@@ -12,7 +12,8 @@ demo: $(INSTALLED)  ## distill a small agent from a larger one and evaluate both
 # Test files run in parallel, so each process uses one thread. --dist loadfile keeps the fixtures of a file in one process.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED)  ## run all tests
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@if [ -n "$$(find csrc setup.py -newer $(INSTALLED))" ] || ! ls sadkernels/native/_cpu.*so > /dev/null 2>&1; then \
+		$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e . && touch $(INSTALLED); fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 N ?= 100000
@@ -24,8 +25,8 @@ MINUTES ?= 30
 soak: $(INSTALLED)  ## attack whole commands at random: kills, full disks, signals, flipped bits, hostile input
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
 
-# The lower bounds of pyproject.toml, in an environment of its own. Pip's index may offer only a build of PyTorch of several
-# gigabytes: set PIP_EXTRA_INDEX_URL to an index with CPU builds, or LOWEST_TORCH to another version.
+# The lower bounds of pyproject.toml, in an environment of its own. Pip's index may offer only a build of PyTorch with CUDA
+# (7 GB installed): set PIP_EXTRA_INDEX_URL to an index with CPU builds, or LOWEST_TORCH to another version.
 LOWEST ?= .venv-lowest
 LOWEST_EXTRAS := lora endpoint webshop
 LOWEST_TORCH ?= $(shell sed -n 's/^ *"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
@@ -62,12 +63,15 @@ bench: $(INSTALLED)  ## measure the loss on this CPU; writes a CSV and a plot to
 	$(BIN)/sad bench --from benchmarks/results/span_kl_cpu.csv --plot benchmarks/results/span_kl_cpu.png
 
 # PyTorch comes first and pinned. As a dependency of another package, pip may choose a build of several gigabytes.
+# compileall uses all cores to compile the installed modules, pip would use one.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 $(INSTALLED): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools>=77" "pybind11>=2.13" "ninja>=1.11"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[dev]"
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) "setuptools>=77" "pybind11>=2.13" "ninja>=1.11"
+	$(PIP_INSTALL) --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold templates that are not valid Python
 	touch $(INSTALLED)
 
 clean:

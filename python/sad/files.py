@@ -82,10 +82,13 @@ def write_file(path: str | os.PathLike[str], content: str | bytes, *, overwrite:
 def publish_folder(staged: Path, target: Path) -> None:
     """Flushes all files of a folder to the disk and renames it. A folder with the new name is replaced.
 
+    The files get the permissions that the umask leaves, also those that a library made readable for their owner alone.
+
     Args:
         staged: The finished folder, on the same file system as `target`.
         target: Its new name.
     """
+    share_files(staged)
     for folder, _, names in os.walk(staged):
         for name in names:
             with open(os.path.join(folder, name), "rb") as file:
@@ -95,6 +98,18 @@ def publish_folder(staged: Path, target: Path) -> None:
         remove_folder(target)
     os.rename(staged, target)
     _sync_folder(target.parent)
+
+
+def share_files(folder: Path) -> None:
+    """Gives the files below a folder the permissions that the umask leaves. safetensors makes its files with mode 600."""
+    if os.name == "nt":
+        return
+    for inner, _, names in os.walk(folder):
+        mode = os.stat(inner).st_mode & 0o666  # a new folder has those of the umask
+        for name in names:
+            path = os.path.join(inner, name)
+            if os.stat(path).st_mode & 0o777 != mode:
+                os.chmod(path, mode)
 
 
 def remove_folder(path: Path) -> None:
@@ -292,19 +307,30 @@ class FolderLock(contextlib.AbstractContextManager):
     def _try(self) -> int | None:
         """Returns a descriptor of the locked file, or None if another process has the lock."""
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor, is_own = self._open()
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
-                        return descriptor
+                        if is_own:
+                            return descriptor
+                        self._path.unlink()  # a dead owner's: the next turn makes a new file
             except BlockingIOError:
                 os.close(descriptor)
                 return None
             except BaseException:
                 os.close(descriptor)
                 raise
-            os.close(descriptor)  # its last owner has deleted this file meanwhile
+            os.close(descriptor)  # this file has no name any more
+
+    def _open(self) -> tuple[int, bool]:
+        """Opens the file, which another user may own. Returns its descriptor, and whether this user may write to it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        with contextlib.suppress(PermissionError):
+            return os.open(self._path, flags, 0o666), True
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC), False
+        return os.open(self._path, flags, 0o666), True  # no file: raises if the folder is read-only
 
     def _owner(self) -> dict[str, Any]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,16 @@ _SHOWN = 3
 
 
 def check_model_dir(name: str, path: str | Path) -> Path:
-    """Checks that a folder holds a `config.json`, and returns its path. A GGUF file holds its own configuration.
+    """Checks that a folder holds a `config.json` and that its files can be read, and returns its path.
+
+    A GGUF file holds its own configuration.
 
     Args:
         name: The argument's name for messages, such as "teacher".
         path: The folder, a GGUF file, or the name of a model on the Hugging Face Hub, which is downloaded once.
 
     Raises:
-        InputError: It does not exist, or holds no `config.json`.
+        InputError: It does not exist, holds no `config.json`, or a file of it belongs to another user and cannot be read.
     """
     path = model_folder(name, path)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -48,7 +51,16 @@ def check_model_dir(name: str, path: str | Path) -> Path:
         if found := sorted(path.glob("*.gguf")):
             remedy = f"Pass the GGUF file: {found[0]}"
         raise InputError(name, "a folder with a config.json", f"{str(path)!r} without one", remedy)
+    _check_readable(name, path)
     return path
+
+
+def _check_readable(name: str, path: Path) -> None:
+    """Checks that this user may read the files of a model. safetensors would say that there is no such file."""
+    for file in sorted(path.iterdir()):
+        if file.is_file() and not os.access(file, os.R_OK):
+            got = f"{str(file)!r}, which this user may not read"
+            raise InputError(name, "a folder of files that can be read", got, "Ask the owner of the file for permission.")
 
 
 def check_dtype(name: str, dtype: str) -> None:
@@ -157,6 +169,8 @@ def _check_adapter_dir(name: str, path: str | Path) -> Path:
     if not isinstance(base, str) or not Path(base).is_dir():
         remedy = f"Set base_model_name_or_path in {Path(path, _ADAPTER)} to the folder of the base model."
         raise InputError(name, "adapters whose base model is a folder", f"adapters of {base!r}", remedy)
+    _check_readable(name, Path(path))
+    _check_readable(name, Path(base))
     return Path(path)
 
 

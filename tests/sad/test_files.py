@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -123,6 +124,49 @@ def test_the_lock_names_its_owner_and_ends_with_it(tmp_path):
     with FolderLock(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()}"):
         FolderLock(tmp_path).__enter__()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_of_another_user(tmp_path, monkeypatch):
+    """A user who may not write to the file takes the lock of a dead owner, and sees the owner who lives."""
+    inner = os.open
+
+    def opened(path, flags, mode=0o777):
+        if flags & os.O_RDWR and os.path.exists(path) and not os.stat(path).st_mode & 0o222:  # root may write all the same
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return inner(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", opened)
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1, "since": "2026"}))
+    path.chmod(0o444)
+    with FolderLock(tmp_path):
+        assert json.loads(path.read_bytes())["process"] == os.getpid()
+        path.chmod(0o444)
+        with pytest.raises(InputError, match=f"process {os.getpid()}"):
+            FolderLock(tmp_path).__enter__()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_in_a_folder_without_permission_to_write(tmp_path, monkeypatch):
+    def refused(path, flags, mode=0o777):
+        error = errno.EACCES if flags & os.O_CREAT else errno.ENOENT
+        raise OSError(error, os.strerror(error), str(path))
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError, match=r"\.lock"):
+        FolderLock(tmp_path).__enter__()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+def test_published_files_have_the_permissions_of_the_umask(tmp_path):
+    """safetensors makes its files with mode 600, so a colleague could not read a trained model."""
+    (tmp_path / "staged" / "deep").mkdir(parents=True)
+    for name in ("weights", "deep/more"):
+        (tmp_path / "staged" / name).touch(mode=0o600)
+    (tmp_path / "plain").touch()
+    files.publish_folder(tmp_path / "staged", tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_a_new_folder_without_files_disappears_with_its_lock(tmp_path):

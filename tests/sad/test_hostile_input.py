@@ -175,6 +175,7 @@ def test_a_line_has_a_maximum_length(tmp_path, monkeypatch):
     [
         (OSError(28, "No space left on device", "/x/y"), ("'/x/y'", "space on the disk", "Free space", "are kept")),
         (OSError(122, "Disk quota exceeded"), ("quota",)),
+        (OSError(27, "File too large"), ("ulimit -f",)),
         (PermissionError(13, "Permission denied", "/x"), ("'/x'", "permissions")),
         (RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 1"), ("free space", "are kept")),
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), ("UTF-8",)),

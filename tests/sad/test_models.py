@@ -41,6 +41,13 @@ def test_folders_that_hold_no_model(tmp_path):
         models.check_dtype("student_dtype", "int4")
 
 
+def test_a_file_that_belongs_to_another_user_is_named(tmp_path, monkeypatch):
+    tiny.model().save_pretrained(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: not str(path).endswith("model.safetensors"))  # root reads everything
+    with pytest.raises(InputError, match=r"student: .*model\.safetensors', which this user may not read\. Ask the owner"):
+        models.load_model("student", tmp_path)
+
+
 def test_a_tokenizer_comes_back_from_its_folder_or_is_absent(tmp_path):
     assert models.load_tokenizer("student", tmp_path) is None
     tiny.tokenizer().save_pretrained(tmp_path)

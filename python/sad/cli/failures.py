@@ -11,6 +11,7 @@ from sad.errors import InputError
 _REMEDIES = {
     errno.ENOSPC: "Free space on this disk and run the command again: finished files are kept.",
     errno.EDQUOT: "Free space within your quota and run the command again: finished files are kept.",
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f), or choose a file system that holds larger files.",
     errno.EACCES: "Check the permissions, or choose another path.",
     errno.EPERM: "Check the permissions, or choose another path.",
     errno.EROFS: "Choose a path on a file system that can be written.",

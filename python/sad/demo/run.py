@@ -21,7 +21,7 @@ from sad.demo.imitation import WARMUP, imitate
 from sad.demo.progress import Stage, Stages
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
-from sad.files import write_file
+from sad.files import share_files, write_file
 from sad.report.overlay import token_pieces
 from sad.report.page import demo_page
 from sad.scratch.models import build_decoder, train_tokenizer
@@ -149,6 +149,7 @@ class _Demo:
                 on_step=lambda step, loss: stage.advance(f"loss {loss:.3f}"),
             )
             teacher.save_pretrained(self.out / "teacher")
+            share_files(self.out / "teacher")
             mean = sum(curve[-20:]) / len(curve[-20:])
             stage.made = f"{_parameter_count(teacher):,} parameters, last loss {mean:.3f}"
         return curve
@@ -232,6 +233,7 @@ class _Demo:
         """Saves a model with its tokenizer in a folder of the run."""
         tokenizer.save_pretrained(self.out / name)
         model.save_pretrained(self.out / name)
+        share_files(self.out / name)
 
     def write_report(self, results: dict[str, Any], lessons: list[Trajectory], tokenizer: Any) -> None:
         """Writes `report.html` with the span labels of three lessons."""

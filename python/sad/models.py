@@ -57,7 +57,7 @@ def check_model_dir(name: str, path: str | Path) -> Path:
 
 def _check_readable(name: str, path: Path) -> None:
     """Checks that this user may read the files of a model. safetensors would say that there is no such file."""
-    for file in sorted(path.iterdir()):
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         if file.is_file() and not os.access(file, os.R_OK):
             got = f"{str(file)!r}, which this user may not read"
             raise InputError(name, "a folder of files that can be read", got, "Ask the owner of the file for permission.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sad.agents.cleaning import ACTION, ANSWER, REASONING, kinds_of_lines
 from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
-from sad.agents.kv_cache import CachedBatch
+from sad.agents.kv_cache import CachedBatch, attends_to_earlier_tokens
 from sad.agents.transcript import ChatTranscriptTokenizer, TranscriptTokenizer
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
@@ -54,7 +55,8 @@ def rollout(
         env: The environment. Every episode uses a shallow copy.
         tasks: The tasks.
         max_steps: Maximum number of actions per episode.
-        batch_size: Number of parallel episodes. It changes speed and memory, not the result (up to rounding).
+        batch_size: Number of parallel episodes. It changes speed and memory, not the result (up to rounding). Models with
+            other layers than full and sliding-window attention play one episode after the other, with a warning.
         decoding: `"free"`: the environment receives the text of the model. `"admissible"`: after `Action:` only tokens
             of admissible commands are allowed. Do not compare results of the two modes.
         temperature: Sampling temperature. 0 is greedy.
@@ -78,6 +80,10 @@ def rollout(
     config = RolloutConfig(max_steps, max_turn_tokens, max_repeats, decoding, temperature, prompt, clean)
     max_length = _resolve_max_length(model, max_length)
     _validate(model, tokenizer, batch_size, max_length)
+    if batch_size > 1 and not attends_to_earlier_tokens(model.config):
+        layers = "layers that are not full or sliding-window attention"
+        warnings.warn(f"batch_size is 1 instead of {batch_size}: {type(model).__name__} has {layers}.", stacklevel=2)
+        batch_size = 1
     transcript = (ChatTranscriptTokenizer if chat else TranscriptTokenizer)(tokenizer, _stop_ids(model))
     seeds = [seed] * len(tasks) if isinstance(seed, int) else seed
     jobs = list(zip(tasks, seeds, strict=True))

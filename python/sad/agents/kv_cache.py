@@ -37,7 +37,7 @@ class BufferedLayer(DynamicLayer):
         self._buffers = (self.keys, self.values)
 
 
-def _attends_to_earlier_tokens(config: Any) -> bool:
+def attends_to_earlier_tokens(config: Any) -> bool:
     """Whether all layers are attention to all earlier tokens, or to those in a sliding window.
 
     Their masks depend on distances between tokens only, so padding on the left changes nothing. The borders of chunks
@@ -73,7 +73,7 @@ class CachedBatch:
     """
 
     def __init__(self, model: Any, prompts: list[list[int]]) -> None:
-        attends = _attends_to_earlier_tokens(model.config)
+        attends = attends_to_earlier_tokens(model.config)
         if len(prompts) > 1 and not attends:
             expected = "1 for a model with layers that are not full or sliding-window attention"
             raise InputError("batch_size", expected, str(len(prompts)), "Set batch_size=1.")

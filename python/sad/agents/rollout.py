@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sad.agents.cleaning import ACTION, ANSWER, REASONING, kinds_of_lines
 from sad.agents.episode import EndReason, Episode, EpisodeRunner, RolloutConfig
-from sad.agents.kv_cache import CachedBatch
+from sad.agents.kv_cache import CachedBatch, attends_to_earlier_tokens
 from sad.agents.sampling import sample_token
 from sad.agents.transcript import ChatTranscriptTokenizer, TranscriptTokenizer
 from sad.envs.protocol import Env, Task
@@ -57,7 +58,8 @@ def rollout(
         env: The environment. Every episode uses a shallow copy.
         tasks: The tasks.
         max_steps: Maximum number of actions per episode.
-        batch_size: Number of parallel episodes. It changes speed and memory, not the result (up to rounding).
+        batch_size: Number of parallel episodes. It changes speed and memory, not the result (up to rounding). Models with
+            other layers than full and sliding-window attention play one episode after the other, with a warning.
         decoding: `"free"`: the environment receives the text of the model. `"admissible"`: after `Action:` only tokens
             of admissible commands are allowed. Do not compare results of the two modes.
         temperature: Sampling temperature. 0 is greedy.
@@ -81,6 +83,10 @@ def rollout(
             offsets, has no chat template although `chat` is set, or is larger than the vocabulary of the model.
     """
     config = RolloutConfig(max_steps, max_turn_tokens, max_repeats, decoding, temperature, prompt, clean)
+    if batch_size > 1 and not attends_to_earlier_tokens(model.config):
+        layers = "layers that are not full or sliding-window attention"
+        warnings.warn(f"batch_size is 1 instead of {batch_size}: {type(model).__name__} has {layers}.", stacklevel=2)
+        batch_size = 1
     make_slot = slot_maker(model, tokenizer, env, config, batch_size=batch_size, max_length=max_length, chat=chat)
     seeds = [seed] * len(tasks) if isinstance(seed, int) else seed
     turns = [()] * len(tasks) if replayed is None else replayed

@@ -7,10 +7,10 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from sad.errors import InputError
+from sad.hub import is_local
 from sad.planner.formulas import (
     CACHES,
     MODES,
@@ -231,7 +231,7 @@ def _notes(
     if teacher.vocab != student.vocab:
         sizes = f"{teacher.vocab:,} and {student.vocab:,} rows"
         yield f"The vocabularies have {sizes}: the models must share a tokenizer, only the padding of heads may differ."
-    names = sorted({x for x in (request.teacher, request.student) if not Path(x).is_dir()})
+    names = sorted({x for x in (request.teacher, request.student) if not is_local(x)})
     if mode is not None and names:
         yield (
             f"Replace each model name by a folder with the model ({', '.join(names)}). "

@@ -320,10 +320,26 @@ def test_a_sliding_window_hides_earlier_tokens() -> None:
     assert torch.equal(model(ids).logits[0, -1], model(other).logits[0, -1])  # two layers see at most 15 tokens
 
 
-def test_other_layers_need_batch_size_1(tokenizer) -> None:
-    from transformers import AutoModelForCausalLM, MambaConfig
+def test_other_layers_play_one_after_the_other(tokenizer) -> None:
+    """A hybrid of recurrent and attention layers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
+    heads = {f"linear_{name}": 2 for name in ("num_value_heads", "num_key_heads")}
+    heads |= {f"linear_{name}": 8 for name in ("key_head_dim", "value_head_dim")}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    experts = {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("qwen3_next", vocab_size=len(tokenizer), **sizes, **heads, **experts)
     model, env = AutoModelForCausalLM.from_config(config).eval(), Doors()
+    limits = {"max_steps": 2, "max_turn_tokens": 4, "max_length": 64}
+    with pytest.warns(UserWarning, match="batch_size is 1 instead of 64: Qwen3NextForCausalLM has layers that are not full"):
+        together = rollout(model, tokenizer, env, env.tasks[:2], **limits)
+    alone = [rollout(model, tokenizer, env, [task], batch_size=1, **limits)[0] for task in env.tasks[:2]]
+    assert [episode.token_ids for episode in together] == [episode.token_ids for episode in alone]
     with pytest.raises(InputError, match="batch_size: expected 1 for a model with layers that are not"):
-        rollout(model, tokenizer, env, env.tasks, max_turn_tokens=4, max_length=64)
+        CachedBatch(model, [[1, 2], [3]])

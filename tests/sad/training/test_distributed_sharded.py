@@ -54,7 +54,7 @@ def test_sharded_processes_are_one(one, tmp_path, monkeypatch, strategy, kind):
     alone = worker.adapters(tmp_path / "alone", batch=4)
     alone.train()
     expected = [log["loss"] for log in alone.state.log_history if "loss" in log]
-    assert whole["losses"] == pytest.approx(expected, rel=1e-3)  # bfloat16
+    assert whole["losses"] == pytest.approx(expected, rel=5e-3)  # AdamW amplifies the rounding of bfloat16
     assert (tmp_path / "adapters" / "model" / "adapter_model.safetensors").is_file()
     if strategy == "fsdp2":
         with pytest.raises(InputError, match=r"a checkpoint saved with one model per process, got .*saved with FSDP"):

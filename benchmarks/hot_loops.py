@@ -40,6 +40,7 @@ _OTHER += (
 _OTHER += ("ENDCOLLECTIVE", "ACQBULK", "ELECT", "PREEXIT", "CCTLL", "CGAERRBAR", "UCGABAR_ARV", "UCGABAR_WAIT", "SYNCS")
 
 _BRANCHES = ("BRA", "BRX", "JMP")
+_ARITHMETIC = ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2")
 _PACKED = ("FADD2", "FMUL2", "FFMA2")  # two float32 operations
 _TOOL_SECONDS = 120
 
@@ -104,6 +105,21 @@ class Loop(NamedTuple):
         return self.loaded_bytes > 0 and any(x.pipe == "mufu" for x in self.path)
 
     @property
+    def writes(self) -> bool:
+        """Whether it writes a row."""
+        return any(x.operation == "STG" and x.access_bits >= 128 for x in self.path)
+
+    @property
+    def has_logarithms(self) -> bool:
+        """Whether it computes logarithms."""
+        return any(x.opcode.startswith("MUFU.LG2") for x in self.path)
+
+    @property
+    def arithmetic(self) -> int:
+        """The float32 additions and multiplications of one iteration."""
+        return sum(1 + (x.operation in _PACKED) for x in self.path if x.operation in _ARITHMETIC)
+
+    @property
     def pipes(self) -> dict[str, int]:
         """The lanes that a thread needs from each pipe, and the issue slots, in one iteration.
 
@@ -144,17 +160,27 @@ def _passes(loops: list[Loop]) -> list[Loop]:
     """Returns one loop per pass over a row.
 
     The compiler may write a pass twice, for example unrolled and not, and a kernel may have a slower pass for unusual rows.
-    Such copies have the same special-function operations per column, or all of them compute logarithms. The one that reads
-    the most per iteration counts, and of these the shortest.
+    Such copies have the same special-function operations per column, or all of them compute logarithms, and their other
+    arithmetic differs by less than a factor of 2. The one that reads the most per iteration counts, and of these the
+    shortest.
     """
-    copies: dict[tuple[float, bool], list[Loop]] = {}
-    for loop in loops:
-        if loop.is_pass:
-            writes = any(x.operation == "STG" and x.access_bits >= 128 for x in loop.path)
-            has_logarithms = any(x.opcode.startswith("MUFU.LG2") for x in loop.path)
-            special = 0.0 if has_logarithms else loop.pipes["mufu"] / loop.loaded_bytes
-            copies.setdefault((special, writes), []).append(loop)
-    return [min(found, key=lambda loop: (-loop.loaded_bytes, len(loop.path))) for found in copies.values()]
+    copies: list[list[Loop]] = []
+    for loop in (loop for loop in loops if loop.is_pass):
+        found = next((others for others in copies if _is_copy(loop, others[0])), None)
+        if found is None:
+            copies.append([loop])
+        else:
+            found.append(loop)
+    return [min(found, key=lambda loop: (-loop.loaded_bytes, len(loop.path))) for found in copies]
+
+
+def _is_copy(a: Loop, b: Loop) -> bool:
+    if a.writes != b.writes or a.has_logarithms != b.has_logarithms:
+        return False
+    if not a.has_logarithms and a.pipes["mufu"] * b.loaded_bytes != b.pipes["mufu"] * a.loaded_bytes:
+        return False
+    few, many = sorted(loop.arithmetic / loop.loaded_bytes for loop in (a, b))
+    return many < 2 * few or many == few
 
 
 def run_tool(name: str, *arguments: str | Path) -> str:

@@ -115,6 +115,8 @@ HOT_CUDA = tuple(
         ("KL and gradient, resident", "resident_rows_kernel<{}, forward, false>", 3),
         ("KL, gradient, statistics, streamed", "streamed_rows_kernel<{}, forward, true>", 3),
         ("KL, gradient, statistics, resident", "resident_rows_kernel<{}, forward, true>", 3),
+        ("reverse KL, gradient, statistics, streamed", "streamed_rows_kernel<{}, reverse, true>", 3),
+        ("reverse KL, gradient, statistics, resident", "resident_rows_kernel<{}, reverse, true>", 3),
         ("JSD, gradient, statistics, streamed", "streamed_rows_kernel<{}, jsd, true>", 3),
         ("JSD, gradient, statistics, resident", "resident_rows_kernel<{}, jsd, true>", 3),
         ("gradient", "gradient_kernel<{}, forward>", 3),

@@ -1,8 +1,9 @@
 """The kernel of the top-k losses, on the grid of `span_kl_kernels`. `sadkernels.reference.topk_span_kl` has the formulas.
 
 The kernel reads a row twice, with the passes of `topk_span_kl_passes`. Between them it computes the value and the state.
-The second pass writes the gradient as if every column were in the tail; then the kernel overwrites it at the top-k columns
-and the label. Every sum is relative to an origin of its own, so none leaves the range of float32.
+The top-k columns stay in registers: up to k = 4096 without spills (sm_90), and a larger k is correct, but spills. The second
+pass writes the gradient as if every column were in the tail; then the kernel overwrites it at the top-k columns and the
+label. Every sum is relative to an origin of its own, so none leaves the range of float32.
 """
 
 from __future__ import annotations

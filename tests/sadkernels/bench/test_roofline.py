@@ -72,6 +72,20 @@ def test_a_slower_pass_with_more_logarithms_is_a_copy():
     assert (work["passes"], work["issue_per_column"]) == (1, 10 / 8)
 
 
+def test_a_pass_with_more_arithmetic_is_another_pass():
+    """The first two passes of reverse KL have the same special functions, and neither writes."""
+    first = SASS.replace("        /*00a0*/                   STG.E.EF.128 desc[UR4][R2.64], R4 ;\n", "")
+    second = first[first.index(".L_x_1:") : first.index(".L_x_4:")]
+    second = second.replace(
+        "        /*0080*/", "        /*0075*/                   FADD R4, R4, R8 ;\n" * 3 + "        /*0080*/"
+    )
+    for number in (1, 2, 3):
+        second = second.replace(f".L_x_{number}", f".L_x_{number}0")
+    both = first.replace("        /*00e0*/", second + "        /*00e0*/")
+    work = hot_loops["per_column"](hot_loops["innermost_loops"](both), 4)
+    assert (work["passes"], work["issue_per_column"]) == (2, (8 + 11) / 8)
+
+
 def compiled(**changes) -> dict[str, object]:
     """Returns a row of `cuda_build.py`."""
     work = {"passes": 2, "issue_per_column": 44.0, "fma_per_column": 26.0, "alu_per_column": 12.0, "mufu_per_column": 4.25}

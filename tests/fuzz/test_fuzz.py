@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from tests.fuzz import cases, check, known, machine
 from tests.fuzz.cli import shares, table
+from tests.processes import run_python
 
 SEED, CASES = 20240, 2000
 
@@ -72,8 +71,7 @@ def test_a_snippet_runs(capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("[]"), check.snippet(case, "reference")
 
 
-def test_the_command_line():
-    arguments = [sys.executable, "-m", "tests.fuzz", "--cases", "30", "--seed", str(SEED), "--backend", "reference"]
-    done = subprocess.run(arguments, capture_output=True, text=True)
+def test_the_command_line(tmp_path):
+    done = run_python("-m", "tests.fuzz", "--cases", "30", "--seed", SEED, "--backend", "reference", folder=tmp_path)
     assert done.returncode == 0 and "reference" in done.stdout, done.stdout + done.stderr
     assert table({}).splitlines()[-1].split() == ["all", "0", "0", "0"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,8 +100,15 @@ def _in_child(function: Callable[[], object], log: Path, before: Callable[[], No
         os._exit(code)
 
 
-def at_operation(folder: Path, moment: int, act: Callable[[], None]) -> None:
-    """Calls `act` at the nth operation of this process that changes a file below a folder, and at all later ones."""
+def at_operation(folder: Path, moment: int, act: Callable[[], None], *, once: bool = False) -> None:
+    """Calls `act` at the nth operation of this process that changes a file below a folder, and at all later ones.
+
+    Args:
+        folder: The folder.
+        moment: The number of the operation, from 1 on.
+        act: What happens there.
+        once: Whether it happens at this operation only.
+    """
     below, seen = str(folder), 0
 
     def hook(event: str, values: tuple) -> None:
@@ -117,7 +123,7 @@ def at_operation(folder: Path, moment: int, act: Callable[[], None]) -> None:
             return
         if isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(below):
             seen += 1
-            if seen >= moment:
+            if seen == moment or (seen > moment and not once):
                 act()
 
     sys.addaudithook(hook)
@@ -135,24 +141,10 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def disk_full() -> None:
-    """Raises the error of a full disk."""
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def fail(number: int) -> Callable[[], None]:
+    """Returns a function that raises this error of the system."""
 
+    def act() -> None:
+        raise OSError(number, os.strerror(number))
 
-@contextlib.contextmanager
-def small_disk(folder: Path, kilobytes: int) -> Iterator[bool]:
-    """Mounts a file system of a size on a folder. Yields whether this is permitted here."""
-    import subprocess
-
-    folder.mkdir(parents=True, exist_ok=True)
-    options = ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(["mount", *options], capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+    return act

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from sad import files
 from sad.trajectories.trajectory import write_jsonl
 from tests.sad.training import tiny
 from tests.soak.commands import sad
@@ -44,6 +45,10 @@ class Task(NamedTuple):
             return repr(_cache_rows(out)).encode()
         return re.sub(rb'"(seconds|resumed_episodes)": [\d.e-]+', b"", out.read_bytes())
 
+    def begun(self, out: Path) -> bool:
+        """Whether `again` continues the command. A run that has not written its config is not a run yet."""
+        return (out / "config.yaml").is_file() if self.name in ("train", "cached") else True
+
     def finished(self, out: Path) -> bool:
         """Whether the output exists, so that a repeated command would be refused."""
         return (out / "model").exists() if self.name in ("train", "cached") else out.exists() and self.name != "cache"
@@ -65,6 +70,7 @@ class Inputs:
         for name, seed, sharpness in (("teacher", 1, 30.0), ("student", 2, 1.0)):
             tiny.model(seed=seed, sharpness=sharpness).save_pretrained(folder / name)
             tiny.tokenizer().save_pretrained(folder / name)
+            files.share_files(folder / name)
         write_jsonl(folder / "data.jsonl", tiny.trajectories(8))
         data, teacher, student, cache = (str(folder / x) for x in ("data.jsonl", "teacher", "student", "cache"))
         fast = ["--use-cpu", "--max-length", "96"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sad import interrupts
-from tests.processes import ROOT
+from tests.processes import Program
 from tests.sad.cli.test_collect_eval import models  # noqa: F401  (fixture)
 from tests.sad.cli.test_reliability import wait_for
 from tests.sad.cli.test_train import FAST, folder, inputs, sad  # noqa: F401  (fixtures)
@@ -28,10 +26,8 @@ class Command:
 
     def __init__(self, tmp_path: Path, *words: object, code: str = "from sad.cli.main import main; main()") -> None:
         self.log = tmp_path / "log"
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'python'}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
-        with self.log.open("w") as log:
-            given = [sys.executable, "-c", code, *map(str, words)]
-            self.process = subprocess.Popen(given, stdout=log, stderr=log, env=environment, cwd=ROOT)
+        self.log.unlink(missing_ok=True)
+        self.process = Program("-c", code, *words, stdout=self.log)
 
     def stop(self, number: int) -> float:
         """Sends a signal and returns the seconds until the process has ended."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,11 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sad.files import FolderLock
+from tests.processes import Program
 from tests.sad.cli.test_collect_eval import SHORT, models  # noqa: F401  (fixture)
 from tests.sad.cli.test_train import FAST, folder, inputs, sad  # noqa: F401  (fixtures)
 
 
-def wait_for(found, process: subprocess.Popen) -> None:
+def wait_for(found, process: Program) -> None:
     deadline = time.monotonic() + 400
     while not found():
         assert process.poll() is None and time.monotonic() < deadline
@@ -28,9 +27,8 @@ def wait_for(found, process: subprocess.Popen) -> None:
 def test_a_killed_run_is_locked_before_and_resumes_after(sad, folder, tmp_path):  # noqa: F811
     out = tmp_path / "run"
     steps = ["--save-steps", "1", "--max-steps", "100000"]
-    command = [sys.executable, "-m", "sad.cli.main", "train", *map(str, inputs(folder)), "--out", str(out), *FAST, *steps]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    given = ["train", *inputs(folder), "--out", out, *FAST, *steps]
+    process = Program("-c", "from sad.cli.main import main; main()", *given, stdout=tmp_path / "log", own_session=True)
     try:
         wait_for(lambda: list(out.glob("checkpoint-*")), process)
         code, _, stderr = sad("train", "--resume", "--out", out)

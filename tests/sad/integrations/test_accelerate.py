@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,12 +14,10 @@ from transformers import AutoModelForCausalLM
 from sad import SADTrainer, SpanCollator
 from sad.integrations.accelerate import Distillation
 from sad.trajectories.trajectory import write_jsonl
-from tests.processes import run_two
+from tests.processes import run_python, run_two
 from tests.sad.training import tiny
 from tests.sad.training.test_losses import STEP
 from tests.sad.training.test_trainer import logged, weights
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def train_a_step(batch_size: int) -> tuple[float, torch.Tensor]:
@@ -60,9 +57,8 @@ def test_the_example_trains(tmp_path):
         tiny.model(seed=seed).save_pretrained(tmp_path / name)
         tiny.tokenizer().save_pretrained(tmp_path / name)
     write_jsonl(tmp_path / "data.jsonl", tiny.trajectories(12))
-    command = [sys.executable, "examples/accelerate_loop.py", "teacher", "student", "data.jsonl", "sad", "out"]
-    command[2:] = [*(str(tmp_path / name) for name in command[2:5]), "sad", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    teacher, student, data, out = (tmp_path / name for name in ("teacher", "student", "data.jsonl", "out"))
+    done = run_python("examples/accelerate_loop.py", teacher, student, data, "sad", out, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("loss ") == 2  # 12 trajectories, 2 per batch, 4 batches per step
     before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("student", "out"))

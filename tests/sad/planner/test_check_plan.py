@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import run_python
 from tests.sad.training import tiny
 
 SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "check_plan.py"
@@ -24,7 +23,7 @@ def test_it_trains_what_was_planned(tmp_path, asked):
         tiny.model("llama").config.save_pretrained(tmp_path / side)
     models = ["--teacher", str(tmp_path / "teacher"), "--student", str(tmp_path / "student")]
     sizes = ["--gpu", "1GB", "--batch", "4", "--seq", "16", "--device", "cpu", "--out", str(tmp_path / "plan.csv")]
-    done = subprocess.run([sys.executable, SCRIPT, *models, *sizes, *asked], capture_output=True, text=True)
+    done = run_python(SCRIPT, *models, *sizes, *asked, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (row,) = csv.DictReader((tmp_path / "plan.csv").open())
     assert (row["status"], row["mode"], row["batch"]) == ("ok", asked[1], "4 x 1")

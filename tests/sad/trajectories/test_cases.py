@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import sad
 from sad.trajectories.encode import encode_with_segmentation
+from tests.processes import run_python
 
 CHAT = Path(__file__).parents[4] / "shared/data/chat"
 CASES = sorted((CHAT / "cases").glob("*/expected.md")) if CHAT.is_dir() else []
@@ -21,7 +20,8 @@ pytestmark = pytest.mark.skipif(not CASES, reason="needs the folder shared/data/
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("tokenizers")
-    subprocess.run([sys.executable, CHAT / "make_tokenizers.py", out], check=True, capture_output=True)
+    done = run_python(CHAT / "make_tokenizers.py", out, folder=tmp_path_factory.mktemp("logs"))
+    assert done.returncode == 0, done.stderr
     return out
 
 

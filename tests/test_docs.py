@@ -26,6 +26,8 @@ NOT_RUN = {
     "import spacy": "needs spaCy",
     "DistributedConfig": "needs two processes; tests/sad/training/tensor_parallel_worker.py runs it",
     "torch.distributed.group": "needs several processes",
+    ".gguf": "needs the file; tests/sad/test_gguf.py runs it",
+    "EnvRollouts": "needs a model with a longer context; tests/sad/on_policy runs it",
     "SpanDistillationTrainer": "generates with TRL; tests/sad/integrations/test_trl.py runs it",
 }
 # Sizes of an example that a test can afford.

@@ -35,7 +35,7 @@ _EXTERNAL = re.compile(r"[a-z]+:|#|/")
 def on_files(files: Files, config: Any) -> Files:
     """Adds the generated pages, and the pictures outside `docs` to which pages link."""
     for source, page in COPIES.items():
-        files.append(File.generated(config, page, content=_moved((ROOT / source).read_text(), source)))
+        files.append(File.generated(config, page, content=_moved((ROOT / source).read_text())))
     for page in REFERENCE:
         files.append(File.generated(config, f"reference/{page}.md", content=reference_page(page)))
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
@@ -62,15 +62,17 @@ def _rewritten(found: re.Match[str], folder: str) -> str:
     return text if text.strip("`") == path or "/" in text else f"{text} (`{path}`)"
 
 
-def _moved(markdown: str, source: str) -> str:
+def _moved(markdown: str) -> str:
     """Returns the text of a file of the repository's root with its links as seen from `docs`."""
 
     def move(found: re.Match[str]) -> str:
         picture, text, target = found.groups()
         if _EXTERNAL.match(target):
             return found.group()
-        known = {old: new for old, new in COPIES.items() if old != source}
-        inside = known.get(target) or target.removeprefix("docs/") if target.startswith("docs/") else f"../{target}"
+        if target in COPIES:
+            inside = COPIES[target]
+        else:
+            inside = target.removeprefix("docs/") if target.startswith("docs/") else f"../{target}"
         return f"{picture}[{text}]({inside})"
 
     return _LINK.sub(move, markdown)

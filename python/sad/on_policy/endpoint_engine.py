@@ -18,7 +18,7 @@ from sad.agents.episode import EndReason, Episode
 from sad.agents.rollout import RolloutSlot, slot_maker
 from sad.envs.protocol import Env, Task
 from sad.errors import InputError
-from sad.on_policy.engines import Play
+from sad.on_policy.engines import Play, check_whole_student
 from sad.on_policy.turns import Turn, stops_of
 from sad.responses import check_url
 
@@ -52,9 +52,7 @@ class EndpointEngine:
         Raises:
             InputError: The weights are sharded over processes, so the main process does not have them.
         """
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            remedy = "Use DDP: the main process gives its weights to the server."
-            raise InputError("rollouts", "a student that each process has whole", "one with FSDP or DeepSpeed", remedy)
+        check_whole_student(trainer)
 
     def sync(self, student: nn.Module, step: int, accelerator: Accelerator) -> None:
         """See `Engine`."""

@@ -72,6 +72,17 @@ class Engine(Protocol):
         ...
 
 
+def check_whole_student(trainer: Trainer) -> None:
+    """Checks that each process has all weights of the student, to play with it or to give it to a server.
+
+    Raises:
+        InputError: The weights are sharded over processes.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        expected, got = "a student that each process has whole", "one with FSDP or DeepSpeed"
+        raise InputError("rollouts", expected, got, "Use DDP for a training on the student's own trajectories.")
+
+
 class LocalEngine:
     """The student's model in this process, with a KV cache."""
 
@@ -81,9 +92,7 @@ class LocalEngine:
         Raises:
             InputError: The weights are sharded over processes, so that none of them can play alone.
         """
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            remedy = "Use DDP, or let a server play: --rollout-endpoint, or engine=sad.EndpointEngine(...)."
-            raise InputError("rollouts", "a student that each process has whole", "one with FSDP or DeepSpeed", remedy)
+        check_whole_student(trainer)
 
     def sync(self, student: nn.Module, step: int, accelerator: Accelerator) -> None:
         """See `Engine`. Nothing to do: the model is the one that is trained."""

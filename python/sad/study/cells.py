@@ -182,21 +182,20 @@ class _Run:
     def __init__(self, study: Study, assets: Assets, cell: Cell, place: Path) -> None:
         self._study, self._assets, self._cell, self._place = study, assets, cell, place
         self._config = study.environments[cell.environment]
+        self._teacher, self._tokenizer = assets.teacher()
+        self._model = assets.student(cell.student, study.students[cell.student], self._tokenizer, cell.seed)
+        self._env, self._tasks = assets.panel(self._config.test if cell.panel == TEST else self._config.select)
         self._points: list[dict[str, Any]] = []
         self._played = 0.0
 
     def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the result and the timing."""
         study, cell, method = self._study, self._cell, self._study.method(self._cell.method)
-        teacher, self._tokenizer = self._assets.teacher()
-        self._model = self._assets.student(cell.student, study.students[cell.student], self._tokenizer, cell.seed)
         lessons = self._assets.lessons(self._tokenizer)
         examples = relabel(lessons, method.labels, cell.seed)
-        panel = self._config.test if cell.panel == TEST else self._config.select
-        self._env, self._tasks = self._assets.panel(panel)
         trained = train(
             self._model,
-            teacher if method.uses_teacher else None,
+            self._teacher if method.uses_teacher else None,
             examples,
             study.training,
             settings=method.settings,
@@ -211,10 +210,10 @@ class _Run:
         result = {
             "cell": {"name": cell.name(study), **vars(cell)},
             "spec": cell.spec(study),
-            "parameters": {"student": self._model.num_parameters(), "teacher": teacher.num_parameters()},
+            "parameters": {"student": self._model.num_parameters(), "teacher": self._teacher.num_parameters()},
             "trajectories": len(examples),
             "data_sha256": read_rows(lessons, self._config.max_length).digest,
-            "teacher_sha256": model_digest(teacher),
+            "teacher_sha256": model_digest(self._teacher),
             "curve": trained.curve,
             "points": self._points,
         }

@@ -12,6 +12,7 @@ tasks only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -89,8 +90,6 @@ def pass_hat_k(solved: Sequence[int], samples: int) -> list[float]:
         solved: Solved samples of each task.
         samples: Samples per task, n.
     """
-    from math import comb
-
     return [sum(comb(count, k) for count in solved) / comb(samples, k) / len(solved) for k in range(1, samples + 1)]
 
 

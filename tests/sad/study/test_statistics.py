@@ -55,7 +55,7 @@ def test_pairing_makes_the_interval_of_a_difference_narrow() -> None:
     hard = rng.random(400) < 0.5
     base = np.tile(hard, (3, 1)).astype(float)
     better = base.copy()
-    better[:, :8] = 1 - better[:, :8] * 0
+    better[:, :8] = 1
     found = difference(better, base)
     assert found.high - found.low < 0.5 * (estimate(base).high - estimate(base).low)
 

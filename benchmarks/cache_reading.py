@@ -33,6 +33,7 @@ VOCABULARY, TOKENS, BATCH, TOP_K = 2048, 512, 8, 64
 STUDENT, TEACHER = {"n_layer": 2, "n_embd": 256, "n_head": 4}, {"n_layer": 0, "n_embd": 2048, "n_head": 8}
 SUPERVISED = 0.6  # fraction of the tokens
 WARM_UP = 2  # steps, in which the worker starts
+UNREAD = 4  # batches after the last step, so that the worker does not end within the timed steps
 
 
 class Waiting(sad.SADTrainer):
@@ -137,14 +138,14 @@ def measure(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=10, help="timed steps; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=40, help="timed steps; default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--idle-ms", type=float, help="wait for this time instead of computing a step")
     parser.add_argument("--out", type=Path, help="CSV file; default: benchmarks/results/cache_reading_DEVICE.csv")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     examples = []
-    for _ in range(BATCH * (args.steps + WARM_UP)):
+    for _ in range(BATCH * (args.steps + WARM_UP + UNREAD)):
         kinds = torch.randint(1, 3, (TOKENS,), generator=generator)
         kinds *= torch.rand(TOKENS, generator=generator) < SUPERVISED
         tokens = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)

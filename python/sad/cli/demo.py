@@ -22,20 +22,16 @@ def command(options: DemoOptions) -> None:
     The command downloads nothing. The folder contains the trajectories, both
     models, results.json and report.html.
     """
-    import warnings
-
     from rich.console import Console
     from rich.markup import escape
-    from transformers.utils import logging
 
     from sad import interrupts
+    from sad.cli.quiet import quiet_libraries
     from sad.demo.progress import Stages
     from sad.demo.run import check_folder, run_demo
 
     check_folder(options.out)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module="transformers|accelerate")
+    quiet_libraries()
     console = Console()
     console.print(f"[bold]sad demo[/], seed {options.seed}: results go to {escape(str(options.out))}/\n", highlight=False)
     interrupts.explain(lambda: f"{options.out} is not complete. Run the command again with a new folder.")

@@ -47,6 +47,7 @@ def command(options: StudyOptions) -> None:
     from rich.console import Console
 
     from sad import files, interrupts
+    from sad.cli.quiet import quiet_libraries
     from sad.cli.study_table import live_table
     from sad.errors import InputError
     from sad.study.cells import Results
@@ -58,6 +59,7 @@ def command(options: StudyOptions) -> None:
     jobs = max(1, (os.cpu_count() or 1) // study.threads) if options.jobs is None else options.jobs
     if jobs < 1:
         raise InputError("jobs", "at least 1", str(jobs), "Choose a larger number.")
+    quiet_libraries()
     console, folder = Console(), options.folder
     interrupts.explain(lambda: f"Finished cells are kept in {folder}. Run the same command to go on.")
     with files.FolderLock(folder):

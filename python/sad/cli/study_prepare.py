@@ -16,11 +16,13 @@ def command(options: StudyFiles) -> None:
     prints the names of the cells whose learning rate is known.
     """
     from sad import files
+    from sad.cli.quiet import quiet_libraries
     from sad.study.cells import Results, all_cells
     from sad.study.config import read_study
     from sad.study.prepare import prepare
 
     study = read_study(options.config)
+    quiet_libraries()
     with files.FolderLock(options.folder):
         prepare(study, options.folder, lambda line: typer.echo(line, err=True))
     results = Results(options.folder, study)

@@ -27,18 +27,14 @@ def command(options: CellOptions) -> None:
 
     The result is a folder below FOLDER/cells. A finished cell is not run again.
     """
-    import warnings
-
-    from transformers.utils import logging
-
+    from sad.cli.quiet import quiet_libraries
     from sad.errors import InputError
     from sad.study.cells import Results, all_cells, run_cell
     from sad.study.config import read_study
 
     if options.ends_with_stdin:
         _end_with_stdin()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module="transformers|accelerate")
+    quiet_libraries()
     study = read_study(options.config)
     known, _ = all_cells(study, Results(options.folder, study))
     cells = {cell.name(study): cell for cell in known}

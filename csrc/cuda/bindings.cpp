@@ -1,6 +1,8 @@
 // The Python names of the CUDA kernels. Arguments are addresses and sizes: this file neither includes nor links PyTorch. No
 // function needs a GPU or a driver until a kernel is launched.
+#include <map>
 #include <numeric>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -22,8 +24,15 @@ namespace {
 
 Stream as_stream(Address address) { return reinterpret_cast<Stream>(address); }
 
-void bind_span_kl(const SpanKlParams& params, Address scratch, int device, Address stream) {
-    span_kl(params, as_pointer<void>(scratch), device, as_stream(stream));
+void bind_span_kl(const SpanKlParams& params, Address scratch, int device, Address stream, const PlanChoice& choice) {
+    span_kl(params, as_pointer<void>(scratch), device, as_stream(stream), choice);
+}
+
+PlanChoice plan_choice(const std::optional<std::string>& strategy, int cluster, double share, int waves) {
+    const std::map<std::string, Strategy> names{{"resident", Strategy::resident}, {"streamed", Strategy::streamed}};
+    PlanChoice choice{{}, cluster, share, waves};
+    if (strategy) choice.strategy = names.at(*strategy);
+    return choice;
 }
 
 void bind_topk_span_kl(const TopkSpanKlParams& params, Address scratch, int device, Address stream) {
@@ -78,7 +87,7 @@ int device_count() {
 // replaces the queries of the runtime.
 py::dict plan(int arch, std::int64_t l2_bytes, std::int64_t block_shared_bytes, std::int64_t sm_shared_bytes,
               const std::vector<int>& gpc_sms, int sm_threads, int ptx_version, std::int64_t rows, std::int64_t vocab,
-              int element_bytes, bool lean) {
+              int element_bytes, bool lean, const PlanChoice& choice) {
     const int sms = std::accumulate(gpc_sms.begin(), gpc_sms.end(), 0);
     const Gpu gpu{sms, arch, l2_bytes, block_shared_bytes, sm_shared_bytes, 1024};
     const auto model = [&](int registers) {
@@ -89,7 +98,7 @@ py::dict plan(int arch, std::int64_t l2_bytes, std::int64_t block_shared_bytes, 
     };
     const int registers = lean ? 64 : 128;
     const LaunchPlan made = plan_rows(gpu, {rows, vocab, 16 / element_bytes, 2 * element_bytes, true, true, lean},
-                                      {model(registers), model(registers), model(128)});
+                                      {model(registers), model(registers), model(128)}, choice);
     const char* const strategies[] = {"resident", "streamed", "sliced"};
     py::dict found;
     found["strategy"] = strategies[static_cast<int>(made.strategy)];
@@ -108,6 +117,10 @@ PYBIND11_MODULE(_cuda, m) {
     using WithoutGil = py::call_guard<py::gil_scoped_release>;
     m.doc() = "CUDA kernels on raw pointers; see sadkernels.native for their launchers.";
     bind_params(m);
+    py::class_<PlanChoice>(m, "PlanChoice", py::module_local())
+        .def(py::init(&plan_choice), py::kw_only(), py::arg("strategy") = py::none(), py::arg("cluster") = 1,
+             py::arg("share") = 1.0, py::arg("waves") = 1);
+    const auto choice = py::arg_v("choice", PlanChoice{}, "PlanChoice()");
     m.def("architectures", &architectures,
           "Returns the targets of this build, such as sm_90 (machine code) or compute_90 (PTX).");
     m.def("runtime_version", &runtime_version, "Returns the CUDA version of the linked runtime, 13000 for 13.0.");
@@ -131,11 +144,11 @@ PYBIND11_MODULE(_cuda, m) {
 #endif
     m.def("plan", &plan, py::kw_only(), py::arg("arch"), py::arg("l2_bytes"), py::arg("block_shared_bytes"),
           py::arg("sm_shared_bytes"), py::arg("gpc_sms"), py::arg("sm_threads"), py::arg("ptx_version"), py::arg("rows"),
-          py::arg("vocab"), py::arg("element_bytes"), py::arg("lean"),
+          py::arg("vocab"), py::arg("element_bytes"), py::arg("lean"), choice,
           "Returns the launch plan of a call as a dict; see launch_plan.h and occupancy.h.");
-    m.def("span_kl_scratch_bytes", &span_kl_scratch_bytes, WithoutGil(), py::arg("params"), py::arg("device"));
+    m.def("span_kl_scratch_bytes", &span_kl_scratch_bytes, WithoutGil(), py::arg("params"), py::arg("device"), choice);
     m.def("span_kl", &bind_span_kl, WithoutGil(), py::arg("params"), py::arg("scratch"), py::arg("device"),
-          py::arg("stream"));
+          py::arg("stream"), choice);
     m.def("topk_span_kl_scratch_bytes", &topk_span_kl_scratch_bytes, py::arg("params"));
     m.def("topk_span_kl", &bind_topk_span_kl, WithoutGil(), py::arg("params"), py::arg("scratch"), py::arg("device"),
           py::arg("stream"));

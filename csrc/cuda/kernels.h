@@ -5,15 +5,16 @@
 #include <cstdint>
 
 #include "params.h"
+#include "plan_choice.h"
 #include "runtime.h"
 
 namespace sad::cuda {
 
 // Returns the bytes of scratch memory that `span_kl` needs on this device. The memory must be 256-byte aligned.
-std::int64_t span_kl_scratch_bytes(const SpanKlParams& params, int device);
+std::int64_t span_kl_scratch_bytes(const SpanKlParams& params, int device, const PlanChoice& choice);
 
-// Computes every output whose pointer is not null.
-void span_kl(const SpanKlParams& params, void* scratch, int device, Stream stream);
+// Computes every output whose pointer is not null. The choice must be that of `span_kl_scratch_bytes`.
+void span_kl(const SpanKlParams& params, void* scratch, int device, Stream stream, const PlanChoice& choice);
 
 // Returns the bytes of scratch memory that `topk_span_kl` needs.
 std::int64_t topk_span_kl_scratch_bytes(const TopkSpanKlParams& topk);

@@ -1,6 +1,6 @@
 // Plans the launch of a kernel on the host: the strategy, the grid and the shared memory. A plan is computed from the
 // properties of the GPU, the sizes of the rows, and the number of blocks of a kernel that run at the same time. Thresholds
-// are derived, not measured.
+// are derived, not measured. A `PlanChoice`, which `sad tune` measures, replaces a part of the plan.
 //
 //   resident  A pair of rows stays in shared memory between the passes, so L2 delivers every byte once. With e bytes per
 //             element, two passes over rows that are not resident move 5 V e bytes through L2 and 3 V e bytes from memory.
@@ -24,6 +24,7 @@
 #include <functional>
 
 #include "params.h"
+#include "plan_choice.h"
 #include "runtime.h"
 
 namespace sad::cuda {
@@ -36,8 +37,6 @@ constexpr std::int64_t min_sliced_columns = 16384;  // one block takes about 15 
 constexpr std::int64_t max_slices = 64;
 constexpr double usable_l2_share = 0.7;
 constexpr double clear_gain = 0.9;  // more or larger clusters must save a tenth of the work, because they also wait more
-
-enum class Strategy { resident, streamed, sliced };
 
 struct LaunchPlan {
     Strategy strategy;
@@ -109,8 +108,10 @@ inline LaunchPlan streamed_plan(const Gpu& gpu, const RowShape& shape, const Blo
 }
 
 // Sets `plan` and returns true, or returns false if the rows do not fit the largest cluster. Two blocks per SM and small
-// clusters come first. Another plan replaces them if the SM with the most rows has clearly less to do.
-inline bool resident_plan(const Gpu& gpu, const RowShape& shape, const BlocksAtOnce& at_once, LaunchPlan& plan) {
+// clusters come first. Another plan replaces them if the SM with the most rows has clearly less to do. `only` is the one
+// cluster size to consider, 0 for all.
+inline bool resident_plan(const Gpu& gpu, const RowShape& shape, const BlocksAtOnce& at_once, LaunchPlan& plan,
+                          int only = 0) {
     if (!shape.two_passes || !shape.teacher_aligned) return false;
     const std::int64_t groups = shape.vocab / shape.group_columns, rows = std::max<std::int64_t>(shape.rows, 1);
     const int largest_cluster = gpu.arch >= 90 && !l2_keeps_up(gpu.arch) ? 8 : 1;
@@ -121,6 +122,7 @@ inline bool resident_plan(const Gpu& gpu, const RowShape& shape, const BlocksAtO
         const std::int64_t room =
             std::min(gpu.block_shared_bytes, gpu.sm_shared_bytes / blocks_per_sm - reserved_shared_bytes);
         for (int cluster = 1; cluster <= largest_cluster; cluster *= 2) {
+            if (only != 0 && cluster != only) continue;
             const std::int64_t slots = (groups + cluster - 1) / cluster, bytes = reduction_buffer_bytes + 2 * 16 * slots;
             if (bytes > room || (found && slots * shape.group_columns < min_part)) continue;
             const std::int64_t most_threads = shape.two_blocks_fit && blocks_per_sm == 1 ? 1024 : 512;
@@ -148,24 +150,42 @@ inline bool exceeds_l2(const Gpu& gpu, const RowShape& shape, const LaunchPlan& 
 }
 
 // Sets the number of slices and their columns. A slice is a multiple of what a block reads in one iteration.
-inline void set_slices(LaunchPlan& plan, const RowShape& shape, std::int64_t blocks) {
-    const std::int64_t step = plan.launch.threads * shape.group_columns;
-    const std::int64_t count = std::min({blocks / std::max<std::int64_t>(shape.rows, 1), shape.vocab / step, max_slices});
-    if (count < 2 || shape.vocab < min_sliced_columns) return;
+inline void set_slices(LaunchPlan& plan, const RowShape& shape, std::int64_t blocks, int waves = 1) {
+    const std::int64_t step = plan.launch.threads * shape.group_columns, rows = std::max<std::int64_t>(shape.rows, 1);
+    const std::int64_t count = std::min({waves * blocks / rows, shape.vocab / step, max_slices});
+    if (blocks / rows < 2 || count < 2 || shape.vocab < min_sliced_columns) return;
     plan.slice_columns = (shape.vocab + count * step - 1) / (count * step) * step;
     plan.slices = (shape.vocab + plan.slice_columns - 1) / plan.slice_columns;
 }
 
+// Sets the plan for whole rows that was chosen and returns true, or returns false if there is none that fits.
+inline bool chosen_plan(const Gpu& gpu, const RowShape& shape, const RowKernels& kernels, const PlanChoice& choice,
+                        const LaunchPlan& streamed, LaunchPlan& plan) {
+    if (!choice.strategy || !shape.two_passes) return false;
+    if (choice.strategy == Strategy::resident) {
+        return resident_plan(gpu, shape, kernels.resident, plan, choice.cluster);
+    }
+    const LaunchShape& launch = streamed.launch;
+    const std::int64_t most = std::min(gpu.sms * blocks_by_registers(shape, launch.threads), kernels.streamed(launch));
+    const auto blocks = std::max<std::int64_t>(static_cast<std::int64_t>(choice.share * static_cast<double>(most)), 1);
+    plan = streamed;
+    plan.launch.blocks = static_cast<unsigned>(std::min(blocks, std::max<std::int64_t>(shape.rows, 1)));
+    return true;
+}
+
 // Returns the plan for kernels that read whole rows more than once.
-inline LaunchPlan plan_rows(const Gpu& gpu, const RowShape& shape, const RowKernels& kernels) {
+inline LaunchPlan plan_rows(const Gpu& gpu, const RowShape& shape, const RowKernels& kernels,
+                            const PlanChoice& choice = {}) {
     const LaunchPlan streamed = streamed_plan(gpu, shape, kernels.streamed);
     LaunchPlan sliced = streamed;
-    set_slices(sliced, shape, kernels.sliced(streamed.launch));
+    set_slices(sliced, shape, kernels.sliced(streamed.launch), choice.waves);
     if (sliced.slices > 1) {
         sliced.strategy = Strategy::sliced;
         sliced.launch.blocks = static_cast<unsigned>(shape.rows * sliced.slices);
         return sliced;
     }
+    LaunchPlan chosen;
+    if (chosen_plan(gpu, shape, kernels, choice, streamed, chosen)) return chosen;
     LaunchPlan resident;
     if (!resident_plan(gpu, shape, kernels.resident, resident)) return streamed;
     const bool one_block_per_sm = resident.slots * 32 > gpu.sm_shared_bytes / 2;

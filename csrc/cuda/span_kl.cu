@@ -35,7 +35,7 @@ struct SpanKlPlan {
     std::int64_t slice_words;  // the partial results of the slices
     std::int64_t state_words;  // the state for a separate gradient, if the call has no `state`
 
-    SpanKlPlan(const SpanKlParams& params, int device) {
+    SpanKlPlan(const SpanKlParams& params, int device, PlanChoice choice) {
         stats = params.argmax != nullptr;
         const bool uncapped = params.student.cap == 0.0f && params.teacher.cap == 0.0f;
         teacher_aligned = same_alignment(params.student.rows, params.teacher.rows, params.rows);
@@ -59,7 +59,8 @@ struct SpanKlPlan {
                                      return std::min(blocks_at_once(kernels.slice_totals[stats], device, launch),
                                                      blocks_at_once(kernels.slice_values[stats], device, launch));
                                  }};
-        divergence = plan_rows(gpu(device), shape, of_rows);
+        if (!common) choice.strategy.reset();  // the general kernel was not measured
+        divergence = plan_rows(gpu(device), shape, of_rows, choice);
         const bool sliced = divergence.strategy == Strategy::sliced;
         may_defer = common && !sliced && !params.lse_given;
         shape.two_blocks_fit = false;
@@ -91,17 +92,17 @@ void launch_slices(const SpanKlPlan& plan, const KernelTable& kernels, const Lau
 
 }  // namespace
 
-std::int64_t span_kl_scratch_bytes(const SpanKlParams& params, int device) {
+std::int64_t span_kl_scratch_bytes(const SpanKlParams& params, int device, const PlanChoice& choice) {
     if (params.rows == 0) return 0;
     const DeviceGuard guard(device);
-    const SpanKlPlan plan(params, device);
+    const SpanKlPlan plan(params, device, choice);
     return 4 * (plan.index_words + plan.slice_words + plan.state_words);
 }
 
-void span_kl(const SpanKlParams& params, void* scratch, int device, Stream stream) {
+void span_kl(const SpanKlParams& params, void* scratch, int device, Stream stream, const PlanChoice& choice) {
     if (params.rows == 0) return;
     const DeviceGuard guard(device);
-    const SpanKlPlan plan(params, device);
+    const SpanKlPlan plan(params, device, choice);
     const KernelTable kernels = kernels_for(params.student.rows.dtype);
     auto* const entries = static_cast<std::int32_t*>(scratch);
     auto* slices = static_cast<float*>(scratch) + plan.index_words;

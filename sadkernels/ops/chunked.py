@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sadkernels import tuning
 from sadkernels.divergence import RowValues
 from sadkernels.ops.autograd import LossOp
 from sadkernels.ops.head import Head, HeadGradients
@@ -27,16 +28,17 @@ _GPU_CHUNK_ROWS, _GPU_MEMORY_SHARE = 2048, 16  # the products of fewer rows are 
 GPU_ROW_MULTIPLE, _GPU_COLUMN_MULTIPLE = 128, 64  # tiles of a product; leading dimensions at 16-byte borders in 16 bits
 
 
-def default_chunk_bytes(row_bytes: int, gpu_memory: int | None) -> int:
-    """The memory for the logits of one chunk: on a GPU that of 2048 rows, but at most 1/16 of its memory.
+def default_chunk_bytes(row_bytes: int, gpu_memory: int | None, rows: int = _GPU_CHUNK_ROWS) -> int:
+    """The memory for the logits of one chunk: on a GPU that of `rows` rows, but at most 1/16 of its memory.
 
     Args:
         row_bytes: Bytes per row of a chunk.
         gpu_memory: The memory of the GPU in bytes; None for a CPU, where 128 MiB are enough.
+        rows: Rows of a chunk on a GPU.
     """
     if gpu_memory is None:
         return _CPU_CHUNK_BYTES
-    return min(_GPU_CHUNK_ROWS * row_bytes, gpu_memory // _GPU_MEMORY_SHARE)
+    return min(rows * row_bytes, gpu_memory // _GPU_MEMORY_SHARE)
 
 
 def chunk_rows(rows: int, row_bytes: int, chunk_bytes: int, multiple: int) -> int:
@@ -158,7 +160,9 @@ class ChunkedOp(LossOp):
         vocab, dtype, device = student.weight.shape[0], student.logits_dtype, student.hidden.device
         operand_bytes = student.hidden.element_size() if dtype != student.hidden.dtype else 0  # the rounded gradient
         row_bytes = vocab * (dtype.itemsize + operand_bytes) + target.row_bytes
-        chunk_bytes = default_chunk_bytes(row_bytes, _gpu_memory(device)) if o.chunk_bytes is None else o.chunk_bytes
+        chosen = tuning.choice("linear.chunk", device, vocab, student.hidden.dtype) or {"rows": _GPU_CHUNK_ROWS}
+        default = default_chunk_bytes(row_bytes, _gpu_memory(device), chosen["rows"])
+        chunk_bytes = default if o.chunk_bytes is None else o.chunk_bytes
         size = chunk_rows(len(rows), row_bytes, chunk_bytes, 1 if is_cpu(student.hidden) else GPU_ROW_MULTIPLE)
         logits = new_chunk_logits(self.kernel(o), min(size, len(rows)), vocab, student.hidden.new_empty(0, dtype=dtype))
         for number, some in enumerate(rows.split(size) if size else ()):

@@ -134,7 +134,7 @@ def forward_launches(inputs: Inputs, outputs: Outputs) -> list[Launch]:
     if n == 0:
         return []
     device, fits_64_registers = inputs.student.device, _fits_64_registers(inputs.config, outputs)
-    grid = tiles.sliced_grid(*inputs.dtypes, fits_64_registers, device)
+    grid = tiles.sliced_grid(columns, *inputs.dtypes, fits_64_registers, device)
     slices = tiles.slice_rows(n, columns, grid)
     if slices.count > 1:
         return _slice_launches(inputs, outputs, grid.tile, slices)
@@ -142,8 +142,8 @@ def forward_launches(inputs: Inputs, outputs: Outputs) -> list[Launch]:
     values = {**inputs.kernel_values(), **outputs._asdict(), "rows": rows}
 
     def whole_rows(which: str, fits_64_registers: bool) -> Launch:
-        tile, programs = tiles.two_pass_grid(columns, *inputs.dtypes, fits_64_registers, device)
-        return Launch(span_kl_kernel, min(n, programs), {**values, "ROWS": which}, tile)
+        grid = tiles.two_pass_grid(columns, *inputs.dtypes, fits_64_registers, device)
+        return Launch(span_kl_kernel, min(n, grid.programs), {**values, "ROWS": which}, grid.tile)
 
     if not _has_fast_passes(inputs, outputs):
         return [collect, whole_rows("all", fits_64_registers)]

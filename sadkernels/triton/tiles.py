@@ -20,7 +20,7 @@ The A6000 can leave half of its SMs idle: its memory delivers a pair of columns 
 of one pass needs about 0.5. The same holds for other GPUs with GDDR memory, but not for those with HBM.
 
 The sizes are derived, and checked by compilation (`benchmarks/offline_checks.py`: registers, spills, access widths). They
-are not yet timed on a GPU.
+are not yet timed on a GPU. On a GPU that `sad tune` has measured, its choices replace the tile and the number of programs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import functools
 from typing import NamedTuple
 
 import torch
+
+from sadkernels import tuning
 
 _SHORT_ROW = 4096  # columns; up to here 16 warps process only one or two blocks, and reductions across 16 warps cost more
 _L2_SHARE = 0.7  # share of L2 for the rows in flight; the gradient passes through the rest
@@ -116,10 +118,17 @@ def _by_name(*tiles: RowTile) -> dict[str, RowTile]:
 
 
 class Grid(NamedTuple):
-    """A tile, and the number of programs that process the rows with it."""
+    """A tile, and the number of programs that process the rows with it.
+
+    Args:
+        tile: The tile.
+        programs: Number of programs.
+        waves: How often the slices of a few rows occupy the programs; 0 if rows are never sliced.
+    """
 
     tile: RowTile
     programs: int
+    waves: int = 1
 
 
 class Slices(NamedTuple):
@@ -158,15 +167,32 @@ def _capacity(tile: RowTile, device: torch.device) -> int:
 
 def one_pass_grid(columns: int, device: torch.device, *dtypes: torch.dtype) -> Grid:
     """Returns the grid for rows of `columns` columns that are read once."""
-    tile = one_pass_tiles(*dtypes)["short" if columns <= _SHORT_ROW else "stream"]
+    tiles = one_pass_tiles(*dtypes)
+    if chosen := tuning.choice("triton.one_pass", device, columns, *dtypes):
+        return _chosen_grid(chosen, tiles, device)
+    tile = tiles["short" if columns <= _SHORT_ROW else "stream"]
     return Grid(tile, _capacity(tile, device))
 
 
+def _chosen_grid(chosen: tuning.Choice, tiles: dict[str, RowTile], device: torch.device) -> Grid:
+    tile = tiles[chosen["tile"]]
+    return Grid(tile, max(1, int(chosen["share"] * _capacity(tile, device))))
+
+
 def two_pass_grid(
-    columns: int, student: torch.dtype, teacher: torch.dtype, fits_64_registers: bool, device: torch.device
+    columns: int,
+    student: torch.dtype,
+    teacher: torch.dtype,
+    fits_64_registers: bool,
+    device: torch.device,
+    *,
+    topk: bool = False,
 ) -> Grid:
     """Returns the grid for pairs of rows that are read two or three times, with as many rows in flight as fit in L2."""
     tiles = two_pass_tiles(student, teacher, fits_64_registers)
+    setting = "triton.topk" if topk else "triton.lean" if fits_64_registers else "triton.roomy"
+    if chosen := tuning.choice(setting, device, columns, student, teacher):
+        return _chosen_grid(chosen, tiles, device)
     tile = tiles["short"] if columns <= _SHORT_ROW else _wide(tiles)
     programs = _capacity(tile, device)
     if device.type != "cuda":
@@ -181,10 +207,13 @@ def two_pass_grid(
     return Grid(tile, programs)
 
 
-def sliced_grid(student: torch.dtype, teacher: torch.dtype, fits_64_registers: bool, device: torch.device) -> Grid:
+def sliced_grid(
+    columns: int, student: torch.dtype, teacher: torch.dtype, fits_64_registers: bool, device: torch.device
+) -> Grid:
     """Returns the grid for slices of rows: the wide tile, so that a few rows occupy the whole GPU."""
     tile = _wide(two_pass_tiles(student, teacher, fits_64_registers))
-    return Grid(tile, _capacity(tile, device))
+    chosen = tuning.choice("triton.slices", device, columns, student, teacher) or {"waves": 1}
+    return Grid(tile, _capacity(tile, device), chosen["waves"])
 
 
 def _wide(tiles: dict[str, RowTile]) -> RowTile:
@@ -198,8 +227,8 @@ def slice_rows(n_rows: int, columns: int, grid: Grid) -> Slices:
     from half as many rows as programs on: slices would not halve the time of the longest program, and passes in separate
     launches lose the rows in L2.
     """
-    count = min(grid.programs // n_rows, columns // grid.tile.columns, MAX_SLICES)
-    if count < 2 or columns < _MIN_SLICED_COLUMNS:
+    count = min(grid.waves * grid.programs // n_rows, columns // grid.tile.columns, MAX_SLICES)
+    if grid.programs // n_rows < 2 or count < 2 or columns < _MIN_SLICED_COLUMNS:
         return Slices(1, columns)
     blocks = -(-columns // (count * grid.tile.columns))
     size = blocks * grid.tile.columns

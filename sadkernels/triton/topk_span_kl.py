@@ -81,7 +81,7 @@ def topk_launches(
     if n == 0:
         return []
     rows, collect = collect_rows(kinds, None if state_given is None else weights, value=values.value, state=values.state)
-    tile, programs = tiles.two_pass_grid(columns, student.dtype, student.dtype, False, student.device)
+    grid = tiles.two_pass_grid(columns, student.dtype, student.dtype, False, student.device, topk=True)
     arguments = {
         "student": student,
         "grad": grad,
@@ -105,10 +105,10 @@ def topk_launches(
         **logit_arguments("student", config),
         "grad_scale": config.student_scale / config.temperature,
         "alpha": target.alpha,
-        "GRAD_ALIGNED": grad is None or same_phase(student, grad, tile.group),
+        "GRAD_ALIGNED": grad is None or same_phase(student, grad, grid.tile.group),
         "MAX_K": max(_SMALLEST_MAX_K, triton.next_power_of_2(k)),
     }
-    return [collect, Launch(topk_span_kl_kernel, min(n, programs), arguments, tile)]
+    return [collect, Launch(topk_span_kl_kernel, min(n, grid.programs), arguments, grid.tile)]
 
 
 def _values(kinds: Tensor, stats: bool, state: bool) -> TopkValues:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sadkernels import tuning
 from sadkernels.native import extension
 from tests.sadkernels.cuda.conftest import DEFAULT_GPU, gpu
 from tests.sadkernels.span_kl_cases import assert_close_to_truth, logits, run, truth
@@ -20,10 +21,12 @@ GPUS = {  # with the strategy and the cluster size for rows of 3001 float32 colu
 }
 
 
-def planned(properties: dict, rows: int, vocab: int = 3001, lean: bool = True, ptx_version: int = 90) -> dict:
-    return extension.load("cuda").plan(
-        **properties, sm_threads=2048, ptx_version=ptx_version, rows=rows, vocab=vocab, element_bytes=4, lean=lean
-    )
+def planned(
+    properties: dict, rows: int, vocab: int = 3001, lean: bool = True, ptx_version: int = 90, **choice: object
+) -> dict:
+    kernels = extension.load("cuda")
+    sizes = {"rows": rows, "vocab": vocab, "element_bytes": 4, "lean": lean, "choice": kernels.PlanChoice(**choice)}
+    return kernels.plan(**properties, sm_threads=2048, ptx_version=ptx_version, **sizes)
 
 
 def check_five_rows(backend, dtype=torch.float32, **options) -> None:
@@ -95,3 +98,45 @@ def test_no_place_for_a_cluster(emulated_backend, set_gpu):
     assert planned(parts, 5)["strategy"] == "streamed"
     set_gpu(parts)
     check_five_rows(emulated_backend)
+
+
+@pytest.mark.parametrize("options", [{}, {"divergence": "reverse_kl"}], ids=["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("choice", tuning.CANDIDATES["cuda.lean"], ids=str)
+def test_a_chosen_plan_for_whole_rows(emulated_backend, set_gpu, choice, options):
+    """On a GPU whose derived plan is one block per row."""
+    properties = gpu(90, 227, 228, gpc_sms=(8,))
+    set_gpu(properties)
+    plan = planned(properties, 500, lean=not options, **choice)
+    assert (plan["strategy"], plan["cluster"]) == (choice["strategy"], choice.get("cluster", 1))
+    with tuning.forced({"cuda.roomy" if options else "cuda.lean": choice}):
+        check_five_rows(emulated_backend, **options)
+
+
+def test_the_share_of_a_streamed_plan(emulated_backend):
+    properties = gpu(90, 227, 228, gpc_sms=(8,))
+    blocks = [planned(properties, 500, 50_257, **choice)["blocks"] for choice in tuning.CANDIDATES["cuda.lean"][4:]]
+    assert blocks == [16, 12, 8]
+    assert planned(properties, 3, 50_257, strategy="streamed", waves=0)["blocks"] == 3
+
+
+def test_a_chosen_cluster_that_does_not_fit(emulated_backend, set_gpu):
+    """The derived plan replaces it: rows of 3001 columns do not fit in 2 blocks of 6 KiB."""
+    assert planned(EIGHT_SMALL, 5, strategy="resident", cluster=2) == planned(EIGHT_SMALL, 5)
+    no_clusters = gpu(80, 163, 164)
+    assert planned(no_clusters, 5, strategy="resident", cluster=2) == planned(no_clusters, 5)
+    set_gpu(EIGHT_SMALL)
+    with tuning.forced({"cuda.lean": {"strategy": "resident", "cluster": 2}}):
+        check_five_rows(emulated_backend)
+
+
+@pytest.mark.parametrize("waves", [0, 1, 2])
+def test_chosen_slices(emulated_backend, set_gpu, waves):
+    properties = gpu(90, 227, 228, gpc_sms=(4,))
+    set_gpu(properties)
+    slices = planned(properties, 1, 60_000, waves=waves)["slices"]
+    assert slices == {0: 1, 1: 4, 2: 8}[waves]
+    student, teacher, ids = logits(1, 40_000), logits(1, 40_000), torch.tensor([2])
+    with tuning.forced({"cuda.slices": {"waves": waves}}):
+        got = run(student, teacher, ids, emulated_backend)
+    assert_close_to_truth(got, truth(student, teacher, ids), torch.float32)
+    assert planned(properties, 500, 60_000, waves=2)["slices"] == 1  # rows for all blocks

@@ -41,6 +41,7 @@ class SpanKLCase(NamedTuple):
     in_place: bool = False
     supervised: str = "some"
     hidden: bool = False
+    reduction: str = "mean"
 
     def error(self, backend: str, device: torch.device) -> float:
         """Returns the largest relative error of loss and gradients, in units of the dtype's rounding.
@@ -53,8 +54,8 @@ class SpanKLCase(NamedTuple):
         def loss(name: str, student: list[Tensor], in_place: dict[str, bool]) -> Tensor:
             fused = fused_linear_span_kl if self.hidden else fused_span_kl
             teacher_side = [x.to(student[0].dtype) for x in teacher]
-            options = {"divergence": self.divergence, "backend": name, **in_place}
-            return fused(*student, *teacher_side, problem.ids, **options)
+            options = {"divergence": self.divergence, "reduction": self.reduction, "backend": name, **in_place}
+            return fused(*student, *teacher_side, problem.ids, **options).sum()
 
         return problem.error(loss, backend)
 

@@ -90,6 +90,7 @@ def _machine(about: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "CUDA of PyTorch", about["torch_cuda"] or "none: this PyTorch is built for the CPU"
     for index, gpu in enumerate(about["gpus"]):
         yield f"GPU {index}", f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']:g} GiB"
+        yield f"tuning of GPU {index}", gpu["tuning"]
     if not about["gpus"]:
         yield "GPUs", "PyTorch sees none"
     for line in about["nvidia_smi"]:

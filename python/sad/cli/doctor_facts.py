@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sadkernels import backends, selftest
+from sadkernels import backends, selftest, tuning
 from sadkernels.native import extension
 
 REQUIRED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "typer", "rich", "jinja2", "pyyaml")
@@ -52,7 +52,8 @@ def hardware() -> dict[str, Any]:
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         capability, memory = f"{card.major}.{card.minor}", round(card.total_memory / 2**30, 1)
-        gpus.append({"name": card.name, "capability": capability, "memory_gib": memory})
+        about = {"name": card.name, "capability": capability, "memory_gib": memory, "tuning": tuning.status(index)}
+        gpus.append(about)
     return {
         "system": platform.platform(),
         "processor": machine_info("cpu")["processor"],

@@ -16,7 +16,7 @@ from sad.errors import LostProcessError, printable
 
 COMMANDS = (
     "demo", "collect", "inspect", "plan", "cache", "cache import", "train", "eval", "study", "study prepare",
-    "study run-cell", "bench", "doctor",
+    "study run-cell", "bench", "tune", "doctor",
 )  # fmt: skip
 
 

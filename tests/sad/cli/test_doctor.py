@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sad.cli import doctor_facts
 from sad.cli.main import app
-from sadkernels import backends, selftest
+from sadkernels import backends, selftest, tuning
 from sadkernels.native import extension
 
 
@@ -94,9 +94,11 @@ def test_missing_packages_and_compilers(doctor, monkeypatch):
         assert any(all(word in line for word in words) for line in output.splitlines()), words
 
 
-def test_a_gpu_machine(doctor, monkeypatch):
-    """Shows an H100 with a driver for CUDA 13.1."""
-    card = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30)
+def test_a_gpu_machine(doctor, monkeypatch, tmp_path):
+    """Shows an H100 with a driver for CUDA 13.1, and offers `sad tune` as long as there is no tuning file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("SAD_TUNING", raising=False)
+    card = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30, multi_processor_count=132)
     cuda = SimpleNamespace(
         architectures=lambda: ["80", "90", "90+PTX"],
         runtime_version=lambda: 13000,
@@ -111,6 +113,10 @@ def test_a_gpu_machine(doctor, monkeypatch):
     output = doctor("--no-test").output
     assert "NVIDIA H100, compute capability 9.0, 80 GiB" in output
     assert "architectures 80, 90, 90+PTX; runtime 13.0, driver for 13.1\n" in output
+    assert "tuning of GPU 0" in output and "none; `sad tune` measures this GPU in about a minute\n" in output
+    monkeypatch.setenv("SAD_TUNING", "off")
+    assert json.loads(doctor("--no-test", "--json").output)["hardware"]["gpus"][0]["tuning"] == "off: SAD_TUNING=off"
+    tuning.reload()
     cuda.emulated = lambda: True
     assert "emulated on the CPU: SAD_CUDA_EMULATED is set\n" in doctor("--no-test").output
 

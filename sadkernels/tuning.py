@@ -114,7 +114,7 @@ def choice(setting: str, device: torch.device, columns: int | None, *dtypes: tor
     """
     if _forced is not None:
         return _forced.get(setting)
-    if device.type != "cuda" or not torch.cuda.is_available():
+    if device.type != "cuda" or (device.index is None and not torch.cuda.is_available()):
         return None
     return _measured(index_of(device), setting, columns, dtypes)
 
@@ -157,7 +157,7 @@ Table = dict[tuple[str, str], dict[int | None, Choice | None]]
 def _table(index: int) -> Table:
     """Returns the choices for a GPU by setting and dtype, then by vocabulary columns."""
     wanted = os.environ.get("SAD_TUNING", "")
-    if wanted == "off":
+    if wanted == "off" or not torch.cuda.is_available():
         return {}
     path = file_for(index)
     if wanted:

@@ -224,7 +224,9 @@ def test_a_compiled_graph_reads_the_file_once(h200, monkeypatch):
 
     def choice(setting, device, columns, *dtypes):  # as if the tensors were on the GPU
         asked.append(setting)
-        return tuning._measured(0, setting, columns, dtypes)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            return tuning._measured(0, setting, columns, dtypes)
 
     monkeypatch.setattr(tuning, "choice", choice)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -263,6 +265,11 @@ def test_forced_choices_end_with_the_context():
             assert tuning.choice("triton.lean", torch.device("cpu"), 5, FP32) is None
         assert tuning.choice("triton.lean", torch.device("cpu"), 5, FP32) is CROWDED.choice
     assert tuning.choice("triton.lean", torch.device("cpu"), 5, FP32) is None
+
+
+def test_a_backend_of_gpus_is_never_chosen_for_a_cpu(emulated_cuda):
+    with tuning.forced({"backend.span_kl": {"backend": "cuda"}}):
+        assert backends.resolve("auto", "span_kl", torch.device("cpu"), FP32) == "cpu"
 
 
 def test_every_tile_exists():

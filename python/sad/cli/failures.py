@@ -29,6 +29,8 @@ def describe(error: BaseException) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     kind = f"{type(error).__module__.partition('.')[0]}.{type(error).__name__}"
+    if kind == "sadkernels.TuningFileError":
+        return str(error)
     if isinstance(error, OSError):
         return _system(error.errno, error.filename, str(error))
     if kind.endswith("SafetensorError"):

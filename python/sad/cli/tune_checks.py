@@ -68,7 +68,7 @@ def check_sizes(options: TuneOptions) -> tuple[list[int], list[str]]:
     if options.tokens < 1:
         raise InputError("--tokens", "at least 1", str(options.tokens), "Pass the tokens of a batch, such as 4096.")
     if not (math.isfinite(options.seconds) and options.seconds > 0):
-        raise InputError("--seconds", "a number above 0", f"{options.seconds:g}", "Remove --seconds for 60.")
+        raise InputError("--seconds", "a number above 0", f"{options.seconds:g}", "Remove --seconds for 50.")
     return options.vocab_size or list(tune.VOCAB_SIZES), options.dtype or list(tune.DTYPES)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sad.cli import tune_checks
+from sad.cli import failures, tune_checks
 from sad.cli.main import app, main
 from sad.errors import InputError
 from sadkernels import backends, tuning
@@ -50,7 +50,7 @@ def test_the_kernels_follow_the_file(run):
     assert result.exit_code == 0, result.output
     path = tuning.file_for(0)
     assert f"wrote {path} after" in result.output and "SAD_TUNING" not in result.output
-    assert "NVIDIA H200, driver 580.65.06: triton and cuda, at most 60 s" in result.output
+    assert "NVIDIA H200, driver 580.65.06: triton and cuda, at most 50 s" in result.output
     assert "tile crowded, share 0.5 (2.00x the shipped choice)" in result.output
     tuning.reload()
     assert tuning.choice("triton.lean", CUDA, 152064, BF16, BF16) == {"tile": "crowded", "share": 0.5}
@@ -71,6 +71,14 @@ def test_all_settings_of_the_usual_sizes(run):
     assert {entry["setting"] for entry in entries} == set(tuning.CANDIDATES)
 
 
+def test_the_usual_sizes_cover_the_usual_models(run):
+    """GPT-2, Llama 2 and 3, Qwen 2 and 3.5, Gemma, and their paddings."""
+    run("--dtype", "bfloat16")
+    tuning.reload()
+    for vocab_size in (32000, 50257, 50304, 128256, 151936, 152064, 248320, 256000, 262144):
+        assert tuning.choice("triton.lean", CUDA, vocab_size, BF16, BF16) == {"tile": "crowded", "share": 0.5}
+
+
 def test_another_file(run, tmp_path, monkeypatch):
     out = tmp_path / "new" / "mine.json"
     result = run(*ONE, "--out", str(out))
@@ -84,6 +92,14 @@ def test_another_file(run, tmp_path, monkeypatch):
     assert run(*ONE).exit_code == 0
     tuning.reload()
     assert tuning.choice("triton.lean", CUDA, 151936, BF16, BF16)["tile"] == "crowded"
+
+
+def test_commands_print_the_error_of_a_file_that_sad_tuning_names(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAD_TUNING", str(tmp_path / "missing.json"))
+    tuning.reload()
+    with pytest.raises(tuning.TuningFileError) as refused:
+        backends.auto_order("span_kl", CUDA, (BF16,))
+    assert failures.describe(refused.value) == str(refused.value)
 
 
 def test_wrong_candidates_are_named(run):

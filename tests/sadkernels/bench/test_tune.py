@@ -185,6 +185,21 @@ def test_a_wrong_backend_is_not_chosen():
     assert {stage.setting for stage in result.not_measured} == {"cuda.lean", "cuda.slices", "cuda.roomy"}
 
 
+def test_a_backend_that_fails_for_one_vocabulary_is_not_chosen_for_all():
+    """CUDA is faster on the vocabulary on which it runs."""
+
+    def cost(stage, choices):
+        if choices.get(stage.setting) == {"backend": "cuda"}:
+            if stage.vocab_size == 151936:
+                raise RuntimeError("the launch failed")
+            return 1e-3
+        return 2e-3
+
+    result = search(SimulatedCard(cost), [stage for stage in ALL if stage.setting == "backend.span_kl"])
+    assert [entry.choice for entry in result.entries] == 2 * [{"backend": "triton"}]
+    assert len(result.left_out) == 2 and not result.shipped_is_wrong
+
+
 def test_a_candidate_that_fails_when_it_is_timed_is_left_out():
     stage = Stage("triton.lean", "bfloat16", 50257)
     best = cheapest(stage)

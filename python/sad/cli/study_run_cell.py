@@ -47,11 +47,11 @@ def command(options: CellOptions) -> None:
 def _end_with_stdin() -> None:
     """Ends the process when its standard input is closed."""
     import os
-    import sys
     import threading
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin, whose lock the thread would hold when Python ends
+            pass
         os._exit(143)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -27,8 +27,8 @@ def command(options: CellOptions) -> None:
 
     The result is a folder below FOLDER/cells. A finished cell is not run again.
     """
-    from sad.cli.quiet import quiet_libraries
     from sad.errors import InputError
+    from sad.quiet import quiet_libraries
     from sad.study.cells import Results, all_cells, run_cell
     from sad.study.config import read_study
 

@@ -246,7 +246,7 @@ def read_yaml(path: str | Path, options: Iterable[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(str(path), "YAML", str(error), "Write one `name: value` per line.") from None
     if not isinstance(content, dict):
-        raise InputError(str(path), "`name: value` lines", type(content).__name__, "See examples/train_gpt2.yaml.")
+        raise InputError(str(path), "`name: value` lines", type(content).__name__, "See examples/paper/train.yaml.")
     options, known = set(options), _field_names()
     values: dict[str, Any] = {}
     for name, value in content.items():

@@ -229,7 +229,7 @@ def test_every_configuration_of_accelerate_is_read():
 def test_studies(tmp_path):
     """All files are read, and a cell of the quick study runs with a model of one layer and few tasks."""
     studies = {path.stem: read_study(path) for path in (EXAMPLES / "study").glob("*.yaml")}
-    assert {*studies} == {"quick", "household", "alfworld"}
+    assert len(studies) >= 6
     assert len(all_cells(studies["quick"], Results(tmp_path, studies["quick"]))[0]) == 4  # two methods, two seeds
     content = yaml.safe_load((EXAMPLES / "study/quick.yaml").read_text())
     household, size = content["environments"]["household"], {"layers": 1, "width": 16, "heads": 2}

@@ -48,7 +48,9 @@ def test_issue_templates(path):
 def test_wheels_are_built_for_every_python_of_the_readme():
     """CPython 3.10 to 3.13, each with the CPU kernels and without the CUDA kernels."""
     low, high = map(int, re.search(r"Python 3\.(\d+) to 3\.(\d+)", (ROOT / "README.md").read_text()).groups())
-    [wheels] = re.findall(r"^\[tool\.cibuildwheel\]\n(.*?)(?=^\[(?!tool\.cibuildwheel))", PROJECT, re.MULTILINE | re.DOTALL)
+    [wheels] = re.findall(
+        r"^\[tool\.cibuildwheel\].*?\n(.*?)(?=^\[(?!tool\.cibuildwheel))", PROJECT, re.MULTILINE | re.DOTALL
+    )
     assert re.findall(r"cp3(\d+)-", wheels) == [str(minor) for minor in range(low, high + 1)]
     assert re.search(r'^requires-python = ">=3\.(\d+)"', PROJECT, re.MULTILINE)[1] == str(low)
     assert 'SAD_BUILD_CPU = "1"' in wheels and 'SAD_BUILD_CUDA = "0"' in wheels

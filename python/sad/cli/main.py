@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sad import interrupts
-from sad.cli import failures, quiet
+from sad import interrupts, quiet
+from sad.cli import failures
 from sad.errors import LostProcessError, printable
 
 COMMANDS = (

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import sad
-from sad.cli import quiet
+from sad import quiet
 from sad.cli.flags import one_line_paragraphs
 from sad.cli.main import COMMANDS, app
 

@@ -52,9 +52,9 @@ def test_a_machine_without_a_gpu(config, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: False)
     with pytest.raises(InputError, match=r"bf16: expected a GPU, or use_cpu beside it, .* Add use_cpu \(--use-cpu\)"):
         config(use_cpu=False, bf16=True)
-    assert config(use_cpu=True, bf16=True).bf16 and not config().dataloader_pin_memory
+    assert config(use_cpu=True, bf16=True).bf16 and not config(use_cpu=False).dataloader_pin_memory
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
-    assert config().dataloader_pin_memory
+    assert config(use_cpu=False).dataloader_pin_memory
 
 
 def test_observations_alone_may_have_a_loss(config):

@@ -11,7 +11,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+COPIES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "examples/README.md": "examples.md"}
 # Page of the reference -> its title, and the modules whose public names it shows.
 REFERENCE = {
     "losses": ("Losses", ("sad.losses", "sad.trajectories.spans", "sad.errors")),
@@ -35,7 +35,7 @@ _EXTERNAL = re.compile(r"[a-z]+:|#|/")
 def on_files(files: Files, config: Any) -> Files:
     """Adds the generated pages, and the pictures outside `docs` to which pages link."""
     for source, page in COPIES.items():
-        files.append(File.generated(config, page, content=_moved((ROOT / source).read_text())))
+        files.append(File.generated(config, page, content=_moved((ROOT / source).read_text(), posixpath.dirname(source))))
     for page in REFERENCE:
         files.append(File.generated(config, f"reference/{page}.md", content=reference_page(page)))
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
@@ -57,22 +57,25 @@ def _rewritten(found: re.Match[str], folder: str) -> str:
     path = posixpath.normpath(posixpath.join("docs", folder, target.partition("#")[0]))
     if path.startswith("docs/"):
         return found.group()
+    if path in COPIES:
+        return f"[{text}]({posixpath.relpath(COPIES[path], folder or '.')})"
     if picture:
         return f"![{text}]({posixpath.relpath('pictures/' + posixpath.basename(path), folder or '.')})"
     return text if text.strip("`") == path or "/" in text else f"{text} (`{path}`)"
 
 
-def _moved(markdown: str) -> str:
-    """Returns the text of a file of the repository's root with its links as seen from `docs`."""
+def _moved(markdown: str, home: str) -> str:
+    """Returns the text of a file of the folder `home` of the repository with its links as seen from `docs`."""
 
     def move(found: re.Match[str]) -> str:
         picture, text, target = found.groups()
         if _EXTERNAL.match(target):
             return found.group()
-        if target in COPIES:
-            inside = COPIES[target]
+        path = posixpath.normpath(posixpath.join(home, target))
+        if path in COPIES:
+            inside = COPIES[path]
         else:
-            inside = target.removeprefix("docs/") if target.startswith("docs/") else f"../{target}"
+            inside = path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}"
         return f"{picture}[{text}]({inside})"
 
     return _LINK.sub(move, markdown)

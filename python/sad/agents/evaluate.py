@@ -45,7 +45,8 @@ def evaluate(
         seed: Seed of the bootstrap.
 
     Returns:
-        A dictionary that `json.dumps` accepts. `<name>_interval` is the 95 % bootstrap interval over tasks.
+        A dictionary that `json.dumps` accepts. `<name>_interval` is the 95 % interval over tasks:
+        Wilson for the success rate, bootstrap for the other metrics.
 
         * `tasks`, `successes`, `success_rate`, `success_interval`.
         * `reasoning_length`: mean number of reasoning tokens.
@@ -143,7 +144,7 @@ def _summary(records: Sequence[EpisodeMeasures], teacher: dict[str, list[int]] |
         "tasks": len(records),
         "successes": sum(successes),
         "success_rate": metrics.success_rate(successes),
-        "success_interval": list(metrics.success_interval(successes, seed=seed)),
+        "success_interval": list(metrics.success_interval(successes)),
         **_mean("reasoning_length", [len(record.reasoning) for record in records], seed),
         **_mean("cot_match", _cot_matches(records, teacher), seed),
         **_mean("steps", [record.steps for record in records], seed),

@@ -1,4 +1,4 @@
-"""The metrics that compare agents (paper appendix C), and their bootstrap intervals.
+"""The metrics that compare agents (paper appendix C), and their intervals: Wilson for success, bootstrap for the others.
 
 Rates are fractions in [0, 1].
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -30,22 +31,18 @@ def success_rate(successes: Sequence[bool]) -> float:
     return sum(map(bool, successes)) / len(successes)
 
 
-def success_interval(
-    successes: Sequence[bool], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the success rate. Tasks are resampled with replacement.
+def success_interval(successes: Sequence[bool], *, level: float = 0.95) -> tuple[float, float]:
+    """Returns Wilson's score interval of the success rate.
 
-    The number of successes in a resample is binomial with the observed rate, so each resample is one binomial draw.
+    With p successes per task and N tasks, its bounds solve |p - x| = z sqrt(x (1 - x) / N), where z is the normal quantile
+    of the level (E. B. Wilson, 1927). A bootstrap would be a single point if all tasks succeed or all fail.
 
     Args:
         successes: One value per task.
         level: Coverage of the interval.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling. The same seed gives the same interval.
 
     Returns:
-        Lower and upper bound, fractions in [0, 1]. If all tasks succeed or all fail, both bounds equal the rate, because
-        every resample is the same.
+        Lower and upper bound, fractions in [0, 1].
 
     Raises:
         InputError: There is no task, or `level` is not inside (0, 1).
@@ -53,10 +50,13 @@ def success_interval(
     rate = success_rate(successes)
     _check_level(level)
     total = len(successes)
-    rates = np.random.default_rng(seed).binomial(total, rate, size=resamples) / total
-    tail = (1 - level) / 2
-    low, high = np.quantile(rates, [tail, 1 - tail])
-    return float(low), float(high)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    shrunk = 1 + z * z / total
+    center = (rate + z * z / (2 * total)) / shrunk
+    half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / shrunk
+    low = 0.0 if rate == 0 else center - half  # exact at the ends, where rounding would leave 1e-17
+    high = 1.0 if rate == 1 else center + half
+    return low, high
 
 
 def mean_interval(

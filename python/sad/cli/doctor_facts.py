@@ -18,13 +18,24 @@ import torch
 from sadkernels import backends, selftest, tuning
 from sadkernels.native import extension
 
-REQUIRED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "typer", "rich", "jinja2", "pyyaml")
+REQUIRED = (
+    "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "tqdm", "fsspec", "typer", "rich", "jinja2",
+    "pyyaml",
+)  # fmt: skip
 OPTIONAL = {  # package: what uses it
     "triton": "the triton backend",
     "peft": "LoRA students",
+    "bitsandbytes": "quantized teachers",
+    "gguf": "models in GGUF files",
+    "openai": "models behind a URL",
+    "deepspeed": "ZeRO",
+    "pyarrow": "parquet files",
+    "alfworld": "the environment alfworld-official",
+    "bm25s": "the environment webshop",
+    "rapidfuzz": "the environment webshop",
+    "trl": "sad.integrations.trl, comparison in sad bench",
     "matplotlib": "plots of sad bench",
     "liger-kernel": "comparison in sad bench",
-    "trl": "comparison in sad bench",
 }
 SECONDS = 5.0  # limit of the self-test per backend and op; no case starts after it
 

@@ -34,11 +34,17 @@ def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..
             command(options(**values), *given)
 
         run.__signature__ = inspect.Signature(parameters(options) + (context if with_context else []))
+        run.__doc__ = one_line_paragraphs(command.__doc__ or "")
         del run.__wrapped__  # otherwise typer reads the signature of the wrapped function
         run.__annotations__ = {name: x.annotation for name, x in run.__signature__.parameters.items()}
         return run
 
     return decorate
+
+
+def one_line_paragraphs(text: str) -> str:
+    """Returns a docstring with one line per paragraph. Typer keeps the line ends of a docstring in its help."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
 def parameters(options: type) -> list[inspect.Parameter]:

@@ -194,7 +194,7 @@ def _print(inspection, limit: int, max_length: int | None) -> None:
     for item in inspection.kept[:limit]:
         console.rule(Text(printable(item.trajectory.id), style="bold"), align="left")
         console.print(_summary(item), style="dim")
-        console.print(terminal_overlay(_pieces(item)), soft_wrap=True)
+        console.print(terminal_overlay(_pieces(item), console), soft_wrap=True)
     table = Table(title=f"Lengths in {inspection.lengths.unit}", title_justify="left", title_style="bold")
     for column in ("", "count", "mean", "median", "95 %", "max"):
         table.add_column(column, justify="right" if column else "left")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from sad import interrupts
+from sad import interrupts, quiet
 from sad.cli import failures
 from sad.errors import LostProcessError, printable
 
@@ -32,7 +32,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="sad",
     cls=Commands,
-    help="Structured Agent Distillation: distill large ReAct-style agents into small ones.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,8 +41,26 @@ for _name in COMMANDS:
     app.command(_name, context_settings=getattr(_module, "CONTEXT_SETTINGS", None))(_module.command)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from sad import __version__
+
+        typer.echo(f"sad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _general(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version, and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Structured Agent Distillation: distill large ReAct-style agents into small ones."""
+
+
 def main() -> None:
     """Runs the `sad` command. With SAD_TRACEBACK=1 an error shows where it was raised."""
+    quiet.drop_irrelevant_messages()
     with interrupts.handled():
         try:
             app()

@@ -54,9 +54,8 @@ def _show_help(context: typer.Context) -> None:
     """Shows the help of a command that also declares the fields of SAD."""
     app = typer.Typer(add_completion=False)
 
-    @takes(documented_options())
     def documented(options: object) -> None: ...
 
     documented.__doc__ = command.__doc__
-    app.command()(documented)
+    app.command()(takes(documented_options())(documented))
     typer.echo(typer.main.get_command(app).get_help(context), nl=False)

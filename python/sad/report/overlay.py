@@ -9,9 +9,12 @@ from sad.errors import printable
 from sad.trajectories.spans import Span, SpanKind
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 _MARKS = {SpanKind.REASON: "R", SpanKind.ACT: "A", SpanKind.OBSERVE: "O"}
+_MARGIN = 5  # columns of the margin of the terminal
+_NARROWEST = 20  # columns that a line gets at least
 _STYLES = {
     SpanKind.NONE: ("", "dim strike"),
     SpanKind.REASON: ("white on blue", "white on dark_blue"),
@@ -86,10 +89,11 @@ def overlay_lines(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return lines if any(piece.text for piece in lines[-1]) else lines[:-1]
 
 
-def terminal_overlay(pieces: Sequence[Piece]) -> Text:
+def terminal_overlay(pieces: Sequence[Piece], console: Console) -> Text:
     """Returns the overlay for a rich console.
 
-    A margin with R (reasoning), A (action) and O (observation) shows the kinds without colors.
+    A margin with R (reasoning), A (action) and O (observation) shows the kinds without colors. On a terminal, long lines are
+    broken between words and continue beside an empty margin; elsewhere they stay whole.
     """
     from rich.text import Text
 
@@ -97,8 +101,12 @@ def terminal_overlay(pieces: Sequence[Piece]) -> Text:
     for line in overlay_lines(pieces):
         kinds = {piece.kind for piece in line if piece.text}
         margin = "".join(mark for kind, mark in _MARKS.items() if kind in kinds)
-        text.append(f"{margin:>2} │ ", style="dim")
+        content = Text()
         for piece in line:
-            text.append(printable(piece.text), style=_STYLES[piece.kind][piece.shade])
-        text.append("\n")
+            content.append(printable(piece.text), style=_STYLES[piece.kind][piece.shade])
+        parts = content.wrap(console, max(_NARROWEST, console.width - _MARGIN)) if console.is_terminal else [content]
+        for number, part in enumerate(parts):
+            text.append(f"{'' if number else margin:>2} │ ", style="dim")
+            text.append_text(part)
+            text.append("\n")
     return text

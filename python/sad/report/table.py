@@ -213,5 +213,7 @@ def _number(value: float | None, interval: Sequence[float] | None, digits: int, 
     if value is None:
         return Cell(MISSING)
     scale, unit = (100, " %") if rate else (1, "")
-    low_high = f"{scale * interval[0]:.{digits}f}–{scale * interval[1]:.{digits}f}" if interval else ""
+    low_high = (
+        f"{scale * interval[0]:.{digits}f}–{scale * interval[1]:.{digits}f}" if interval and len({*interval}) > 1 else ""
+    )
     return Cell(f"{scale * value:.{digits}f}{unit}", low_high)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from transformers import PrinterCallback, TrainerCallback
 
 import sad
@@ -73,7 +72,6 @@ def train(
                 gradient_accumulation_steps=training.accumulation,
                 learning_rate=learning_rate,
                 bf16=training.bf16,
-                dataloader_pin_memory=torch.cuda.is_available(),
                 max_length=max_length,
                 packing="never",  # every method has the same batches
                 logging_steps=max(1, training.steps // 50),

@@ -87,7 +87,9 @@ def _write_shards(
         size, since = 0, time.monotonic()
 
     total = sum(len(supervised_rows(example["span_ids"], metadata.observe)) for example in examples.values())
-    with tqdm(total=total, desc="teacher", unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:
+    with tqdm(
+        total=total, desc="teacher", unit=" tokens", unit_scale=True, miniters=1, disable=not show, leave=False
+    ) as bar:
         try:
             for number, rows in source(list(examples.values())):
                 pending.append((digests[number], rows))

@@ -251,7 +251,9 @@ def _write_shards(
     total = sum(len(supervised_rows(example["span_ids"], metadata.observe)) for batch in batches for _, example in batch)
     pending: list[tuple[str, TeacherRows | HiddenRows]] = []
     size = 0
-    with tqdm(total=total, desc="teacher", unit=" tokens", unit_scale=True, disable=not show, leave=False) as bar:
+    with tqdm(
+        total=total, desc="teacher", unit=" tokens", unit_scale=True, miniters=1, disable=not show, leave=False
+    ) as bar:
         for batch in batches:
             for (digest, _), rows in zip(batch, runner.run([example for _, example in batch])):
                 pending.append((digest, rows))

@@ -26,6 +26,28 @@ _TYPE_NAMES = {str: "a string", bool: "true or false", int: "a whole number", fl
 _ABSENT = object()  # not argparse.SUPPRESS: `set_defaults` would convert that string
 
 
+# Names that other programs use -> the field.
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "grad_accum": "gradient_accumulation_steps",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "warmup": "warmup_steps",
+    "gradient_checkpointing": "activation_checkpointing",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "seq_length": "max_length",
+    "output": "out",
+    "dataset": "data",
+    "train_data": "data",
+    "model": "student",
+}
 _LISTS = ("data", "eval_data", "rollout_option")
 
 
@@ -178,6 +200,9 @@ def field_help() -> str:
         group = dataclasses.make_dataclass("Fields", parts[own])
         group._argument_group_name = title
         parser = HfArgumentParser(group, add_help=False, prog="sad train", usage=argparse.SUPPRESS)
+        for action in parser._actions:
+            if action.dest.startswith("no_") or any(flag.startswith("--no_") for flag in action.option_strings):
+                action.help = f"The same as --{action.dest.removeprefix('no_')} false."
         texts.append(parser.format_help())
     return "\n".join(texts)
 
@@ -221,7 +246,7 @@ def read_yaml(path: str | Path, options: Iterable[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(str(path), "YAML", str(error), "Write one `name: value` per line.") from None
     if not isinstance(content, dict):
-        raise InputError(str(path), "`name: value` lines", type(content).__name__, "See examples/train_gpt2.yaml.")
+        raise InputError(str(path), "`name: value` lines", type(content).__name__, "See examples/paper/train.yaml.")
     options, known = set(options), _field_names()
     values: dict[str, Any] = {}
     for name, value in content.items():
@@ -301,7 +326,9 @@ def _default(item: dataclasses.Field) -> dict[str, Any]:
 
 
 def _unknown(where: str, name: str, options: Iterable[str]) -> InputError:
-    close = difflib.get_close_matches(name, [*_field_names(), *options], n=3)
+    known = {*_field_names(), *options}
+    meant = _OTHER_NAMES.get(name)
+    close = [meant] if meant in known else difflib.get_close_matches(name, known, n=3)
     remedy = f"Did you mean {' or '.join(close)}?" if close else "See `sad train --fields` for all fields."
     return InputError(where, "the name of an option or a field", repr(name), remedy)
 

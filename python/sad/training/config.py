@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import SchedulerType, TrainingArguments
+from transformers.utils import is_torch_xla_available
 
 from sad.errors import InputError
 from sad.training.fields import GROUPS, BatchFields, CurriculumFields, OnPolicyFields
@@ -72,7 +74,15 @@ class SADConfig(OnPolicyFields, CurriculumFields, SpanLossConfig, BatchFields, T
             got = str(self.label_smoothing_factor)
             remedy = "The teacher's distribution is a soft target already; raise temperature to smooth it."
             raise InputError("label_smoothing_factor", "0", got, remedy)
+        self._check_device()
         TrainingArguments.__post_init__(self)
+
+    def _check_device(self) -> None:
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # PyTorch would warn that it does nothing
+            if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not is_torch_xla_available():
+                remedy = "Add use_cpu (--use-cpu) to train on the CPU. If there is a GPU, run `sad doctor`."
+                raise InputError("bf16", "a GPU, or use_cpu beside it", "no GPU that PyTorch can use", remedy)
 
     def _check_finite(self) -> None:
         """Checks the numbers of the base class too, because NaN passes its comparisons."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +128,16 @@ def test_this_machine():
     runs = {row["backend"] for row in found["backends"] if row["why_not"] is None}
     assert {"reference", "cpu"} <= runs
     assert all(row["why_not"] is None or len(row["why_not"]) > 20 for row in found["backends"])
+
+
+def test_every_package_of_the_installation_is_shown():
+    """The requirements, and those of the extras for users."""
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    required = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)[1]
+    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)^docs = ", project, re.MULTILINE | re.DOTALL)[1]
+    named, of_extras = ({*re.findall(r'"([a-z][\w-]*)>=', text)} for text in (required, extras))
+    assert named == {*doctor_facts.REQUIRED}
+    assert of_extras - {"pytest-benchmark"} <= {*doctor_facts.OPTIONAL}
 
 
 def test_a_failing_program_has_no_lines():

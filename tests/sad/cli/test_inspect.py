@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -10,13 +11,15 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sad import Trajectory, encode
 from sad.cli.main import app, main
 from sad.errors import InputError
-from sad.report.overlay import span_pieces, token_pieces
+from sad.report.overlay import span_pieces, terminal_overlay, token_pieces
 from sad.trajectories.formats import ChatFormat, resolve_format
+from sad.trajectories.spans import Span, SpanKind
 
 TEXT = (
     "You see <b>a mug</b>.\nReasoning: I & you <script>alert(1)</script>\nAction: take mug\nYou take it.\n"
@@ -266,6 +269,19 @@ def test_overlays_show_the_whole_text_once(gpt2_tokenizer):
     assert len(found.spans) == 3 and len(found.observations) == 1
     pieces = span_pieces(text, found.spans + found.observations)
     assert "".join(piece.text for piece in pieces) == text and "日 本\n" in [piece.text for piece in pieces]
+
+
+def test_long_lines_keep_their_margin_on_a_terminal():
+    text = "Action: " + "put the cabinet " * 8 + "down\nnothing"
+    spans = [Span(0, text.index("\n") + 1, SpanKind.ACT)]
+    screen = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
+    lines = terminal_overlay(span_pieces(text, spans), screen).plain.splitlines()
+    assert [line[:5] for line in lines] == [" A │ ", *["   │ "] * (len(lines) - 1)] and len(lines) > 4
+    assert all(len(line) <= 40 for line in lines)
+    words = " ".join(line[5:].strip() for line in lines).replace("↵", "").split()
+    assert words == text.split()  # no word is broken
+    plain = Console(file=io.StringIO(), width=40)
+    assert len(terminal_overlay(span_pieces(text, spans), plain).plain.splitlines()) == 2
 
 
 def test_the_source_is_recognized_or_named(run, tmp_path):

@@ -15,6 +15,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sad.cli.main import main
+from sad.errors import InputError
+from sad.training.cli_args import field_help, parse_flags
 from sad.trajectories.trajectory import Trajectory, write_jsonl
 from tests.sad.training import tiny
 
@@ -233,6 +235,19 @@ def test_fields_are_listed_those_of_sad_first(sad):
     assert code == 0
     places = [stdout.index(name) for name in ("fields of SAD", "--curriculum_end", "TrainingArguments", "--learning_rate")]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("flag", "field"), [("--lr", "learning_rate"), ("--batch-size", "per_device_train_batch_size"), ("--dataset", "data")]
+)
+def test_names_of_other_programs_are_understood_and_not_guessed(flag, field):
+    with pytest.raises(InputError, match=f"Did you mean {field}\\?"):
+        parse_flags([flag, "3"], ("data", "rollout_batch_size"))
+
+
+def test_the_negation_of_a_field_is_explained_as_one():
+    said = " ".join(field_help().split())
+    assert "--no-curriculum The same as --curriculum false." in said
 
 
 def test_flags_of_the_loss_reach_the_run(sad, folder, tmp_path):

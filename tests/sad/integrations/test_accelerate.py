@@ -9,12 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM
 
 from sad import SADTrainer, SpanCollator
 from sad.integrations.accelerate import Distillation
-from sad.trajectories.trajectory import write_jsonl
-from tests.processes import run_python, run_two
+from tests.processes import run_two
 from tests.sad.training import tiny
 from tests.sad.training.test_losses import STEP
 from tests.sad.training.test_trainer import logged, weights
@@ -50,19 +48,6 @@ def test_a_step_is_that_of_the_trainer(config, tmp_path):
     for loss, trained in (train_a_step(batch_size=8), train_a_step(batch_size=3), (found["loss"], found["weights"])):
         assert loss == pytest.approx(logged(expected, "loss")[0], rel=1e-5)
         torch.testing.assert_close(trained, weights(expected), rtol=0, atol=2e-6)
-
-
-def test_the_example_trains(tmp_path):
-    for name, seed in (("teacher", 1), ("student", 2)):
-        tiny.model(seed=seed).save_pretrained(tmp_path / name)
-        tiny.tokenizer().save_pretrained(tmp_path / name)
-    write_jsonl(tmp_path / "data.jsonl", tiny.trajectories(12))
-    teacher, student, data, out = (tmp_path / name for name in ("teacher", "student", "data.jsonl", "out"))
-    done = run_python("examples/accelerate_loop.py", teacher, student, data, "sad", out, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("loss ") == 2  # 12 trajectories, 2 per batch, 4 batches per step
-    before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("student", "out"))
-    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def check_page(page: str) -> Checker:
             assert attrs["tabindex"] == "0" and attrs["role"] == "region" and attrs["aria-label"]
     tables, regions = checker.count("table"), [attrs for _, attrs in checker.tags if attrs.get("class") == "scroll"]
     assert tables == len(regions)  # every table scrolls by itself, so the page does not
+    assert not tables or re.search(r"\.scroll \{[^}]*no-repeat local", page)  # the shadow of hidden columns
     levels = [int(tag[1]) for tag, _ in checker.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and all(after <= before + 1 for before, after in pairwise(levels))
     return checker

@@ -103,7 +103,7 @@ def test_every_field_is_in_the_help():
 
 def test_the_example_file_is_the_paper_s_recipe(tmp_path):
     options = {"teacher", "student", "data", "format", "teacher_dtype"}
-    given = read_yaml(Path(__file__).parents[3] / "examples" / "train_gpt2.yaml", options)
+    given = read_yaml(Path(__file__).parents[3] / "examples" / "paper" / "train.yaml", options)
     config = make_config({name: x for name, x in given.items() if name not in options and name != "bf16"}, tmp_path)
     assert options <= set(given)
     assert (config.learning_rate, config.max_steps, config.max_length, config.max_grad_norm) == (2e-5, 20000, 512, 1.0)

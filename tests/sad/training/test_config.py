@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sad.errors import InputError
 
@@ -44,6 +45,16 @@ def test_refused(config, fields):
     with pytest.raises(InputError) as caught:
         config(**fields)
     assert caught.value.where == name
+
+
+def test_a_machine_without_a_gpu(config, monkeypatch):
+    """transformers says `assign use_cpu`, and PyTorch warns of pinned memory in every run."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: False)
+    with pytest.raises(InputError, match=r"bf16: expected a GPU, or use_cpu beside it, .* Add use_cpu \(--use-cpu\)"):
+        config(use_cpu=False, bf16=True)
+    assert config(use_cpu=True, bf16=True).bf16 and not config(use_cpu=False).dataloader_pin_memory
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
+    assert config(use_cpu=False).dataloader_pin_memory
 
 
 def test_observations_alone_may_have_a_loss(config):

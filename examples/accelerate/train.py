@@ -1,6 +1,6 @@
 """Distills a student in a training loop of your own.
 
-accelerate launch examples/accelerate_loop.py models/teacher models/student trajectories.jsonl alfworld out
+accelerate launch examples/accelerate/train.py demo-run/teacher demo-run/student-before demo-run/teacher.jsonl runs/loop
 """
 
 import sys
@@ -16,11 +16,11 @@ from sad.integrations.accelerate import Distillation
 
 BATCHES_PER_STEP = 4
 
-teacher_path, student_path, data, format, out = sys.argv[1:6]
+teacher_path, student_path, data, out = sys.argv[1:5]
 tokenizer = AutoTokenizer.from_pretrained(student_path)
 student = AutoModelForCausalLM.from_pretrained(student_path, dtype="float32")
 length = min(512, student.config.max_position_embeddings)
-examples = sad.encode_all(sad.read_trajectories(data), tokenizer, format=format, max_length=length).examples
+examples = sad.encode_all(sad.read_trajectories(data), tokenizer, max_length=length).examples
 teacher = AutoModelForCausalLM.from_pretrained(teacher_path)
 loader = DataLoader(examples, batch_size=2, shuffle=True, collate_fn=sad.SpanCollator())
 optimizer = torch.optim.AdamW(student.parameters(), lr=2e-5)

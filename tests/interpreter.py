@@ -31,7 +31,10 @@ def patch_language_once_per_launch() -> None:
         return patch(function)
 
     def launch_alone(*args: Any, **kwargs: Any) -> Any:
-        patched.clear()  # the end of a launch restores the functions
-        return launch(*args, **kwargs)
+        patched.clear()
+        try:
+            return launch(*args, **kwargs)
+        finally:
+            patched.clear()  # the launch has restored the functions
 
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_alone

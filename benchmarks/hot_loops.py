@@ -183,15 +183,20 @@ def _is_copy(a: Loop, b: Loop) -> bool:
     return many < 2 * few or many == few
 
 
-def run_tool(name: str, *arguments: str | Path) -> str:
-    """Runs cuobjdump or nvdisasm of the CUDA toolkit, or of Triton, and returns its output."""
+def local_bytes(sass: str) -> int:
+    """Returns the bytes per thread that the loads and stores of a kernel move from and to local memory."""
+    return sum(x.access_bits for x in _parse(sass)[0] if x.operation in ("LDL", "STL")) // 8
+
+
+def run_tool(name: str, *arguments: str | Path, folder: Path | None = None) -> str:
+    """Runs cuobjdump or nvdisasm of the CUDA toolkit, or of Triton, in a folder and returns its output."""
     tool = shutil.which(name)
     if tool is None and (triton := importlib.util.find_spec("triton")):
         tool = str(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / name)
     if tool is None or not Path(tool).is_file():
         raise SystemExit(f"{name} was not found; install the CUDA toolkit or Triton")
     command = [tool, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TOOL_SECONDS).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TOOL_SECONDS, cwd=folder).stdout
 
 
 def innermost_loops(sass: str) -> list[Loop]:

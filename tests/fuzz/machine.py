@@ -8,6 +8,7 @@ import torch
 
 from sadkernels import backends
 from sadkernels.native import extension
+from tests.interpreter import patch_language_once_per_launch
 from tests.sadkernels.cuda import emulated
 
 GPU = ("triton", "cuda")
@@ -37,6 +38,8 @@ def available(wanted: list[str] | None = None) -> dict[str, str]:
             if emulated.unbuildable():
                 continue
             os.environ["SAD_CUDA_EMULATED"] = str(emulated.library())
+        if name == "triton" and device == "cpu":
+            patch_language_once_per_launch()
         if backends.why_not(name.partition("-")[0], "span_kl", torch.device(device), torch.float32) is None:
             found[name] = device
     return found

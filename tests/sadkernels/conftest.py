@@ -1,11 +1,15 @@
 """The backends under test: all that this machine can run, the CPU backend once per instruction set.
 
-Without a GPU, Triton kernels run in the interpreter and CUDA kernels in the host emulation of `csrc/cuda/emulation.h`.
+Without a GPU, Triton kernels run in the interpreter and CUDA kernels in the host emulation of `csrc/cuda/emulation.h`. Both
+are slow, so tests with three or more parameters run there with all pairs of values instead of all combinations.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +17,49 @@ import torch
 
 from sadkernels import backends
 from sadkernels.native import extension
+from tests.interpreter import patch_language_once_per_launch
 from tests.sadkernels.cuda import emulated
+
+SLOW_ON_HOST = ("triton", "cuda")
+
+
+def pytest_configure() -> None:
+    patch_language_once_per_launch()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Selects the combinations of parameters for backends that are interpreted or emulated. A test named by its id runs."""
+    if torch.cuda.is_available() or any("::" in argument for argument in config.args):
+        return
+    by_test = defaultdict(list)
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        if Path(__file__).parent in item.path.parents and parameters and parameters.params.get("backend") in SLOW_ON_HOST:
+            by_test[item.nodeid.partition("[")[0], parameters.params["backend"]].append(item)
+    left_out = set()
+    for same_test in by_test.values():
+        left_out |= set(same_test) - set(all_pairs(same_test))
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def all_pairs(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Returns items of one test in which any two values that two of its parameters have in `items` occur together.
+
+    The first and the last are always among them. With one or two parameters, all are.
+    """
+    pairs = {}
+    for item in items:
+        values = sorted((name, repr(value)) for name, value in item.callspec.params.items() if name != "backend")
+        if len(values) < 3:
+            return items
+        pairs[item] = set(itertools.combinations(values, 2))
+    chosen, found = [items[0], items[-1]], pairs[items[0]] | pairs[items[-1]]
+    while missing := set().union(*pairs.values()) - found:
+        chosen.append(max(items, key=lambda item: len(pairs[item] & missing)))
+        found |= pairs[chosen[-1]]
+    return chosen
 
 
 class Backend(NamedTuple):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from sad.errors import InputError
 from sad.on_policy.env_rollouts import EnvRollouts
 from sad.on_policy.examples import example_of
 from sad.trajectories.read import read_jsonl
-from tests.processes import run_two
+from tests.processes import run_python, run_two
 from tests.sad.agents.toy import Doors
 from tests.sad.on_policy import doors, worker
 from tests.sad.on_policy.doors import TOKENIZER
@@ -182,8 +180,8 @@ def run(folder, **fields):
 def test_a_killed_run_goes_on_with_the_same_rollouts(tmp_path):
     """A process kills itself with SIGKILL in the middle of step 6. Weights and files equal those of a whole run."""
     whole = run(tmp_path / "whole")
-    killed = subprocess.run([sys.executable, "-m", "tests.sad.on_policy.worker", "kill", str(tmp_path / "killed")])
-    assert killed.returncode == -9
+    killed = run_python("-m", "tests.sad.on_policy.worker", "kill", tmp_path / "killed", folder=tmp_path)
+    assert killed.returncode == -9, killed.stderr
     folder = tmp_path / "killed" / "rollouts"
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["step-00000000.jsonl.gz", "step-00000002.jsonl.gz", "step-00000004.jsonl.gz"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ from sad.study.config import Study, read_study
 from sad.study.prepare import prepare
 from sad.study.runner import Progress, run_cells
 from sad.study.summary import summarize
+from tests.processes import Program, run_python
 
 from .tiny import TINY
 
@@ -134,7 +133,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(made, monkeypatch) -> No
 
 
 def test_killed_and_continued_gives_the_same_summary(made, tmp_path: Path) -> None:
-    """Kills the command with SIGKILL while cells run. Its processes end, and a second run leaves the same summary."""
+    """Kills the command with SIGKILL while a cell runs. The cell ends too, and a second run leaves the same summary."""
     config, folder = made
     study = read_study(config)
     once = tmp_path / "once"
@@ -147,15 +146,15 @@ def test_killed_and_continued_gives_the_same_summary(made, tmp_path: Path) -> No
     out = tmp_path / "out"
     out.mkdir()
     (out / "assets").symlink_to(folder / "assets")
-    command = [sys.executable, "-m", "sad.cli.main", "study", str(config), "--out", str(out), "--jobs", "2"]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    command = ["-c", "from sad.cli.main import main; main()", "study", config, "--out", out, "--jobs"]
+    running = Program(*command, 1, stdout=tmp_path / "log")  # its cells, which are new interpreters, take seconds to start
     deadline = time.monotonic() + 300
     while not list(out.glob("cells/*/.lock")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert list(out.glob("cells/*/.lock")), "no cell has begun"
     running.send_signal(signal.SIGKILL)
     running.wait()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    again = run_python(*command, 2, folder=tmp_path, timeout=300)
     assert again.returncode == 0, again.stdout + again.stderr
     assert json.dumps(json.loads((out / "summary.json").read_text())) == expected
     assert (out / "report.html").exists() and (out / "report.md").exists()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from sadkernels.bench.record import FIELDS, CsvLog, machine_info, read_csv, write_csv
+from tests.processes import run_python
 
 
 def test_a_killed_run_leaves_a_valid_file(tmp_path):
@@ -25,7 +23,7 @@ def test_a_killed_run_leaves_a_valid_file(tmp_path):
         "    log.write(rows)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    done = run_python("-c", code, path, folder=tmp_path)
     assert done.returncode < 0, done.stderr
     rows = read_csv(path)
     assert [(row["provider"], row["case"]) for row in rows] == [

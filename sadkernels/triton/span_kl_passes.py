@@ -17,7 +17,7 @@ import triton.language as tl
 
 from sadkernels.triton.divergences import divergence_gradient, divergence_terms
 from sadkernels.triton.row_io import load_edges, load_groups, only_if, round_to, split_row, store_edges, store_groups
-from sadkernels.triton.softmax import apply_softcap, log2_probabilities, mean_log2, softcap_backward
+from sadkernels.triton.softmax import apply_softcap, log2_probabilities, mean_log2, softcap_backward, sum_over_threads
 from sadkernels.triton.span_kl_fast_passes import RowSums
 
 
@@ -101,10 +101,10 @@ def divergence_pass(
     t = apply_softcap(t_edges, teacher.tanh_scale, parts.edge_exists, teacher.CAPPED)
     log2_q, log2_p, q, p, r = _compare(s, t, student, teacher, s_log_sum, t_log_sum)
     terms, mean_dlogp_terms = divergence_terms(q, p, r, mixture, DIVERGENCE)
-    value = tl.sum(value_sum, axis=0) + tl.sum(terms, axis=0)
+    value = tl.sum(value_sum, axis=0) + sum_over_threads(terms)
     mean_dlogp = 0.0
     if DIVERGENCE == "jsd":
-        mean_dlogp = tl.sum(dlogp_sum, axis=0) + tl.sum(mean_dlogp_terms, axis=0)
+        mean_dlogp = tl.sum(dlogp_sum, axis=0) + sum_over_threads(mean_dlogp_terms)
     elif DIVERGENCE == "reverse_kl":
         mean_dlogp = value
     if WRITE_GRAD:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
+import setup
+from sadkernels.native import extension
 from sadkernels.triton.launch import Launch
+from tests.ptx.cuda_kernels import CudaExecutor, compiled
 from tests.ptx.machine import Conditions, unbuildable
 from tests.ptx.triton_kernels import TritonExecutor
-from tests.sadkernels.conftest import Backend
+from tests.sadkernels.cuda import emulated
+from tests.sadkernels.cuda.conftest import DEFAULT_GPU, gpu
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,14 +41,28 @@ def run_triton(monkeypatch, conditions):
 
 
 @pytest.fixture
-def triton_80(run_triton) -> Backend:
-    """The Triton backend, compiled for sm_80."""
-    run_triton(80)
-    return Backend("triton", torch.device("cpu"))
+def run_cuda(monkeypatch, conditions):
+    """Returns a function that lets the CUDA backend run compiled kernels until the test ends."""
+    if reason := emulated.unbuildable():
+        pytest.skip(reason)
+    monkeypatch.setenv("SAD_CUDA_EMULATED", str(emulated.library()))
+    monkeypatch.setenv("SAD_EMULATION", "threads=128")
+    active = []
 
+    def run_cuda(source: str, architecture: int, block_kb: float = 227) -> CudaExecutor:
+        try:
+            modules = [compiled(architecture, source)]
+        except setup.Unavailable as reason:
+            pytest.skip(str(reason))
+        extension_ = extension.load("cuda")
+        properties = gpu(architecture, block_kb, 2 * block_kb + 2, gpc_sms=(8,))
+        extension_.set_emulated_gpu(**properties, code_arch=architecture, ptx_version=architecture)
+        active.append(CudaExecutor(extension_, modules, conditions))
+        active[-1].activate(monkeypatch)
+        return active[-1]
 
-@pytest.fixture
-def triton_90(run_triton) -> Backend:
-    """The Triton backend, compiled for sm_90."""
-    run_triton(90)
-    return Backend("triton", torch.device("cpu"))
+    yield run_cuda
+    for executor in active:
+        executor.close()
+    if active:
+        extension.load("cuda").set_emulated_gpu(**DEFAULT_GPU, code_arch=90, ptx_version=90)

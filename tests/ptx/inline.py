@@ -48,7 +48,7 @@ def _append(
 def _append_call(
     into: Function, call: Instruction, module: Module, names: dict[str, str], callers: tuple[str, ...], calls: int
 ) -> int:
-    groups = [x for x in call.operands]
+    groups = list(call.operands)
     results = _list(groups.pop(0)) if groups and groups[0].startswith("(") else []
     target, arguments = groups[0], _list(groups[1]) if len(groups) > 1 else []
     callee = module.functions.get(target)

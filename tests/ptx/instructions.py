@@ -204,7 +204,9 @@ def _arithmetic() -> dict[str, Operation]:
         for kind in types.split() or [""]:
             types_of = {"T": kind, "W": WIDER.get(kind, "")}
             resolved = tuple(types_of.get(x, x) for x in signature.split())
-            code = re.sub(r"\b[TW]\b", lambda x: _CPP[types_of[x[0]]], expression) if kind in _CPP else expression
+            code = expression
+            for letter, named in types_of.items():
+                code = re.sub(rf"\b{letter}\b", _CPP.get(named, letter), code)
             for mnemonic in _mnemonics(re.sub(r"\bT|(?<=\.)T", kind, pattern)):
                 operations[mnemonic] = Operation(len(OPERATIONS) + len(operations), resolved, code)
     return operations

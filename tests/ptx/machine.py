@@ -159,18 +159,27 @@ def unbuildable() -> str | None:
 
 
 @functools.cache
+def cache_folder() -> Path:
+    """Returns a folder for builds that the processes of a test run share."""
+    folder = Path(__file__).parents[2] / "build" / "ptx"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@functools.cache
 def _library() -> ctypes.CDLL:
     generated = {"operations.h": instructions.enumerations(), "operations.inc": instructions.cases()}
     sources = sorted(EXECUTOR.iterdir())
     compiler = os.environ.get("CXX", "g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.sha256(repr((version, FLAGS, generated, [x.read_bytes() for x in sources])).encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"sad-ptx-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = cache_folder()
     built = folder / f"executor-{digest}.so"
     with open(folder / "lock", "w") as lock:  # the processes of a test run share the build
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
+            for older in folder.glob("executor-*.so"):
+                older.unlink()
             with tempfile.TemporaryDirectory() as made:
                 for name, text in generated.items():
                     (Path(made) / name).write_text(text)

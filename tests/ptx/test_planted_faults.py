@@ -123,7 +123,7 @@ BARRIER = "barrier.cluster.arrive;\n    barrier.cluster.wait;"
         pytest.param(edited(kernels.NEIGHBOR, "ld.shared::cluster", "ld.shared"), "own block", id="an own load"),
         pytest.param(edited(kernels.NEIGHBOR, "rem.u32 %r9, %r9, %r10;"), "out of bounds", id="a rank too high"),
         pytest.param(
-            edited(kernels.NEIGHBOR, "barrier.cluster.arrive;", "setp.eq.s32 %p1, %r3, 0;\n@%p1 ret;\nbarrier.cluster.arrive;"),
+            edited(kernels.NEIGHBOR, BARRIER, "setp.eq.s32 %p1, %r3, 0;\n@%p1 ret;\n" + BARRIER),
             "ended",
             id="a block ends at once",
         ),
@@ -162,7 +162,7 @@ def test_a_read_of_what_another_block_writes(order):
     kernels.launch(unused, x, y.zero_(), 2, two_blocks, Conditions(order=order))
     assert y.tolist() == [0, 1]
     used = edited(unused, "selp.b32 %r8, 0, %r7, %p1", "mov.b32 %r8, %r7")
-    with pytest.raises(Fault, match="race.*the result depends on it"):
+    with pytest.raises(Fault, match=r"race.*the result depends on it"):
         kernels.launch(used, x, y.zero_(), 2, two_blocks, Conditions(order=order))
 
 
@@ -171,7 +171,7 @@ def test_a_read_after_the_write_of_another_block(order):
     """Block b writes element b and then reads element 0, which is its own for block 0 only."""
     ptx = edited(kernels.READ_OF_ANOTHER_BLOCK, "ld.global.u32 %r7, [%rd2+4];", "ld.global.u32 %r7, [%rd2];")
     ptx = edited(ptx, "@%p1 selp.b32 %r8, 0, %r7, %p1", "@!%p1 mov.b32 %r8, %r7")
-    with pytest.raises(Fault, match="race.*the result depends on it"):
+    with pytest.raises(Fault, match=r"race.*the result depends on it"):
         kernels.launch(
             ptx, torch.zeros(2), torch.zeros(2, dtype=torch.int32), 2, Shape((2, 1, 1), 1), Conditions(order=order)
         )

@@ -28,11 +28,11 @@ class TritonExecutor:
     def run(self, launch: Launch) -> None:
         """Runs a launch on CPU tensors."""
         values = launch.arguments()
-        compiled = _compiled(self._request(launch, values))
-        self.launched.append(compiled.name)
-        program = encoded(compiled.ptx, compiled.name)
-        shape = Shape((launch.programs, 1, 1), 32 * compiled.warps, dynamic_shared=compiled.shared)
-        arguments = [values[name] for name in compiled.parameters]
+        made = compiled(self._request(launch, values))
+        self.launched.append(made.name)
+        program = encoded(made.ptx, made.name)
+        shape = Shape((launch.programs, 1, 1), 32 * made.warps, dynamic_shared=made.shared)
+        arguments = [values[name] for name in made.parameters]
         arguments += [0] * (len(program.parameters) - len(arguments))  # scratch memory, which these kernels do not use
         run(program, shape, packed(program, arguments), allocations(values.values()), self.conditions)
 
@@ -50,7 +50,8 @@ _compilers: list[Compiler] = []
 _answers: dict[str, Compiled] = {}
 
 
-def _compiled(request: Request) -> Compiled:
+def compiled(request: Request) -> Compiled:
+    """Returns the compiled kernel of a launch."""
     key = repr(request)
     if key not in _answers:
         if not _compilers:

@@ -39,7 +39,6 @@ class LogitRow(NamedTuple):
     c: tl.tensor
     tanh_scale: tl.tensor
     CAPPED: tl.constexpr
-    ALIGNED: tl.constexpr  # whether the row's groups start at multiples of 16 bytes where the student's do
 
 
 class LogSum(NamedTuple):

@@ -141,6 +141,10 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("gpc_sms"), py::arg("code_arch"), py::arg("ptx_version"),
         "Sets the GPU that later launches are planned for, the architecture that the kernels behave as if compiled for, and "
         "the architecture that the runtime reports for them.");
+    m.def(
+        "set_launcher",
+        [](std::uintptr_t launcher) { emulation::launcher = reinterpret_cast<emulation::Launcher>(launcher); },
+        "Sets the address of a `Launcher` that runs later launches, or 0 for the emulation. See emulation.h.");
 #endif
     m.def("plan", &plan, py::kw_only(), py::arg("arch"), py::arg("l2_bytes"), py::arg("block_shared_bytes"),
           py::arg("sm_shared_bytes"), py::arg("gpc_sms"), py::arg("sm_threads"), py::arg("ptx_version"), py::arg("rows"),

@@ -149,6 +149,27 @@ void wait(Barrier& barrier);
 // Runs a kernel.
 void run(dim3 grid, unsigned threads, std::size_t shared_bytes, unsigned cluster_size, const std::function<void()>& kernel);
 
+// A launch for a `Launcher`. The kernel is the function of this build; `values` points to its arguments.
+struct ForeignLaunch {
+    const void* kernel;
+    std::uint32_t blocks, blocks_y, threads, cluster;
+    std::uint64_t shared_bytes, count;
+    const void* const* values;
+    const std::size_t* sizes;
+};
+
+// Runs launches in place of the emulation, such as compiled code in an executor. Returns whether it has run the launch, or
+// sets the text of a fault.
+using Launcher = bool (*)(const ForeignLaunch*, const char** fault);
+inline Launcher launcher = nullptr;
+
+inline bool launched_elsewhere(const ForeignLaunch& launch) {
+    const char* fault = nullptr;
+    const bool done = launcher(&launch, &fault);
+    if (fault) throw Fault(fault);
+    return done;
+}
+
 template <typename T>
 T shuffled(T value, unsigned from_lane) {
     static_assert(sizeof(T) <= 8);

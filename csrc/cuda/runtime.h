@@ -9,6 +9,9 @@
 #include <vector>
 
 #if defined(SAD_EMULATED)
+#include <array>
+#include <tuple>
+
 #include "emulation.h"
 #include "occupancy.h"
 #else
@@ -76,6 +79,22 @@ std::int64_t blocks_at_once(Kernel*, int, const LaunchShape& shape) {
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream, Arguments... arguments) {
+    if (emulation::launcher) {
+        const std::tuple<Parameters...> values{static_cast<Parameters>(arguments)...};
+        const auto pointers =
+            std::apply([](const auto&... x) { return std::array<const void*, sizeof...(x)>{&x...}; }, values);
+        const std::array<std::size_t, sizeof...(Parameters)> sizes{sizeof(Parameters)...};
+        const emulation::ForeignLaunch foreign{reinterpret_cast<const void*>(kernel),
+                                               shape.blocks,
+                                               shape.blocks_y,
+                                               shape.threads,
+                                               shape.cluster,
+                                               shape.shared_bytes,
+                                               sizes.size(),
+                                               pointers.data(),
+                                               sizes.data()};
+        if (emulation::launched_elsewhere(foreign)) return;
+    }
     emulation::code_has_clusters = emulated_gpu().code_arch >= 90;
     emulation::run({shape.blocks, shape.blocks_y}, shape.threads, shape.shared_bytes, shape.cluster,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });

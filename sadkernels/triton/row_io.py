@@ -58,6 +58,9 @@ def load_groups(row, parts, first, ALIGNED: tl.constexpr, EVICTION: tl.constexpr
     If ALIGNED, every group starts at a multiple of 16 bytes; otherwise the loads are narrow. One mask bit covers a whole
     group, so the mask does not narrow the loads.
 
+    ALIGNED must be a constant of the caller, not a field of a tuple: Triton turns constants in tuples into tensors. Then `if
+    ALIGNED` becomes a branch of the program, and `tl.multiple_of` in it holds for both sides.
+
     Loops load the next block before they compute with the current one. This needs half the registers of a block twice the
     size, and hides the latency of the load behind the arithmetic of one block.
     """

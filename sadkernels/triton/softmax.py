@@ -39,7 +39,6 @@ class LogitRow(NamedTuple):
     c: tl.tensor
     tanh_scale: tl.tensor
     CAPPED: tl.constexpr
-    ALIGNED: tl.constexpr  # whether the row's groups start at multiples of 16 bytes where the student's do
 
 
 class LogSum(NamedTuple):
@@ -121,16 +120,26 @@ def add_ordinary_block(y, top, c, shift, total):
 
 
 @triton.jit
+def sum_over_threads(x):
+    """Returns the sum of a vector whose elements are in several threads.
+
+    Without the addition of 0 the compiler may fuse a product x into the first addition between two threads. Then each thread
+    rounds only the other thread's product, and the threads disagree about the last bit of the sum.
+    """
+    return tl.sum(x + 0.0, axis=0)
+
+
+@triton.jit
 def merge_groups_and_edges(shift, total, edges, c, EXACT: tl.constexpr):
     """Merges the shifts and totals of a row's groups and the values y of its edges into one, in a fixed order."""
     top = tl.max(edges, axis=0)
     if EXACT:
         row_shift = tl.maximum(tl.max(shift, axis=0), top)
-        groups_total = tl.sum(total * tl.exp2((shift - row_shift) * c), axis=0)
+        groups_total = sum_over_threads(total * tl.exp2((shift - row_shift) * c))
         edges_total = tl.sum(tl.exp2((edges - row_shift) * c), axis=0)
     else:
         row_shift = tl.maximum(tl.max(shift, axis=0), integer_shift(top * c))
-        groups_total = tl.sum(total * tl.exp2(shift - row_shift), axis=0)
+        groups_total = sum_over_threads(total * tl.exp2(shift - row_shift))
         edges_total = tl.sum(tl.exp2(tl.fma(edges, c, -row_shift)), axis=0)
     return row_shift, groups_total + edges_total
 
@@ -194,7 +203,12 @@ def log2_probabilities(y, c, log_sum):
 @triton.jit
 def mean_log2(probability, log2_probability):
     """Returns sum probability * log2(probability) over the last axis; a column of probability 0 adds 0."""
-    return tl.sum(probability * tl.maximum(log2_probability, -1.0e30), axis=len(probability.shape) - 1)
+    terms = probability * tl.maximum(log2_probability, -1.0e30)
+    if len(terms.shape) == 1:
+        mean = sum_over_threads(terms)
+    else:  # a group is in one thread
+        mean = tl.sum(terms, axis=1)
+    return mean
 
 
 @triton.jit

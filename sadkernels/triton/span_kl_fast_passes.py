@@ -207,6 +207,7 @@ def fast_divergence_pass(
     ENTROPIES: tl.constexpr,
     GRAD_LATER: tl.constexpr,
     TEACHER_ALIGNED: tl.constexpr,
+    GRAD_ALIGNED: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
@@ -240,7 +241,7 @@ def fast_divergence_pass(
     t_next = load_block(t_pointers, first - GROUPS, positive(blocks), EVICTION)
     sums, d = _add_block(sums, s, t, exists, s_exp, t_exp, series, DIVERGENCE, ENTROPIES, GROUPS, GROUP)
     if WRITE_GRAD:
-        store_groups(grad.pointer, written, first, round_to(d * factor, dtype), grad.ALIGNED, GROUPS, GROUP)
+        store_groups(grad.pointer, written, first, round_to(d * factor, dtype), GRAD_ALIGNED, GROUPS, GROUP)
     first -= GROUPS
     for _ in range(blocks):
         s, t = s_next, t_next
@@ -250,7 +251,7 @@ def fast_divergence_pass(
         sums, d = _add_block(sums, s, t, None, s_exp, t_exp, series, DIVERGENCE, ENTROPIES, GROUPS, GROUP)
         if WRITE_GRAD:
             g, after = round_to(d * factor, dtype), GROUPS * GROUP  # columns from the next block to this one
-            store_block(grad.pointer + after, parts, first, g, positive(written.n_groups), grad.ALIGNED, GROUPS, GROUP)
+            store_block(grad.pointer + after, parts, first, g, positive(written.n_groups), GRAD_ALIGNED, GROUPS, GROUP)
     value = p_scale * tl.sum(sums.value, axis=0)
     value = tl.where(value < 0.0, 0.0, value)  # the rounding of d, if all terms are tiny; NaN stays NaN
     q_scale = tl.exp2(-s_exp.rest)
@@ -289,6 +290,7 @@ def fast_gradient_pass(
     mixture,
     DIVERGENCE: tl.constexpr,
     TEACHER_ALIGNED: tl.constexpr,
+    GRAD_ALIGNED: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
@@ -318,12 +320,12 @@ def fast_gradient_pass(
     s_next = load_block(s_pointers, first, positive(blocks), "evict_first")
     t_next = load_block(t_pointers, first, positive(blocks), "evict_first")
     g = _gradient(s, t, s_exp, t_exp, factor, offset, series, dtype, DIVERGENCE)
-    store_block(grad.pointer, parts, 0, g, exists, grad.ALIGNED, GROUPS, GROUP)
+    store_block(grad.pointer, parts, 0, g, exists, GRAD_ALIGNED, GROUPS, GROUP)
     for block in range(blocks):
         s = to_float32(s_next, GROUPS, GROUP)
         t = to_float32(t_next, GROUPS, GROUP)
         s_next = load_block(s_pointers, first + GROUPS, positive(blocks - 1 - block), "evict_first")
         t_next = load_block(t_pointers, first + GROUPS, positive(blocks - 1 - block), "evict_first")
         g = _gradient(s, t, s_exp, t_exp, factor, offset, series, dtype, DIVERGENCE)
-        store_block(grad.pointer, parts, first, g, positive(blocks), grad.ALIGNED, GROUPS, GROUP)
+        store_block(grad.pointer, parts, first, g, positive(blocks), GRAD_ALIGNED, GROUPS, GROUP)
         first += GROUPS

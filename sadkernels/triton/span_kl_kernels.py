@@ -139,8 +139,8 @@ def span_kl_kernel(
         if read:
             s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
             t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride)
-            s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
-            t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
+            s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED)
+            t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED)
             suits = True
             if FAST:
                 s_softmax, t_softmax, suits = ordinary_softmaxes(
@@ -166,7 +166,7 @@ def span_kl_kernel(
                     if grad is not None:
                         weight = tl.load(weights + row)
                         written = tl.where(weight != 0.0, vocab_size, 0)
-                    g = GradRow(grad_row, weight, grad_scale, GRAD_ALIGNED)
+                    g = GradRow(grad_row, weight, grad_scale)
                     if FAST:
                         sums = fast_divergence_pass(
                             s,
@@ -180,12 +180,26 @@ def span_kl_kernel(
                             ENTROPIES,
                             GRAD_LATER,
                             TEACHER_ALIGNED,
+                            GRAD_ALIGNED,
                             GROUPS,
                             GROUP,
                         )
                     else:
                         sums = divergence_pass(
-                            s, t, s_sum, t_sum, vocab_size, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, GROUPS, GROUP
+                            s,
+                            t,
+                            s_sum,
+                            t_sum,
+                            vocab_size,
+                            g,
+                            mixture,
+                            DIVERGENCE,
+                            ENTROPIES,
+                            GRAD_LATER,
+                            TEACHER_ALIGNED,
+                            GRAD_ALIGNED,
+                            GROUPS,
+                            GROUP,
                         )
                     tl.store(value + row, sums.value)
                     if state is not None:
@@ -208,11 +222,26 @@ def span_kl_kernel(
                                     mixture,
                                     DIVERGENCE,
                                     TEACHER_ALIGNED,
+                                    GRAD_ALIGNED,
                                     GROUPS,
                                     GROUP,
                                 )
                             else:
-                                gradient_pass(s, t, s_sum, t_sum, vocab_size, g, mean, mixture, DIVERGENCE, GROUPS, GROUP)
+                                gradient_pass(
+                                    s,
+                                    t,
+                                    s_sum,
+                                    t_sum,
+                                    vocab_size,
+                                    g,
+                                    mean,
+                                    mixture,
+                                    DIVERGENCE,
+                                    TEACHER_ALIGNED,
+                                    GRAD_ALIGNED,
+                                    GROUPS,
+                                    GROUP,
+                                )
             else:
                 tl.store(rows + position, ~row)
                 tl.store(rows + n_rows + 1, 1)  # all programs write the same number
@@ -277,10 +306,24 @@ def span_kl_backward_kernel(
                 mean_dlogp = 0.0
                 if DIVERGENCE != "forward_kl":
                     mean_dlogp = tl.load(state + 2 * n_rows + row)
-                s = LogitRow(s_row + start, student_c, student_tanh_scale, STUDENT_CAPPED, True)
-                t = LogitRow(t_row + start, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
-                g = GradRow(grad_row + start, weight, grad_scale, GRAD_ALIGNED)
-                gradient_pass(s, t, s_log_sum, t_log_sum, end - start, g, mean_dlogp, mixture, DIVERGENCE, GROUPS, GROUP)
+                s = LogitRow(s_row + start, student_c, student_tanh_scale, STUDENT_CAPPED)
+                t = LogitRow(t_row + start, teacher_c, teacher_tanh_scale, TEACHER_CAPPED)
+                g = GradRow(grad_row + start, weight, grad_scale)
+                gradient_pass(
+                    s,
+                    t,
+                    s_log_sum,
+                    t_log_sum,
+                    end - start,
+                    g,
+                    mean_dlogp,
+                    mixture,
+                    DIVERGENCE,
+                    TEACHER_ALIGNED,
+                    GRAD_ALIGNED,
+                    GROUPS,
+                    GROUP,
+                )
                 written = end
         zeros_end = tl.where(end == vocab_size, grad_columns, end)
         fill_zeros(grad_row + written, zeros_end - written, GROUPS, GROUP)

@@ -89,8 +89,8 @@ def slice_totals_kernel(
         s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride) + start
         t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride) + start
         columns = tl.minimum(slice_columns, vocab_size - start)
-        s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
-        t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, True)
+        s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED)
+        t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED)
         s_softmax, t_softmax = row_softmaxes(s, t, columns, best is not None, GROUPS, GROUP)
         stride = n_rows * slices
         tl.store(totals + task, s_softmax.origin)
@@ -172,12 +172,25 @@ def slice_values_kernel(
             t_log_sum = load_log_sum(lse + n_rows, lse + 3 * n_rows, row)
         s_row = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride) + start
         t_row = row_pointer(teacher, row, teacher_inner, teacher_outer_stride, teacher_inner_stride) + start
-        s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED, True)
-        t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED, TEACHER_ALIGNED)
-        g = GradRow(grad_slice, weight, grad_scale, GRAD_ALIGNED)
+        s = LogitRow(s_row, student_c, student_tanh_scale, STUDENT_CAPPED)
+        t = LogitRow(t_row, teacher_c, teacher_tanh_scale, TEACHER_CAPPED)
+        g = GradRow(grad_slice, weight, grad_scale)
         mixture = Mixture(teacher_share, student_share, mixture_border)
         slice_sums = divergence_pass(
-            s, t, s_log_sum, t_log_sum, end - start, g, mixture, DIVERGENCE, ENTROPIES, GRAD_LATER, GROUPS, GROUP
+            s,
+            t,
+            s_log_sum,
+            t_log_sum,
+            end - start,
+            g,
+            mixture,
+            DIVERGENCE,
+            ENTROPIES,
+            GRAD_LATER,
+            TEACHER_ALIGNED,
+            GRAD_ALIGNED,
+            GROUPS,
+            GROUP,
         )
         stride = n_rows * slices
         tl.store(sums + task, slice_sums.value)

@@ -179,7 +179,7 @@ def topk_span_kl_kernel(
         written = 0
         if position < n_read:
             pointer = row_pointer(student, row, student_inner, student_outer_stride, student_inner_stride)
-            x_row = LogitRow(pointer, student_c, student_tanh_scale, STUDENT_CAPPED, True)
+            x_row = LogitRow(pointer, student_c, student_tanh_scale, STUDENT_CAPPED)
             topk, label = load_target(x_row, row, columns, log_p, labels, k, vocab_size, MAX_K)
 
             if state_given is not None:

@@ -51,6 +51,7 @@ SMALLER = {  # (folder, command) -> further flags
     ("cache", "cache"): ["--use-cpu"],
     ("lora_24gb", "cache"): ["--use-cpu"],
 }
+LOGS = 3
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
     "{% for call in m.tool_calls or [] %}\n<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
@@ -75,6 +76,8 @@ def inputs(tmp_path_factory) -> Path:
     shutil.copytree(EXAMPLES, folder / "examples")
     for path in (folder / "examples").glob("*/*.yaml"):
         path.write_text(replaced(path.read_text()))
+    logs = folder / "examples/tool_calls/logs.jsonl"  # its bytes are its tokens here, so the first ones must do
+    logs.write_text("".join(logs.read_text().splitlines(keepends=True)[:LOGS]))
     return folder
 
 
@@ -156,6 +159,20 @@ def test_a_student_is_trained(name, out, run, folder):
     assert trained(folder / out)
 
 
+def test_every_tool_call_of_the_logs_is_an_action():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    logs = [json.loads(line) for line in (EXAMPLES / "tool_calls/logs.jsonl").read_text().splitlines()]
+    assert len(logs) == 8
+    for log, trajectory in zip(logs, sad.read_trajectories(EXAMPLES / "tool_calls/logs.jsonl")):
+        encoded = sad.encode(trajectory, tokenizer)
+        spoken = [message for message in log["messages"] if message["role"] == "assistant"]
+        ids = [*encoded.span_ids]
+        starts = {kind: sum(x == kind != before for before, x in pairwise([0, *ids])) for kind in (1, 2)}
+        calling = sum("tool_calls" in message for message in spoken)
+        assert starts == {1: calling, 2: len(spoken)}, log["id"]  # text before a call is reasoning
+
+
 def test_trl(run, folder):
     pytest.importorskip("trl", reason="trl is not installed")
     run("trl")
@@ -166,7 +183,7 @@ def test_a_teacher_on_a_server(run, folder):
     pytest.importorskip("openai", reason="the endpoint extra is not installed")
     model, tokenizer = tiny.model("llama", seed=1, sharpness=30), tiny.tokenizer()
     with serving(Backend(model, tokenizer, cap=64, context=4096)) as (url, requests):
-        local = {"http://localhost:8000/v1": url, "--model Qwen/Qwen3-32B": "--model teacher"}
+        local = {"--top-k 64": "--top-k 4", "http://localhost:8000/v1": url, "--model Qwen/Qwen3-32B": "--model teacher"}
 
         def change(command: str) -> str:
             for name, ours in local.items():
@@ -174,7 +191,7 @@ def test_a_teacher_on_a_server(run, folder):
             return command
 
         run("vllm", change)
-    assert len([one for one in requests if one.get("prompt_logprobs") == 64]) >= 8  # one per conversation
+    assert len([one for one in requests if one.get("prompt_logprobs") == 4]) >= LOGS
     assert trained(folder / "runs/vllm/model")
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -43,6 +48,29 @@ def test_issue_templates(path):
         assert field["type"] == "textarea" and field["attributes"]["label"] and field["validations"] == {"required": True}
     if path.stem == "bug":
         assert any("sad doctor" in field["attributes"]["label"] for field in fields)
+
+
+def test_the_sdist_holds_what_a_build_needs(tmp_path):
+    """Every source of the packages and of the kernels, and nothing of the tests."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("csrc", "python", "sadkernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path / "dist")]
+    environment = os.environ | {"SAD_BUILD_CPU": "0", "SAD_BUILD_CUDA": "0"}
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    [archive] = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    packed = [path for name in ("csrc", "python", "sadkernels") for path in (source / name).rglob("*")]
+    expected = {str(path.relative_to(source)) for path in packed if path.is_file() and ".egg-info" not in str(path)}
+    assert len(expected) > 300 and expected <= held
+    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"} <= held
+    assert not [name for name in held if name.startswith(("tests/", "benchmarks/", "docs/"))]
 
 
 def test_wheels_are_built_for_every_python_of_the_readme():

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -16,6 +13,7 @@ import sad
 from sad import quiet
 from sad.cli.flags import one_line_paragraphs
 from sad.cli.main import COMMANDS, app
+from tests.processes import run_python
 
 
 def test_version():
@@ -38,10 +36,10 @@ def test_paragraphs_of_a_docstring():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-def test_a_command_does_not_begin_with_the_message_of_a_library():
+def test_a_command_does_not_begin_with_the_message_of_a_library(tmp_path):
     """bitsandbytes prints it at import on some processors. This process prints it on all, and one that stays."""
     code = (
-        "import logging, sys\nfrom sad.cli import main\n"
+        "import logging\nfrom sad.cli import main\n"
         "def app():\n"
         "    import bitsandbytes\n"
         "    logger = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
@@ -49,9 +47,9 @@ def test_a_command_does_not_begin_with_the_message_of_a_library():
         "    logger.warning('another message')\n"
         "main.app = app\nmain.main()\n"
     )
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert "gemm_4bit_forward" not in done.stdout + done.stderr and done.stderr.splitlines()[0] == "another message"
+    done = run_python("-c", code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "gemm_4bit_forward" not in done.stdout + done.stderr and "another message" in done.stderr
 
 
 def test_only_known_messages_are_dropped(caplog):

@@ -23,9 +23,9 @@ WINGS = {
     "on_policy": 4,
     "report": 4,
     "integrations": 4,
-    "demo": 5,
     "study": 5,
-    "cli": 6,
+    "demo": 6,
+    "cli": 7,
 }
 BACKENDS = {"reference", "triton", "native"}
 

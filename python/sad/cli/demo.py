@@ -1,4 +1,4 @@
-"""`sad demo`: distill a small agent from a larger one and evaluate both, in a few minutes on a laptop."""
+"""`sad demo`: distill small agents from a larger one with three methods and compare them, in a few minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 @takes(DemoOptions)
 def command(options: DemoOptions) -> None:
-    """Distill a small agent from a larger one and evaluate both, in a few minutes on the CPU.
+    """Distill small agents from a larger one with three methods, in a few minutes on the CPU.
 
     A scripted expert solves household tasks. A teacher model is trained on its
-    trajectories and then solves further tasks. A student with a third of the
-    parameters is distilled from the trajectories of the teacher. Finally the
-    teacher, the student and the untrained student run on the same unseen tasks.
-    The command downloads nothing. The folder contains the trajectories, both
-    models, results.json and report.html.
+    trajectories and then solves further tasks. Three students with a third of
+    the parameters learn from these trajectories: with SAD, with token-level KL
+    and by imitation. Finally all run on the same unseen tasks. The command
+    downloads nothing. The folder contains the trajectories, all models,
+    results.json and report.html.
     """
     from rich.console import Console
     from rich.markup import escape
 
     from sad import interrupts
-    from sad.cli.quiet import quiet_libraries
     from sad.demo.progress import Stages
     from sad.demo.run import check_folder, run_demo
+    from sad.quiet import quiet_libraries
 
     check_folder(options.out)
     quiet_libraries()
@@ -49,12 +49,13 @@ def _print_results(console: Console, options: DemoOptions, results: dict[str, An
     for part in table.terminal_tables(table.comparison(evaluations), title, stacked=True):
         console.print(part)
     console.print(table.UNITS, highlight=False)
-    teacher, student = evaluations["teacher"], evaluations["SAD student"]
-    sizes = {name: results["models"][name]["parameters"] for name in ("teacher", "student")}
-    share = f", {student['successes'] / teacher['successes']:.0%} of the teacher's" if teacher["successes"] else ""
+    console.print()
+    for part in table.terminal_tables(table.differences(results["differences"])):
+        console.print(part)
+    teacher, student = (results["models"][name]["parameters"] for name in ("teacher", "student"))
     console.print(
-        f"\nThe student has {sizes['student'] / sizes['teacher']:.0%} of the teacher's {sizes['teacher']:,} parameters and "
-        f"solves {student['successes']} of {student['tasks']} tasks{share}.\n"
+        f"\nThe students have {student / teacher:.0%} of the teacher's {teacher:,} parameters.\n"
+        "One seed says little about methods: `sad study` compares them with several.\n"
         f"Total time: {results['seconds']:.0f} s. Loss curves, time per stage and span labels: "
         f"{options.out / 'report.html'}",
         highlight=False,

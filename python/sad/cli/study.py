@@ -47,9 +47,9 @@ def command(options: StudyOptions) -> None:
     from rich.console import Console
 
     from sad import files, interrupts
-    from sad.cli.quiet import quiet_libraries
     from sad.cli.study_table import live_table
     from sad.errors import InputError
+    from sad.quiet import quiet_libraries
     from sad.study.cells import Results
     from sad.study.config import read_study
     from sad.study.prepare import prepare

@@ -16,7 +16,7 @@ def command(options: StudyFiles) -> None:
     prints the names of the cells whose learning rate is known.
     """
     from sad import files
-    from sad.cli.quiet import quiet_libraries
+    from sad.quiet import quiet_libraries
     from sad.study.cells import Results, all_cells
     from sad.study.config import read_study
     from sad.study.prepare import prepare

@@ -27,8 +27,8 @@ def command(options: CellOptions) -> None:
 
     The result is a folder below FOLDER/cells. A finished cell is not run again.
     """
-    from sad.cli.quiet import quiet_libraries
     from sad.errors import InputError
+    from sad.quiet import quiet_libraries
     from sad.study.cells import Results, all_cells, run_cell
     from sad.study.config import read_study
 
@@ -47,11 +47,11 @@ def command(options: CellOptions) -> None:
 def _end_with_stdin() -> None:
     """Ends the process when its standard input is closed."""
     import os
-    import sys
     import threading
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin, whose lock the thread would hold when Python ends
+            pass
         os._exit(143)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -31,7 +31,8 @@ class DemoConfig(NamedTuple):
         teacher: Size of the teacher.
         student: Size of the student.
         imitation: Training of the teacher on the trajectories of the expert.
-        distillation: Training of the student on the trajectories of the teacher.
+        distillation: Training of each student on the trajectories of the teacher.
+        processes: Number of processes that train and play side by side; 0 for this process alone.
         seed: Seed of the tasks, the weights, the batches and the sampling.
     """
 
@@ -45,20 +46,22 @@ class DemoConfig(NamedTuple):
     student: DecoderShape
     imitation: TrainingConfig
     distillation: TrainingConfig
+    processes: int
     seed: int = 0
 
 
 FULL = DemoConfig(
     expert_tasks=4200,
     teacher_tasks=500,
-    unseen_tasks=50,
+    unseen_tasks=100,
     max_steps=20,
     context=640,
     vocabulary=640,
     teacher=DecoderShape(layers=4, width=96, heads=4),
     student=DecoderShape(layers=3, width=64, heads=4),
     imitation=TrainingConfig(steps=1050, batch_size=4, learning_rate=1e-2),
-    distillation=TrainingConfig(steps=900, batch_size=4, learning_rate=1e-2),
+    distillation=TrainingConfig(steps=600, batch_size=4, learning_rate=1e-2),
+    processes=3,
 )
 
 FAST = DemoConfig(
@@ -72,6 +75,7 @@ FAST = DemoConfig(
     student=DecoderShape(layers=1, width=16, heads=2),
     imitation=TrainingConfig(steps=12, batch_size=4, learning_rate=5e-3),
     distillation=TrainingConfig(steps=6, batch_size=2, learning_rate=5e-3),
+    processes=0,
 )
 
 

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     import jinja2
 
 # The agents' colors in the order of the table. Blue and red mean reasoning and action.
-_COLORS = ("var(--teacher)", "var(--student)", "var(--before)")
+_COLORS = ("var(--teacher)", "var(--student)", "var(--other)", "var(--before)")
 
 
 def demo_page(results: Mapping[str, Any], pieces: Mapping[str, list[overlay.Piece]]) -> str:
     """Renders `report.html` of a demo run.
 
     Args:
-        results: The content of the run's `results.json`: `evaluations` (agent name to metrics), `curves`
+        results: The content of the run's `results.json`: `evaluations` (agent name to metrics), `differences` (agent
+            name to the difference of SAD), `curves`
             (`teacher`: (step, loss) pairs; `reason` and `act`: (step, KL per token) pairs), `models`,
             `stages`, `hardware`, `data`, `settings`.
         pieces: A trajectory's title to the pieces of its overlay.
@@ -36,6 +37,7 @@ def demo_page(results: Mapping[str, Any], pieces: Mapping[str, list[overlay.Piec
         "demo.html",
         results=results,
         results_table=table.comparison(evaluations),
+        differences=table.differences(results["differences"]),
         types=table.by_type(evaluations),
         ends=table.ends(evaluations),
         rates=plots.rate_chart(

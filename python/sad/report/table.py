@@ -51,6 +51,19 @@ def comparison(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(COLUMNS, [[name, *_cells(metrics)] for name, metrics in evaluations.items()])
 
 
+def differences(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """Returns one row per agent: how much more the first agent solves, in points of success, and the p value.
+
+    Args:
+        found: Agent name to `mean`, `low` and `high` of the difference in [-1, 1], and `p`.
+    """
+    rows = []
+    for name, one in found.items():
+        mean, low, high = (f"{100 * one[key]:+.0f}" for key in ("mean", "low", "high"))
+        rows.append([name, Cell(mean, f"{low} to {high}"), f"{one['p']:.3f}"])
+    return Table(["SAD against", "difference, points", "p"], rows)
+
+
 def by_type(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     """Returns one row per task type: solved tasks and all tasks of each agent.
 

@@ -8,17 +8,27 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-# Heading, name in the log, width and format; a column appears if the first log has its name.
-_COLUMNS = (
+# Heading, name in the log, width and format.
+Column = tuple[str, str, int, str]
+_COLUMNS: tuple[Column, ...] = (
     ("loss", "loss", 9, ".4f"),
     ("reason", "loss_reason", 9, ".4f"),
     ("act", "loss_act", 9, ".4f"),
     ("observe", "loss_observe", 9, ".4f"),
     ("agree", "agreement", 7, ".1%"),
-    ("solved", "rollout_success", 8, ".1%"),
     ("lr", "learning_rate", 9, ".1e"),
     ("tok/s", "tokens_per_second", 8, ",.0f"),
     ("GiB", "peak_memory_gib", 6, ".2f"),
+)
+_ON_POLICY_COLUMNS: tuple[Column, ...] = (
+    ("loss", "loss", 9, ".4f"),
+    ("reason", "loss_reason", 9, ".4f"),
+    ("act", "loss_act", 9, ".4f"),
+    ("own", "on_policy_share", 6, ".0%"),
+    ("reason", "on_policy_loss_reason", 9, ".4f"),
+    ("act", "on_policy_loss_act", 9, ".4f"),
+    ("solved", "rollout_success", 7, ".0%"),
+    ("lr", "learning_rate", 8, ".1e"),
 )
 _STEP_WIDTH = 14
 
@@ -37,13 +47,16 @@ def step_line(trainer: Trainer) -> str:
 class LogTable(TrainerCallback):
     """Prints a table with one row per log, at most 80 columns wide, instead of a dict.
 
+    A column appears if the first log has its name. With the student's own trajectories, "own" is their share of the batches;
+    the losses before it are on the teacher's trajectories, those after it on the student's own.
+
     Args:
         say: Receives the lines.
     """
 
     def __init__(self, say: Callable[[str], None] = tqdm.write) -> None:
         self._say = say
-        self._columns: list[tuple[str, str, int, str]] = []
+        self._columns: tuple[Column, ...] = ()
 
     @classmethod
     def install(cls, trainer: Trainer) -> None:
@@ -60,7 +73,8 @@ class LogTable(TrainerCallback):
         if "loss" in logs:
             row = {**logs, "agreement": _agreement(logs, "")}
             if not self._columns:
-                self._columns = [column for column in _COLUMNS if row.get(column[1]) is not None]
+                found = tuple(column for column in _COLUMNS if row.get(column[1]) is not None)
+                self._columns = _ON_POLICY_COLUMNS if "on_policy_share" in row else found
                 heads = "".join(f"{heading:>{width}}" for heading, _, width, _ in self._columns)
                 self._say(f"{'step':>{_STEP_WIDTH}}{heads}")
             self._print(f"{state.global_step}/{state.max_steps}", row)

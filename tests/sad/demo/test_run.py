@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_metrics_match_the_saved_trajectories(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(run / "teacher")
     episodes = {path.stem: sad.read_jsonl(path) for path in (run / "played").iterdir()}
-    assert set(episodes) == {"teacher", "sad-student", "untrained-student"}
+    assert set(episodes) == {"teacher", "sad", "token-kl", "imitation"}
     for name, metrics in results["evaluations"].items():
         again = evaluate(episodes[name.replace(" ", "-").lower()], tokenizer, reference=episodes["teacher"], seed=3)
         assert json.loads(json.dumps(again)) == metrics
@@ -55,11 +56,12 @@ def test_metrics_match_the_saved_trajectories(run: Path) -> None:
 
 def test_models_are_saved_before_and_after_training(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
-    models = {name: AutoModelForCausalLM.from_pretrained(run / name) for name in ("teacher", "student", "student-before")}
-    for name, saved in results["models"].items():
-        assert saved["parameters"] == sum(p.numel() for p in models[name].parameters())
-    pairs = zip(models["student"].parameters(), models["student-before"].parameters())
-    assert any(not torch.equal(after, before) for after, before in pairs)
+    names = ("student-before", "sad", "token-kl", "imitation")
+    teacher, before, *students = (AutoModelForCausalLM.from_pretrained(run / name) for name in ("teacher", *names))
+    assert results["models"]["teacher"]["parameters"] == sum(p.numel() for p in teacher.parameters())
+    assert results["models"]["student"]["parameters"] == sum(p.numel() for p in before.parameters())
+    heads = [model.get_output_embeddings().weight for model in (before, *students)]
+    assert not any(torch.equal(a, b) for a, b in combinations(heads, 2)), "each method changes the weights in its own way"
     assert len(results["curves"]["teacher"]) == FAST.imitation.steps
     assert results["curves"]["reason"][-1][0] == FAST.distillation.steps
     page = (run / "report.html").read_text()
@@ -92,7 +94,7 @@ def test_collect_and_eval_read_the_files_of_the_demo(run: Path, tmp_path: Path) 
     again = runner.invoke(app, ["collect", "--model", "expert", "--out", str(kept)])
     assert again.exit_code != 0 and "which exists" in str(again.exception)
 
-    metrics, trajectories, student = tmp_path / "metrics.json", tmp_path / "trajectories.jsonl", str(run / "student")
+    metrics, trajectories, student = tmp_path / "metrics.json", tmp_path / "trajectories.jsonl", str(run / "sad")
     options = ["--tasks", "4", "--decoding", "admissible", "--out", str(metrics), "--trajectories", str(trajectories), *env]
     done = runner.invoke(app, ["eval", "--model", student, *options])
     assert done.exit_code == 0, (done.output, done.exception)

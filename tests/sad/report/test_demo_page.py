@@ -31,7 +31,7 @@ def metrics(successes: int, match: float | None) -> dict:
     return base | {"by_type": {"pick <two>": base, "look": base | {"tasks": 7, "successes": 3}}}
 
 
-EVALUATIONS = {"teacher": metrics(42, 1.0), "SAD student": metrics(33, 0.875), "untrained student": metrics(0, None)}
+EVALUATIONS = {"teacher": metrics(42, 1.0), "SAD": metrics(33, 0.875), "token <KL>": metrics(0, None)}
 RESULTS = {
     "version": "0.1.0",
     "settings": {"seed": 7},
@@ -40,6 +40,7 @@ RESULTS = {
     "models": {"teacher": {"parameters": 715136}, "student": {"parameters": 200000}},
     "data": {"unseen_tasks": 50},
     "evaluations": EVALUATIONS,
+    "differences": {"token <KL>": {"mean": -0.04, "low": -0.12, "high": 0.05, "p": 0.4127}},
     "curves": {
         "teacher": [(step, 6 / step) for step in range(1, 1001)],
         "reason": [(10 * k, 2 / k) for k in range(1, 60)],
@@ -105,7 +106,21 @@ def test_page_is_complete_self_contained_and_escaped() -> None:
     page = demo_page(RESULTS, {"put a mug <here>": pieces})
     checker = check_page(page)
     assert checker.count("svg") == 3 and checker.count("polyline") == 3
-    shown = ("66 %52–78", "715,136", "seed 7", "271 s", "100.0", "I take it.", "take mug", "pick <two>", "33 of 50")
+    shown = (
+        "66 %52–78",
+        "715,136",
+        "seed 7",
+        "271 s",
+        "100.0",
+        "I take it.",
+        "take mug",
+        "pick <two>",
+        "33 of 50",
+        "token <KL>",
+        "-4",
+        "-12 to +5",
+        "0.413",
+    )
     for text in shown:
         assert text in checker.text, text
     assert "You see &lt;b&gt;a mug" in page and "put a mug &lt;here&gt;" in page

@@ -159,6 +159,7 @@ def test_killed_and_continued_gives_the_same_summary(made, tmp_path: Path) -> No
     assert again.returncode == 0, again.stdout + again.stderr
     assert json.dumps(json.loads((out / "summary.json").read_text())) == expected
     assert (out / "report.html").exists() and (out / "report.md").exists()
+    assert not list(out.glob("cells/*/failed.json")), "a process that ends well is not a failure"
 
 
 def test_every_other_layer_of_a_model(made) -> None:

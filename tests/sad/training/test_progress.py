@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 
 import pytest
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerState
 from transformers.integrations import integration_utils
 
 from sad.training.progress import LogTable, step_line
@@ -46,6 +46,22 @@ def test_one_row_per_log_in_80_columns(shown, capsys):
 def test_observations_have_a_column(shown):
     lines = shown(train=tiny.examples(8, observe=True), lambda_observe=0.3, max_steps=1)
     assert "observe" in lines[0].split() and all(len(line) <= 80 for line in lines)
+
+
+def test_own_trajectories_have_columns_before_their_first_batch():
+    """The first log may be of a step without own batches, and a later one of a step with own batches alone."""
+    lines: list[str] = []
+    table, state = LogTable(lines.append), TrainerState(max_steps=20000, global_step=1)
+    shared = {"learning_rate": 2e-5, "tokens_per_second": 1000.0, "peak_memory_gib": 1.0}
+    first = {"loss": 1.5, "loss_reason": 1.25, "loss_act": 2.5, "on_policy_share": 0.0}
+    later = {"loss": 0.5, "on_policy_loss_reason": 0.25, "on_policy_loss_act": 0.75, "on_policy_share": 1.0}
+    table.on_log(None, state, None, logs=shared | first)
+    state.global_step = 20000
+    table.on_log(None, state, None, logs=shared | later | {"rollout_success": 0.4})
+    assert lines[0].split() == ["step", "loss", "reason", "act", "own", "reason", "act", "solved", "lr"]
+    assert lines[1].split() == ["1/20000", "1.5000", "1.2500", "2.5000", "0%", "2.0e-05"]
+    assert lines[2].split() == ["20000/20000", "0.5000", "100%", "0.2500", "0.7500", "40%", "2.0e-05"]
+    assert all(len(line) == len(lines[0]) <= 80 for line in lines)
 
 
 def test_the_bar_stays(trainer):

@@ -51,13 +51,13 @@ def run_cuda(monkeypatch, conditions):
 
     def run_cuda(source: str, architecture: int, block_kb: float = 227) -> CudaExecutor:
         try:
-            modules = [compiled(architecture, source)]
+            ptx = compiled(architecture, source)
         except setup.Unavailable as reason:
             pytest.skip(str(reason))
         extension_ = extension.load("cuda")
         properties = gpu(architecture, block_kb, 2 * block_kb + 2, gpc_sms=(8,))
         extension_.set_emulated_gpu(**properties, code_arch=architecture, ptx_version=architecture)
-        active.append(CudaExecutor(extension_, modules, conditions))
+        active.append(CudaExecutor(extension_, ptx, conditions))
         active[-1].activate(monkeypatch)
         return active[-1]
 

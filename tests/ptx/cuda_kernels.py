@@ -55,12 +55,12 @@ class CudaExecutor:
 
     Args:
         extension: The emulated extension.
-        modules: The compiled kernels.
+        ptx: The compiled kernels.
         conditions: Noise, and the order of blocks.
     """
 
-    def __init__(self, extension: ModuleType, modules: list[Module], conditions: Conditions) -> None:
-        self.modules, self.conditions = modules, conditions
+    def __init__(self, extension: ModuleType, ptx: str, conditions: Conditions) -> None:
+        self.ptx, self.conditions = ptx, conditions
         self.launched: list[str] = []  # names of kernels that ran as compiled code
         self.emulated: list[str] = []
         self.clusters: list[int] = []  # blocks per cluster of these launches
@@ -94,13 +94,12 @@ class CudaExecutor:
 
     def _run(self, launch: ForeignLaunch) -> bool:
         name = self._symbols[launch.kernel - _base(self._extension.__file__)]
-        module = next((x for x in self.modules if name in x.functions), None)
-        if module is None:
+        if name not in _module(self.ptx).functions:
             self.emulated.append(name)
             return False
         self.launched.append(name)
         self.clusters.append(launch.cluster)
-        program = encoded(module, name)
+        program = _encoded(self.ptx, name)
         data = bytearray(program.parameter_bytes)
         for i, (parameter, offset) in enumerate(zip(program.parameters, program.offsets, strict=True)):
             if launch.sizes[i] != parameter.bytes:
@@ -118,20 +117,16 @@ class CudaExecutor:
             yield storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
 
-_programs: dict[tuple[int, str], Program] = {}
-
-
-def encoded(module: Module, kernel: str) -> Program:
-    """Returns a kernel of a module as a program."""
-    key = (id(module), kernel)  # the modules of `compiled` live as long as the process
-    if key not in _programs:
-        _programs[key] = encode(module, kernel)
-    return _programs[key]
-
-
-def _with_common_names(module: Module) -> Module:
+@functools.lru_cache(maxsize=8)
+def _module(ptx: str) -> Module:
+    module = parse(ptx)
     renamed = {_OWN_NAMES.sub("", name): function for name, function in module.functions.items()}
     return module._replace(functions=module.functions | renamed)
+
+
+@functools.lru_cache(maxsize=64)
+def _encoded(ptx: str, kernel: str) -> Program:
+    return encode(_module(ptx), kernel)
 
 
 @functools.cache
@@ -149,7 +144,7 @@ def _base(library: str) -> int:
 
 
 @functools.cache
-def compiled(architecture: int, source: str) -> Module:
+def compiled(architecture: int, source: str) -> str:
     """Compiles CUDA code with nvcc to PTX, and caches the result.
 
     Args:
@@ -177,4 +172,4 @@ def compiled(architecture: int, source: str) -> Module:
                 if done.returncode:
                     raise RuntimeError(f"{source}\n{done.stderr[-4000:]}")
                 target.write_bytes(unfinished.read_bytes())
-    return _with_common_names(parse(target.read_text()))
+    return target.read_text()

@@ -21,6 +21,7 @@ _MEMORY = re.compile(
     r"(ld|st)(?:\.(global|shared::cluster|shared::cta|shared|local|param|const))?(?:\.v(\d))?\.([a-z]+)(8|16|32|64)"
 )
 _ATOMIC = re.compile(r"(atom|red)(?:\.(global|shared::cluster|shared::cta|shared))?\.(\w+)\.([bu])(32|64)")
+_MATRIX = re.compile(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.(shared(?:::cta)?)\.b16")
 _FLOAT = re.compile(r"0[fF]([0-9a-fA-F]{8})$")
 _DOUBLE = re.compile(r"0[dD]([0-9a-fA-F]{16})$")
 _SETP = re.compile(r"(setp\.\w+)\.(and|or|xor)(\.(?:ftz\.)?\w+)")
@@ -205,6 +206,8 @@ class _Encoder:
             "cp": self.copy,
             "bar": self.barrier,
             "barrier": self.barrier,
+            "ldmatrix": self.matrix,
+            "stmatrix": self.matrix,
             "shfl": self.shuffle,
             "vote": self.vote,
             "redux": self.redux,
@@ -319,6 +322,15 @@ class _Encoder:
             self.emit(instruction, "barrier_cluster_wait", [])
         else:
             raise ValueError("another barrier")
+
+    def matrix(self, instruction: Instruction) -> None:
+        kind, count, transposed, space = _MATRIX.fullmatch(instruction.opcode).groups()
+        registers, address = instruction.operands if kind == "ld" else instruction.operands[::-1]
+        slots = [self.operand(x, "b32") for x in split_operands(registers.strip("{} "))]
+        if len(slots) != int(count):
+            raise ValueError("another number of registers than matrices")
+        args = [*slots, *[NO_SLOT] * (4 - len(slots)), *self.address(address), SPACES[space]]
+        self.emit(instruction, "matrix", [*args, len(slots), int(transposed is not None), int(kind == "st")])
 
     def shuffle(self, instruction: Instruction) -> None:
         mode = re.fullmatch(r"shfl\.sync\.(\w+)\.b32", instruction.opcode)[1]

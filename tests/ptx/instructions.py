@@ -162,7 +162,7 @@ SPECIAL_ALIASES = {"tid_y": "zero", "tid_z": "zero", "ntid_y": "one", "ntid_z": 
 OPERATIONS = (
     *("bra", "exit", "ld", "st", "atom", "cp_async", "cp_async_commit_group", "cp_async_wait_group", "cp_async_wait_all"),
     *("bar_sync", "bar_warp_sync", "barrier_cluster_arrive", "barrier_cluster_wait"),
-    *("shfl", "vote", "redux", "trap", "pack", "unpack", "nop"),
+    *("matrix", "shfl", "vote", "redux", "trap", "pack", "unpack", "nop"),
 )
 MODES = {
     "ATOM": ("add", "or", "and", "xor", "exch", "min", "max", "cas"),

@@ -128,3 +128,37 @@ def test_span_ids(run_cuda):
     got, expected = (span_ids_from_offsets(offsets, spans, backend=x) for x in ("cuda", "reference"))
     assert torch.equal(got, expected)
     assert len(executor.launched) == 1 and not executor.emulated
+
+
+def test_rows_out_of_phase(run_cuda):
+    """The teacher's rows begin one element after the student's, in memory that ends with the last row."""
+    executor = run_cuda(KERNELS[80], 80)
+    student, teacher = logits(5, 333), torch.empty(5 * 333 + 1)[1:].view(5, 333)
+    teacher.copy_(logits(5, 333))
+    assert_close_to_truth(run(student, teacher, IDS, CUDA), truth(student, teacher, IDS), FP32)
+    assert any("streamed_rows_kernel" in name for name in executor.launched)
+
+
+CLUSTER_BARRIER = "barrier.cluster.arrive;\n\tbarrier.cluster.wait;"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("bar.sync", "mov.u32 %r1, %r1; //", "race"),
+        ("cp.async.wait_group 0;", "cp.async.wait_group 1;", "asynchronous copy"),
+        ("cp.async.commit_group;", "", "asynchronous copy"),
+        (CLUSTER_BARRIER, "bar.sync 0;", "may not have started"),
+        (f"{CLUSTER_BARRIER}\n\tret;", "ret;", "may have ended|has ended"),
+    ],
+)
+def test_planted_faults(old, new, message, run_cuda):
+    """The student's rows are resident in the shared memory of clusters of four blocks."""
+    executor = run_cuda(KERNELS[90], 90, 5)
+    student, teacher = logits(5, 2003, BF16), logits(5, 2003, BF16)
+    run(student, teacher, IDS, CUDA)
+    assert max(executor.clusters) == 4
+    assert old in executor.ptx
+    executor.ptx = executor.ptx.replace(old, new)
+    with pytest.raises(RuntimeError, match=message):
+        run(student, teacher, IDS, CUDA)

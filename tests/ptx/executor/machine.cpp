@@ -317,6 +317,8 @@ class Machine {
                 if (!arrived()) throw Fault("the warp waits for a barrier of the cluster without an arrival");
                 warp_->state = State::waits_in_cluster;
                 return;
+            case OP_matrix:
+                return matrices(instruction, mask, r);
             case OP_shfl:
                 return shuffle(instruction, mask, r);
             case OP_vote:
@@ -608,6 +610,49 @@ class Machine {
         std::memcpy(bytes, &value, sizeof bytes);
         write(at, lane, now, bytes);
         if (instruction.args[0] != no_slot) set_bits(r, instruction.args[0], at.register_bits, lane, old);
+    }
+
+    // ldmatrix and stmatrix: 8 x 8 matrices of 16-bit numbers. Lane 8 i + j has the address of row j of matrix i. Lane l has
+    // the numbers 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, or of column l / 4 if transposed. args: the registers of up to
+    // four matrices, address slot, address bits, offset, space, number of matrices, transposed, whether it stores
+    void matrices(const Instruction& instruction, Mask mask, std::uint32_t* r) {
+        const std::int32_t* const a = instruction.args;
+        if (mask != ~Mask{0}) throw Fault("a matrix instruction that only a part of the warp executes");
+        for (int i = 0; i < a[8]; ++i) {
+            std::uint16_t matrix[8][8];
+            if (a[10])
+                visit_matrix(matrix, a[9] != 0, [&](int lane, int half, std::uint16_t& x) {
+                    x = static_cast<std::uint16_t>(get<std::uint32_t>(r + a[i], lane) >> 16 * half);
+                });
+            for (int row = 0; row < 8; ++row) {
+                const int lane = lane_ = 8 * i + row;
+                const std::uint64_t address = address_at(a + 4, lane, r);
+                if (address % 16) throw Fault("misaligned: a row of a matrix of 16 bytes");
+                const auto [block, offset] = shared_at(address, 16, a[7] == shared_space);
+                unsigned char* const bytes = reinterpret_cast<unsigned char*>(matrix[row]);
+                if (a[10]) {
+                    write_shared(*block, offset, 16, access(lane), bytes);
+                } else {
+                    read_shared(*block, offset, 16, access(lane), bytes);
+                }
+            }
+            if (a[10]) continue;
+            for_lanes(mask, [&](int lane) { set<std::uint32_t>(r + a[i], lane, 0); });
+            visit_matrix(matrix, a[9] != 0, [&](int lane, int half, std::uint16_t& x) {
+                const std::uint32_t before = get<std::uint32_t>(r + a[i], lane);
+                set<std::uint32_t>(r + a[i], lane, before | std::uint32_t{x} << 16 * half);
+            });
+        }
+    }
+    // Calls f with each lane, each half of its register, and the number of the matrix that belongs there.
+    template <typename F>
+    static void visit_matrix(std::uint16_t (&matrix)[8][8], bool transposed, const F& f) {
+        for (int lane = 0; lane < lanes; ++lane) {
+            for (int half = 0; half < 2; ++half) {
+                const int x = lane / 4, y = 2 * (lane % 4) + half;
+                f(lane, half, transposed ? matrix[y][x] : matrix[x][y]);
+            }
+        }
     }
 
     // --- asynchronous copies: args are the slot of the target, its bits, its offset, slot, bits and offset of the source,

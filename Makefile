@@ -51,12 +51,12 @@ docs: $(INSTALLED)  ## build the site of the documentation in build/site
 lint: $(INSTALLED)  ## check the style of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu csrc/*/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu csrc/*/*.cpp tests/ptx/executor/*)
 
 format: $(INSTALLED)  ## format Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu csrc/*/*.cpp)
+	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu csrc/*/*.cpp tests/ptx/executor/*)
 
 bench: $(INSTALLED)  ## measure the loss on this CPU; writes a CSV and a plot to benchmarks/results
 	$(BIN)/python benchmarks/bench_span_kl.py --device cpu --out benchmarks/results/span_kl_cpu.csv

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 import setup
@@ -12,6 +14,8 @@ from tests.ptx.machine import Conditions, unbuildable
 from tests.ptx.triton_kernels import TritonExecutor
 from tests.sadkernels.cuda import emulated
 from tests.sadkernels.cuda.conftest import DEFAULT_GPU, gpu
+
+collect_ignore = [] if importlib.util.find_spec("triton") else ["test_triton.py"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,7 +34,6 @@ def conditions() -> Conditions:
 @pytest.fixture
 def run_triton(monkeypatch, conditions):
     """Returns a function that lets the Triton backend run code for an architecture until the test ends."""
-    pytest.importorskip("triton", reason="Triton is not installed")
 
     def run_triton(architecture: int) -> TritonExecutor:
         executor = TritonExecutor(architecture, conditions)

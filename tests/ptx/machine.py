@@ -172,7 +172,10 @@ def _library() -> ctypes.CDLL:
     sources = sorted(EXECUTOR.iterdir())
     compiler = os.environ.get("CXX", "g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256(repr((version, FLAGS, generated, [x.read_bytes() for x in sources])).encode()).hexdigest()[:12]
+    processor = subprocess.run([compiler, "-march=native", "-Q", "--help=target"], capture_output=True, text=True).stdout
+    digest = hashlib.sha256(
+        repr((version, processor, FLAGS, generated, [x.read_bytes() for x in sources])).encode()
+    ).hexdigest()[:12]
     folder = cache_folder()
     built = folder / f"executor-{digest}.so"
     with open(folder / "lock", "w") as lock:  # the processes of a test run share the build

@@ -171,7 +171,8 @@ struct Noise {
         const float y = std::log2(x);
         if (!seed || !std::isfinite(y)) return y;
         const double unit = x > 0.5f && x < 2.0f ? 0x1p-22 : std::fabs(y) * 0x1p-22;
-        return static_cast<float>(std::log2(static_cast<double>(x)) + of(x) * unit * 0.99);
+        // 0.7, because the rounding of the result takes a quarter of the bound
+        return static_cast<float>(std::log2(static_cast<double>(x)) + of(x) * unit * 0.7);
     }
     float reciprocal(float x) const { return moved(1.0f / x, 1, x); }
     float quotient(float x, float y) const { return moved(x / y, 2, x, y); }

@@ -133,7 +133,7 @@ def forward_launches(inputs: Inputs, outputs: Outputs) -> list[Launch]:
     n, columns = inputs.kinds.numel(), inputs.config.vocab_size
     if n == 0:
         return []
-    device, fits_64_registers = inputs.student.device, _fits_64_registers(inputs.config, outputs)
+    device, fits_64_registers = inputs.student.device, _fits_64_registers(inputs, outputs)
     grid = tiles.sliced_grid(columns, *inputs.dtypes, fits_64_registers, device)
     slices = tiles.slice_rows(n, columns, grid)
     if slices.count > 1:
@@ -226,27 +226,34 @@ def _has_fast_passes(inputs: Inputs, outputs: Outputs) -> bool:
 def _fast_passes_fit_64_registers(inputs: Inputs, outputs: Outputs) -> bool:
     """Returns whether the fast passes need no more than 64 registers per thread.
 
-    sm_100 and sm_103 compute two float32 numbers per instruction, in aligned pairs of registers, which takes a few more. So
-    does reverse KL in float16: it spills on sm_89.
+    float16 takes a few more: it spills on sm_86 and sm_89. So do the statistics with pairs of float32.
     """
+    if inputs.student.dtype != torch.bfloat16:
+        return False
     if outputs.argmax is None:
-        return (inputs.config.divergence, inputs.student.dtype) in (
-            ("forward_kl", torch.bfloat16),
-            ("forward_kl", torch.float16),
-            ("reverse_kl", torch.bfloat16),
-        )
-    packed = tiles.compute_capability(inputs.student.device) in (100, 103)
-    return inputs.config.divergence == "forward_kl" and inputs.student.dtype == torch.bfloat16 and not packed
+        return inputs.config.divergence != "jsd"
+    return inputs.config.divergence == "forward_kl" and not _computes_pairs(inputs)
 
 
-def _fits_64_registers(config: DivergenceConfig, outputs: Outputs) -> bool:
-    """Returns whether the passes for any values need no more than 64 registers: no argmax, no tanh, no mixture."""
+def _fits_64_registers(inputs: Inputs, outputs: Outputs) -> bool:
+    """Returns whether the passes for any values need no more than 64 registers: no argmax, no tanh, no mixture.
+
+    float16 takes a few more: it spills on sm_90. So do different dtypes with pairs of float32.
+    """
+    config, dtypes = inputs.config, inputs.dtypes
     return (
         outputs.argmax is None
         and config.divergence != "jsd"
         and config.student_softcap is None
         and config.teacher_softcap is None
+        and torch.float16 not in dtypes
+        and not (dtypes[0] != dtypes[1] and _computes_pairs(inputs))
     )
+
+
+def _computes_pairs(inputs: Inputs) -> bool:
+    """Returns whether the GPU (sm_100, sm_103) computes two float32 numbers per instruction, in aligned pairs of registers."""
+    return tiles.compute_capability(inputs.student.device) in (100, 103)
 
 
 def _outputs(kinds: Tensor, stats: bool, state: bool) -> Outputs:

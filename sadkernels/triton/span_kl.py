@@ -252,7 +252,7 @@ def _fits_64_registers(inputs: Inputs, outputs: Outputs) -> bool:
 
 
 def _computes_pairs(inputs: Inputs) -> bool:
-    """Returns whether the GPU (sm_100, sm_103) computes two float32 numbers per instruction, in aligned pairs of registers."""
+    """Returns whether the GPU (sm_100, sm_103) computes two float32 per instruction, in aligned pairs of registers."""
     return tiles.compute_capability(inputs.student.device) in (100, 103)
 
 

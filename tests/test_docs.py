@@ -11,6 +11,9 @@ import pytest
 import torch
 
 import sad
+from sad.envs import registry
+from sad.trajectories import formats
+from sad.trajectories.sources import base
 
 from .sad.training import tiny
 
@@ -52,10 +55,12 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def prepared(folder: Path, monkeypatch) -> dict[str, Any]:
-    """The objects that a page takes as given. The working folder is `folder`."""
+    """The objects that a page takes as given. The working folder is `folder`. What an example registers is forgotten."""
     import transformers
 
     monkeypatch.chdir(folder)
+    for module, name in ((formats, "_FORMATS"), (base, "_SOURCES"), (registry, "_ENVS")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
     tokenizer = tiny.tokenizer()
     student, teacher = (tiny.model(vocabulary=len(tokenizer), seed=seed) for seed in (0, 1))
     load = transformers.AutoTokenizer.from_pretrained

@@ -50,6 +50,7 @@ def test_results_keep_the_order_of_the_jobs_and_every_unit_is_reported() -> None
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_processes_end_with_the_parent(number: int) -> None:
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start jobs that ignore it\n"
         "from tests.sad.demo.test_workers import stay; from sad.demo.workers import Workers\n"
         "if __name__ == '__main__':\n"
         "    with Workers(1) as workers:\n"

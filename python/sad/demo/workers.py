@@ -68,16 +68,17 @@ class Workers:
 def _start(units: Any) -> None:
     import torch
 
-    from sad.quiet import quiet_libraries
+    from sad import quiet
 
     global _finished
     _finished = units
+    quiet.drop_irrelevant_messages()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent ends this one
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(1)
-    quiet_libraries()
+    quiet.quiet_libraries()
 
 
 def _end_with(sentinel: int) -> None:

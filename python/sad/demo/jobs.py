@@ -12,6 +12,7 @@ import sad
 from sad.agents.collect import collect
 from sad.demo.config import DemoConfig
 from sad.files import share_files
+from sad.study.assets import MAX_REPEATS
 from sad.study.config import Training
 from sad.study.labels import relabel
 from sad.study.methods import resolve
@@ -53,7 +54,7 @@ def distill(
 ) -> list[dict[str, float]]:
     """Trains a student with one method, saves it, and returns its log: `step`, and the loss per kind.
 
-    All methods start from the same weights and have the same batches.
+    All methods start from the same weights and have as many steps. The curriculum of SAD orders its batches differently.
 
     Args:
         advance: Called after each step.
@@ -109,5 +110,5 @@ def play(
         max_steps=config.max_steps,
         max_length=config.context,
         batch_size=128,
-        max_repeats=3,  # ends the episodes of an agent that is stuck early
+        max_repeats=MAX_REPEATS,
     )

@@ -65,7 +65,7 @@ def run_demo(options: DemoOptions, stages: Stages) -> dict[str, Any]:
 
 
 class _Demo:
-    """A demo run. Each of its `run_` methods is a stage that saves its result in the folder of the run."""
+    """A demo run. Its methods from `run_expert` to `run_agents` are the stages, in this order."""
 
     def __init__(self, options: DemoOptions, stages: Stages) -> None:
         self.out, self.config, self.stages = options.out, options.config, stages

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import jinja2
 
 # The agents' colors in the order of the table. Blue and red mean reasoning and action.
-_COLORS = ("var(--teacher)", "var(--student)", "var(--other)", "var(--before)")
+_COLORS = ("var(--teacher)", "var(--student)", "var(--other)", "var(--baseline)")
 
 
 def demo_page(results: Mapping[str, Any], pieces: Mapping[str, list[overlay.Piece]]) -> str:

@@ -12,7 +12,7 @@ from sad.report.study_tables import group_title
 from sad.trajectories.inspection import histogram
 
 _COLORS = 10  # --m0 to --m9 in style.css
-_BASELINE_COLOR, _TEACHER_COLOR = "var(--before)", "var(--teacher)"
+_BASELINE_COLOR, _TEACHER_COLOR = "var(--baseline)", "var(--teacher)"
 _SCALED = {  # Fig. 2: metric to title and factor
     "success": ("success, %", 100),
     "reasoning_length": ("reasoning tokens", 1),

@@ -10,10 +10,13 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 # Heading, name in the log, width and format.
 Column = tuple[str, str, int, str]
-_COLUMNS: tuple[Column, ...] = (
+_LOSSES: tuple[Column, ...] = (
     ("loss", "loss", 9, ".4f"),
     ("reason", "loss_reason", 9, ".4f"),
     ("act", "loss_act", 9, ".4f"),
+)
+_COLUMNS: tuple[Column, ...] = (
+    *_LOSSES,
     ("observe", "loss_observe", 9, ".4f"),
     ("agree", "agreement", 7, ".1%"),
     ("lr", "learning_rate", 9, ".1e"),
@@ -21,9 +24,7 @@ _COLUMNS: tuple[Column, ...] = (
     ("GiB", "peak_memory_gib", 6, ".2f"),
 )
 _ON_POLICY_COLUMNS: tuple[Column, ...] = (
-    ("loss", "loss", 9, ".4f"),
-    ("reason", "loss_reason", 9, ".4f"),
-    ("act", "loss_act", 9, ".4f"),
+    *_LOSSES,
     ("own", "on_policy_share", 6, ".0%"),
     ("reason", "on_policy_loss_reason", 9, ".4f"),
     ("act", "on_policy_loss_act", 9, ".4f"),

@@ -168,7 +168,17 @@ def test_colors_have_enough_contrast() -> None:
         for name in ("ink", "quiet", "alarm"):
             for behind in ("paper", "panel"):
                 assert contrast(colors[name], colors[behind]) >= 4.5, name
-        for name in ("reason", "act", "observe", "none", "teacher", "student", "before", *(f"m{n}" for n in range(10))):
+        for name in (
+            "reason",
+            "act",
+            "observe",
+            "none",
+            "teacher",
+            "student",
+            "other",
+            "baseline",
+            *(f"m{n}" for n in range(10)),
+        ):
             assert contrast(colors[name], colors["paper"]) >= 3, name
         for kind in "rao":
             for shade in "01":
